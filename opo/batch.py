@@ -1,0 +1,134 @@
+"""Rollouts: the one record that flows from the sampler to the loss, and the legend of the shape letters.
+
+P prompts, G responses per prompt, N = P * G responses (response n belongs to prompt n // G), L tokens of prompt and response,
+T response tokens, V vocabulary. `rewards_PG` has one row a prompt; `logprobs_NT` is right-padded and starts at each response's
+first token. The mean over nothing is never taken: a response has at least one token, a group at least one response.
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Rollouts:
+    """G sampled responses to each of P prompts, with what was seen when they were sampled.
+
+    A reward of NaN marks a response that could not be scored: it stays out of every baseline and has zero advantage.
+    """
+
+    prompt_ids: list[list[int]]  # P lists of token ids
+    tokens_NT: Tensor  # int64, right-padded with zeros
+    mask_NT: Tensor  # bool, true on response tokens, the sampled end-of-text included
+    rewards_PG: Tensor  # float64, NaN = unscorable
+    logprobs_NT: Tensor | None = None  # of the policy that sampled, natural log, at the sampling temperature
+    reference_logprobs_NT: Tensor | None = None  # of the frozen reference policy
+    kl_rewards_NT: Tensor | None = None  # per-token reward that stands for a KL penalty
+    values_NT: Tensor | None = None  # the critic's value before each token
+    entropies_NT: Tensor | None = None  # nats, of the policy that sampled
+    logit_energy_NT: Tensor | None = None  # 1 - 2 pi + sum pi^2 of each sampled token
+    greedy_rewards_P: Tensor | None = None  # reward of the greedy response to each prompt
+    answers: list[list[str | None]] | None = None  # extracted answers, P lists of G
+    finished_PG: Tensor | None = None  # bool, true where the response ended by itself, not at the token limit
+    prompt_index_P: Tensor | None = None  # int64, position of each prompt in the task's stream
+    version: int = 0  # how many updates the sampling weights had seen
+
+    @classmethod
+    def from_lists(
+        cls,
+        prompt_ids: list[list[int]],
+        response_ids: list[list[list[int]]],
+        rewards_PG: Any,
+        logprobs: list[list[list[float]]] | None = None,
+        answers: list[list[str | None]] | None = None,
+        **others: Any,
+    ) -> Self:
+        """Pad P lists of G responses into one record.
+
+        Raises ValueError that names the prompt where groups differ in size, a response has no token, a log-probability is
+        missing or not finite, or a reward is infinite.
+        """
+        rewards_PG = torch.as_tensor(rewards_PG, dtype=torch.float64)
+        group_size = len(response_ids[0]) if response_ids else 0
+        if not response_ids or len(prompt_ids) != len(response_ids):
+            raise ValueError(f"{len(prompt_ids)} prompts but {len(response_ids)} groups of responses: give one group a prompt")
+        for p, group in enumerate(response_ids):
+            if len(group) != group_size or group_size == 0:
+                raise ValueError(f"prompt {p}: {len(group)} responses where {group_size or 'at least one'} are needed")
+            for g, response in enumerate(group):
+                if not response:
+                    raise ValueError(f"prompt {p}: response {g} has no token")
+        if rewards_PG.shape != (len(prompt_ids), group_size):
+            raise ValueError(f"rewards have shape {tuple(rewards_PG.shape)}, responses {(len(prompt_ids), group_size)}")
+        if rewards_PG.isinf().any():
+            raise ValueError(f"prompt {int(rewards_PG.isinf().any(1).nonzero()[0])}: a reward is infinite")
+        responses = [torch.as_tensor(r, dtype=torch.int64) for group in response_ids for r in group]
+        tokens_NT = torch.nn.utils.rnn.pad_sequence(responses, batch_first=True)
+        lengths_N = torch.tensor([len(r) for r in responses])
+        mask_NT = torch.arange(tokens_NT.shape[1]) < lengths_N[:, None]
+        logprobs_NT = None
+        if logprobs is not None:
+            rows = [torch.as_tensor(row, dtype=torch.float64) for group in logprobs for row in group]
+            for n, (row, length) in enumerate(zip(rows, lengths_N.tolist(), strict=True)):
+                if len(row) != length or not row.isfinite().all():
+                    raise ValueError(f"prompt {n // group_size}: response {n % group_size} needs {length} finite log-probabilities")
+            logprobs_NT = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        return cls(prompt_ids, tokens_NT, mask_NT, rewards_PG, logprobs_NT, answers=answers, **others)
+
+    @property
+    def num_prompts(self) -> int:
+        return self.rewards_PG.shape[0]
+
+    @property
+    def group_size(self) -> int:
+        return self.rewards_PG.shape[1]
+
+    @property
+    def lengths_N(self) -> Tensor:
+        """Response tokens of each response, int64."""
+        return self.mask_NT.sum(1)
+
+    @property
+    def lengths_PG(self) -> Tensor:
+        """Response tokens of each response by group, float64: the weights of the length-weighted baseline."""
+        return self.lengths_N.view(self.num_prompts, self.group_size).double()
+
+    @property
+    def returns_PG(self) -> Tensor:
+        """Reward of each response plus its KL rewards summed over tokens; NaN where the reward is."""
+        if self.kl_rewards_NT is None:
+            return self.rewards_PG
+        return self.rewards_PG + (self.kl_rewards_NT * self.mask_NT).sum(1).view_as(self.rewards_PG)
+
+    @property
+    def token_rewards_NT(self) -> Tensor:
+        """The reward on each response's last token (zero if unscorable) plus the KL rewards on every token."""
+        last_NT = torch.arange(self.mask_NT.shape[1], device=self.mask_NT.device) == self.lengths_N[:, None] - 1
+        rewards_NT = last_NT * self.rewards_PG.nan_to_num(0.0).view(-1, 1)
+        return rewards_NT if self.kl_rewards_NT is None else rewards_NT + self.kl_rewards_NT * self.mask_NT
+
+    @property
+    def scorable_N(self) -> Tensor:
+        """Bool: true where the response has a reward."""
+        return ~self.rewards_PG.isnan().view(-1)
+
+    def select(self, prompts: list[int]) -> Self:
+        """The same record of these prompts alone, in this order; padding is cut to the longest response left."""
+        rows = torch.tensor([p * self.group_size + g for p in prompts for g in range(self.group_size)])
+        width = int(self.lengths_N[rows].max())
+        picked: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                picked[field.name] = value[rows][:, :width] if field.name.endswith("_NT") else value[prompts]
+            elif isinstance(value, list):
+                picked[field.name] = [value[p] for p in prompts]
+            else:
+                picked[field.name] = value
+        return type(self)(**picked)
+
+    def with_(self, **changes: Any) -> Self:
+        """A copy with these fields replaced."""
+        return replace(self, **changes)

@@ -1,0 +1,1 @@
+"""Samplers: transformers (`hf`) and vLLM (`vllm`) behind one protocol."""

@@ -1,0 +1,46 @@
+"""What every sampler offers, whichever engine is behind it."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How responses are drawn. Temperature is part of the policy: it divides the logits wherever log-probabilities are taken."""
+
+    group_size: int
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0  # below 1 only for evaluation and for off-policy algorithms
+    top_k: int = 0  # 0 = no truncation
+    greedy: bool = False
+    stop_token_ids: tuple[int, ...] = ()  # any of these ends a response and is its last token
+
+
+@dataclass(frozen=True)
+class Samples:
+    """P lists of G responses with the log-probability of every sampled token under the policy that sampled it."""
+
+    response_ids: list[list[list[int]]]
+    logprobs: list[list[list[float]]]
+    finished: list[list[bool]]  # ended by a stop token, not by the limit
+    versions: list[list[int]]  # the version of the weights that sampled each response
+
+
+class Sampler(Protocol):
+    """An engine that samples from the policy. `load_weights` must be called before the first `generate` and after every update."""
+
+    def load_weights(self, model: PreTrainedModel, version: int) -> None:
+        """Make `model`'s present weights the ones that sample, and drop whatever was computed with others."""
+        ...
+
+    def generate(self, prompt_ids: list[list[int]], sampling: Sampling, generator: torch.Generator) -> Samples:
+        """Sample `group_size` responses to each prompt; the same generator state gives the same samples."""
+        ...
+
+    def close(self) -> None:
+        """Give back processes and memory."""
+        ...
