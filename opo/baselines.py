@@ -1,17 +1,18 @@
 """Baselines: what is subtracted from a response's reward, one formula each.
 
-Every entry of BASELINES is `fn(rewards_PG, weights_PG=None) -> baseline_PG` in float64; axes in front of (P, G) are batches of
-independent replicates. The advantage is A = r - b, and the gradient estimate of one group g = (1/G) sum_i A_i z_i with z_i the
-score of response i.
+Every entry of BASELINES is `fn(rewards_PG, weights_PG=None) -> baseline_PG` in float64; axes in front of (P, G) are
+batches of independent replicates. The advantage is A = r - b, and the gradient estimate of one group
+g = (1/G) sum_i A_i z_i with z_i the score of response i.
 
-b_i that does not depend on response i leaves E[g] = grad E[r], because E[z_i | others] = 0: those are the leave-one-out forms and
-`none`. A response inside its own baseline costs a bias of O(1/G): for the plain mean exactly the factor 1 - 1/G, for a weighted
-mean about -E[w (r - b) z] / (G E w), which does not point along the gradient.
+b_i that does not depend on response i leaves E[g] = grad E[r], because E[z_i | others] = 0: those are the leave-one-out
+forms and `none`. A response inside its own baseline costs a bias of O(1/G): for the plain mean exactly the factor
+1 - 1/G, for a weighted mean about -E[w (r - b) z] / (G E w), which does not point along the gradient.
 
-Edges, the same for all. An unscorable reward (NaN) enters no baseline, and its own baseline is finite. A response with no other
-scorable one beside it has nothing to be compared with: a group baseline equals its own reward there, so its advantage is zero. Weights that
-are all zero count as equal: the scores they stand for vanish with them. Equal rewards give exactly zero advantages.
-ValueError names the prompt whose group has one response, whose reward is infinite, or whose weight is negative or not finite.
+Edges, the same for all. An unscorable reward (NaN) enters no baseline, and its own baseline is finite. A response with
+no other scorable one beside it has nothing to be compared with: a group baseline equals its own reward there, so its
+advantage is zero. Weights that are all zero count as equal: the scores they stand for vanish with them. Equal rewards
+give exactly zero advantages. ValueError names the prompt whose group has one response, whose reward is infinite, or
+whose weight is negative or not finite.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,7 +30,7 @@ def none(rewards_PG: Tensor, weights_PG: Tensor | None = None) -> Tensor:
 
 
 def group_mean(rewards_PG: Tensor, weights_PG: Tensor | None = None) -> Tensor:
-    """b = (1/G) sum_j r_j: Dr. GRPO (arXiv 2503.20783). E[g] = (1 - 1/G) grad E[r], exactly (1 - 1/G) times `leave_one_out`."""
+    """b = (1/G) sum_j r_j: Dr. GRPO (arXiv 2503.20783). Its g is exactly (1 - 1/G) times that of `leave_one_out`."""
     return weighted_mean(rewards_PG, torch.ones_like(_checked(rewards_PG)))
 
 
@@ -42,8 +43,8 @@ def weighted_mean(rewards_PG: Tensor, weights_PG: Tensor | None = None) -> Tenso
     """b = sum_j w_j r_j / sum_j w_j, so that sum_j w_j A_j = 0. Biased, O(1/G).
 
     With w = length it is OPO (arXiv 2505.23585), with w = |z|^2 the estimate of the variance-minimising constant
-    b* = E[|z|^2 r] / E[|z|^2] (Greensmith et al. 2004), with w = sum_t (1 - 2 pi_t + sum_v pi_v^2) the logit-energy proxy of
-    |z|^2 (arXiv 2602.07078, one number a response).
+    b* = E[|z|^2 r] / E[|z|^2] (Greensmith et al. 2004), with w = sum_t (1 - 2 pi_t + sum_v pi_v^2) the logit-energy
+    proxy of |z|^2 (arXiv 2602.07078, one number a response).
     """
     excess_PG, floor_P1, weights_PG, _ = _above_floor(_checked(rewards_PG), weights_PG)
     baseline_P1 = floor_P1 + (weights_PG * excess_PG).sum(-1, keepdim=True) / weights_PG.sum(-1, keepdim=True)
@@ -51,7 +52,7 @@ def weighted_mean(rewards_PG: Tensor, weights_PG: Tensor | None = None) -> Tenso
 
 
 def weighted_mean_loo(rewards_PG: Tensor, weights_PG: Tensor | None = None) -> Tensor:
-    """b_i = sum_{j != i} w_j r_j / sum_{j != i} w_j: the weighted mean of the others. Unbiased; at G = 2 the same for any w."""
+    """b_i = sum_{j != i} w_j r_j / sum_{j != i} w_j. Unbiased; at G = 2 the same for any w."""
     excess_PG, floor_P1, weights_PG, scorable_PG = _above_floor(_checked(rewards_PG), weights_PG)
     # Summed over the others directly: total minus own would cancel where one weight dominates.
     others_GG = 1 - torch.eye(excess_PG.shape[-1], dtype=torch.float64, device=excess_PG.device)
@@ -67,16 +68,15 @@ def shrinkage(rewards_PG: Tensor, weights_PG: Tensor | None = None) -> Tensor:
     """b_ij = (1 - a_i) m_i^(-j) + a_i M_(-i): James-Stein across prompts, leave-one-out twice (arXiv 2511.03710).
 
     m_i^(-j) is the group's mean without response j, M_(-i) the mean of the other prompts' means m_k, and
-    a_i = (1 - 1/P) v / (v + s) with v the mean of var(r_k) / G_k and s the mean of (m_k - M_(-i))^2, both over the prompts k != i.
-    Nothing of response j enters b_ij: unbiased. Couples the prompts of a batch. Prompts with fewer than two scorable responses tell
-    nothing about v and are left out of it and of s and M; a lone response takes M_(-i). ValueError where P = 1.
+    a_i = (1 - 1/P) v / (v + s) with v the mean of var(r_k) / G_k and s the mean of (m_k - M_(-i))^2, both over k != i.
+    Nothing of response j enters b_ij: unbiased. Couples the prompts of a batch. Prompts with fewer than two scorable
+    responses tell nothing about v and are left out of it and of s and M; a lone response takes M_(-i). ValueError
+    where P = 1.
     """
     rewards_PG = _checked(rewards_PG)
     num_prompts = rewards_PG.shape[-2]
     if num_prompts < 2:
-        raise ValueError(
-            "shrinkage needs at least two prompts: it borrows strength from the other prompts of the batch"
-        )
+        raise ValueError("shrinkage needs at least two prompts: it borrows from the other prompts of the batch")
     scorable_PG = ~rewards_PG.isnan()
     floor = rewards_PG[scorable_PG].min() if scorable_PG.any() else 0.0  # equal rewards then cancel exactly
     rewards_PG = rewards_PG - floor
@@ -101,7 +101,7 @@ def shrinkage(rewards_PG: Tensor, weights_PG: Tensor | None = None) -> Tensor:
 
 
 def batch_mean(rewards_PG: Tensor, weights_PG: Tensor | None = None) -> Tensor:
-    """b = mean reward of the whole batch: REINFORCE++ (arXiv 2501.03262). E[g] = (1 - 1/(P G)) grad E[r]. Couples the prompts."""
+    """b = mean reward of the whole batch: REINFORCE++ (arXiv 2501.03262). Bias O(1/(P G)). Couples the prompts."""
     return batch_weighted_mean(rewards_PG, torch.ones_like(_checked(rewards_PG, smallest_group=1)))
 
 
@@ -152,7 +152,7 @@ def _checked_weights(rewards_PG: Tensor, weights_PG: Tensor | None) -> Tensor:
     """The weights in float64, zero where the reward is unscorable."""
     if weights_PG is None:
         raise ValueError(
-            "a weighted baseline needs weights_PG: lengths, squared score norms or logit energies, one a response"
+            "a weighted baseline needs weights_PG: one length, squared score norm or logit energy a response"
         )
     weights_PG = torch.as_tensor(weights_PG, dtype=torch.float64, device=rewards_PG.device)
     if weights_PG.shape != rewards_PG.shape:
@@ -162,20 +162,18 @@ def _checked_weights(rewards_PG: Tensor, weights_PG: Tensor | None) -> Tensor:
     weights_PG = torch.where(rewards_PG.isnan(), 0.0, weights_PG)
     bad_PG = ~(weights_PG.isfinite() & (weights_PG >= 0))
     if bad_PG.any():
-        raise ValueError(
-            f"prompt {_prompt_of(bad_PG)}: a weight is negative or not finite, allowed are finite weights >= 0"
-        )
+        raise ValueError(f"prompt {_prompt_of(bad_PG)}: a weight is negative or not finite, allowed is >= 0")
     return weights_PG
 
 
 def _above_floor(rewards_PG: Tensor, weights_PG: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rewards above the group's smallest one (so that equal rewards cancel exactly), that smallest one, weights, scorable as 0 or 1."""
+    """Rewards above the group's smallest (equal ones then cancel exactly), that smallest, weights, scorable as 0 or 1."""
     weights_PG = _checked_weights(rewards_PG, weights_PG)
     scorable_PG = ~rewards_PG.isnan()
     floor_P1 = torch.where(scorable_PG, rewards_PG, torch.inf).amin(-1, keepdim=True)
     floor_P1 = torch.where(floor_P1.isfinite(), floor_P1, 0.0)
     excess_PG = torch.where(scorable_PG, rewards_PG - floor_P1, 0.0)
-    # Where every weight vanishes the plain mean takes over; a group without a scorable response divides zero by its size.
+    # Where every weight vanishes the plain mean takes over; a group with nothing scorable divides zero by its size.
     plain_PG = torch.where(scorable_PG.any(-1, keepdim=True), scorable_PG.double(), 1.0)
     weights_PG = torch.where(weights_PG.sum(-1, keepdim=True) > 0, weights_PG, plain_PG)
     return excess_PG, floor_P1, weights_PG, scorable_PG.double()

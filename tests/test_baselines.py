@@ -22,7 +22,7 @@ def sample(num_prompts=5, group_size=6, seed=0, unscorable=()):
 
 
 def slow_baseline(name, rewards_G, weights_G, i):
-    """One number of the definition: a mean over the scorable responses, plain or weighted, with or without response i."""
+    """One number of the definition: a mean over scorable responses, plain or weighted, with or without response i."""
     kept = [j for j in range(len(rewards_G)) if not math.isnan(rewards_G[j]) and not (j == i and "loo" in name)]
     w = [float(weights_G[j]) if "weighted" in name else 1.0 for j in kept]
     return sum(wj * float(rewards_G[j]) for wj, j in zip(w, kept, strict=True)) / sum(w)
@@ -152,7 +152,7 @@ def test_weights_are_asked_for_and_checked(name):
     with pytest.raises(ValueError, match="needs weights_PG"):
         BASELINES[name](rewards_PG)
     weights_PG[3, 1] = -1
-    with pytest.raises(ValueError, match="prompt 3.*weight is negative"):
+    with pytest.raises(ValueError, match=r"prompt 3.*weight is negative"):
         BASELINES[name](rewards_PG, weights_PG)
 
 
