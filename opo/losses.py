@@ -1,13 +1,22 @@
-"""The parts that losses are made of: advantages from baselines, importance ratios, clipping, aggregation over tokens."""
+"""The parts that losses are made of: advantages, importance ratios, clipping, pairs, and aggregation over tokens.
+
+Advantages are numbers, never differentiated; only `logprobs_NT` is. A response that could not be scored has advantage
+zero, and is left out of every mean and count. What lies outside the response mask may hold anything: it is replaced
+before it is exponentiated.
+"""
 
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from opo.baselines import group_mean
 from opo.batch import Rollouts
 
 Aggregation = Literal["sequence_sum", "sequence_mean", "token_mean"]
+
+# exp of more than this is beyond every clip in use; the bound keeps infinity times a zero advantage out of the sums
+MAX_LOG_RATIO = 20.0
 
 
 def advantages(rollouts: Rollouts, baseline_PG: Tensor) -> Tensor:
@@ -15,24 +24,119 @@ def advantages(rollouts: Rollouts, baseline_PG: Tensor) -> Tensor:
     return (rollouts.returns_PG - baseline_PG).nan_to_num(0.0).view(-1)
 
 
-def aggregate(values_NT: Tensor, rollouts: Rollouts, how: Aggregation) -> Tensor:
-    """One number from per-token values, unscorable responses left out of sum and count.
+def standardized_advantages(rollouts: Rollouts, std_eps: float) -> Tensor:
+    """A_i = (R_i - mean) / (s + std_eps), (N,), s the group's, ddof = 1; zero in a constant group."""
+    returns_PG = rollouts.returns_PG
+    centred_PG = returns_PG - group_mean(returns_PG)
+    degrees_P = (~returns_PG.isnan()).sum(1) - 1
+    std_P = (centred_PG.square().nansum(1) / degrees_P.clamp(min=1)).sqrt()
+    scaled_PG = centred_PG / (std_P + std_eps)[:, None]
+    return scaled_PG.nan_to_num(0.0).masked_fill(constant_groups(returns_PG)[:, None], 0.0).view(-1)
+
+
+def constant_groups(rewards_PG: Tensor) -> Tensor:
+    """Bool (P,): true where all scorable rewards of the group are the same number, or none is scorable."""
+    low_P = rewards_PG.nan_to_num(torch.inf).amin(1)
+    return rewards_PG.nan_to_num(-torch.inf).amax(1) <= low_P
+
+
+def whiten(values: Tensor, mask: Tensor, eps: float, center: bool = True) -> Tensor:
+    """(v - mean) / (s + eps) over the entries of `mask`, zero elsewhere; s with ddof = 0.
+
+    `center=False` divides only. Equal values give zeros, also where the mean is rounded.
+    """
+    kept = values[mask]
+    if kept.numel() == 0 or (center and kept.min() == kept.max()):
+        return torch.zeros_like(values)
+    shift = kept.mean() if center else 0.0
+    return torch.where(mask, (values - shift) / (kept.std(correction=0) + eps), 0.0)
+
+
+def response_mean(values_N: Tensor, rollouts: Rollouts, keep_N: Tensor | None = None) -> Tensor:
+    """Mean of one number a response over the scorable ones, or over those of `keep_N`."""
+    keep_N = rollouts.scorable_N if keep_N is None else keep_N
+    return torch.where(keep_N, values_N, 0.0).sum() / keep_N.sum().clamp(min=1)
+
+
+def sequence_sum(values_NT: Tensor, rollouts: Rollouts) -> Tensor:
+    """Sum over each response's tokens, (N,)."""
+    return torch.where(rollouts.mask_NT, values_NT, 0.0).sum(1)
+
+
+def aggregate(values_NT: Tensor, rollouts: Rollouts, how: Aggregation, keep_N: Tensor | None = None) -> Tensor:
+    """One number from per-token values; responses outside `keep_N` (default: unscorable ones) are out of sum and count.
 
     sequence_sum: (1/N) sum_n sum_t v_nt, the only one of the three whose gradient is that of expected reward;
-    sequence_mean: (1/N) sum_n (1/L_n) sum_t v_nt; token_mean: sum_nt v_nt / sum_n L_n.
+    sequence_mean: (1/N) sum_n (1/L_n) sum_t v_nt; token_mean: sum_nt v_nt / sum_n L_n, a ratio of two sums over the
+    batch.
     """
-    mask_NT = rollouts.mask_NT & rollouts.scorable_N[:, None]
-    sums_N = torch.where(mask_NT, values_NT, 0.0).sum(1)
-    responses = mask_NT.any(1).sum().clamp(min=1)
+    keep_N = rollouts.scorable_N if keep_N is None else keep_N
+    sums_N = sequence_sum(values_NT, rollouts)
     if how == "sequence_sum":
-        return sums_N.sum() / responses
+        return response_mean(sums_N, rollouts, keep_N)
     if how == "sequence_mean":
-        return (sums_N / rollouts.lengths_N).sum() / responses
+        return response_mean(sums_N / rollouts.lengths_N, rollouts, keep_N)
     if how == "token_mean":
-        return sums_N.sum() / mask_NT.sum().clamp(min=1)
+        return torch.where(keep_N, sums_N, 0.0).sum() / (rollouts.lengths_N * keep_N).sum().clamp(min=1)
     raise ValueError(f"aggregation {how!r} is unknown: choose one of sequence_sum, sequence_mean, token_mean")
 
 
-def policy_gradient_loss(logprobs_NT: Tensor, advantages_N: Tensor, rollouts: Rollouts, how: Aggregation = "sequence_sum") -> Tensor:
-    """-A_n log pi(y_nt), aggregated: REINFORCE with the advantage as given."""
-    return -aggregate(advantages_N.detach()[:, None] * logprobs_NT, rollouts, how)
+def per_token(values: Tensor) -> Tensor:
+    """(N,) as (N, 1), to stand beside (N, T); (N, T) as it is."""
+    return values[:, None] if values.ndim == 1 else values
+
+
+def policy_gradient_loss(
+    logprobs_NT: Tensor, advantages: Tensor, rollouts: Rollouts, how: Aggregation = "sequence_sum"
+) -> Tensor:
+    """-A log pi(y_nt), aggregated: REINFORCE with the advantage as given, (N,) or (N, T)."""
+    return -aggregate(per_token(advantages.detach()) * logprobs_NT, rollouts, how)
+
+
+def needed(rollouts: Rollouts, field: str) -> Tensor:
+    """The tensor of that name. Raises ValueError if the rollouts lack it."""
+    value = getattr(rollouts, field)
+    if value is None:
+        raise ValueError(f"this loss needs {field}, and the rollouts have none")
+    return value
+
+
+def log_ratio(logprobs_NT: Tensor, rollouts: Rollouts) -> Tensor:
+    """log pi(y_nt) - log pi_old(y_nt), (N, T), zero outside responses, at most MAX_LOG_RATIO."""
+    difference_NT = logprobs_NT - needed(rollouts, "logprobs_NT")
+    return torch.where(rollouts.mask_NT, difference_NT, 0.0).clamp(max=MAX_LOG_RATIO)
+
+
+def clipped(ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Tensor:
+    """min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A), elementwise.
+
+    No reward for moving the ratio beyond the clip in the direction the advantage asks for (Schulman et al., arXiv
+    1707.06347, equation 7). At rho = 1 its gradient is that of rho A.
+    """
+    return torch.minimum(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
+
+
+def clipped_loss(
+    logprobs_NT: Tensor,
+    advantages: Tensor,
+    rollouts: Rollouts,
+    clip_low: float,
+    clip_high: float,
+    how: Aggregation,
+    keep_N: Tensor | None = None,
+) -> Tensor:
+    """PPO's clipped surrogate with one ratio a token, aggregated, to be minimised; advantages are (N,) or (N, T)."""
+    ratio_NT = log_ratio(logprobs_NT, rollouts).exp()
+    return -aggregate(clipped(ratio_NT, per_token(advantages.detach()), clip_low, clip_high), rollouts, how, keep_N)
+
+
+def pair_differences(values_PG: Tensor) -> Tensor:
+    """v_i - v_j for every ordered pair of responses to one prompt, (P, G, G)."""
+    return values_PG[:, :, None] - values_PG[:, None, :]
+
+
+def scorable_pairs(rollouts: Rollouts) -> Tensor:
+    """Bool (P, G, G): both responses of the pair have a reward, and they are two."""
+    scorable_PG = rollouts.scorable_N.view_as(rollouts.rewards_PG)
+    others_GG = ~torch.eye(rollouts.group_size, dtype=torch.bool, device=scorable_PG.device)
+    return scorable_PG[:, :, None] & scorable_PG[:, None, :] & others_GG

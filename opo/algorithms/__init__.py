@@ -1,10 +1,10 @@
 """Algorithms: each file is one, its docstring the mini-paper, its function the formula.
 
 An algorithm is a function `loss(logprobs_NT, rollouts, *, knobs...) -> scalar`: `logprobs_NT` are the current policy's
-log-probabilities of the sampled tokens (the only thing that is differentiated), `rollouts` what was sampled, the keyword
-arguments its knobs, whose annotations and defaults are their schema. Whatever it computes, its gradient is
-sum_nt w_nt grad log pi(y_nt) with w = -dLoss/dlogprobs: so the trainer does not know which algorithm it runs, and the variance
-meter reads w off the loss with no work of the model.
+log-probabilities of the sampled tokens (the only thing that is differentiated), `rollouts` what was sampled, the
+keyword arguments its knobs, whose annotations and defaults are their schema. Whatever it computes, its gradient is
+sum_nt w_nt grad log pi(y_nt) with w = -dLoss/dlogprobs: so the trainer does not know which algorithm it runs, and the
+variance meter reads w off the loss with no work of the model.
 
 A new algorithm is one file here with one decorated function of the file's name, and `conf/algo/NAME.yaml`.
 """
@@ -45,7 +45,11 @@ _REGISTRY: dict[str, Algorithm] = {}
 
 
 def algorithm(
-    *, needs: tuple[str, ...] = (), on_policy_only: bool = False, couples_prompts: bool = False, token_level: bool = False
+    *,
+    needs: tuple[str, ...] = (),
+    on_policy_only: bool = False,
+    couples_prompts: bool = False,
+    token_level: bool = False,
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Register the decorated loss under its own name."""
 
@@ -75,24 +79,28 @@ def token_weights(loss: Callable[[Tensor], Tensor], logprobs_NT: Tensor) -> Tens
 
 
 def score_weights(name: str, rollouts: Rollouts, **overrides: Any) -> Tensor:
-    """Weights of the token scores at the on-policy point: w_nt = -dLoss/dlogprobs_nt, (N, T) float64, zero outside responses.
+    """Weights of the token scores at the on-policy point: w_nt = -dLoss/dlogprobs_nt, (N, T) float64, zero in padding.
 
-    They are known up to the loss's overall scale, so only scale-free measures of them mean anything. Log-probabilities and a
-    reference that are not given equal the policy's. `overrides` are knobs of the algorithm or fields of Rollouts it needs.
-    Raises ValueError naming the unknown algorithm or keyword, or the field that is missing.
+    They are known up to the loss's overall scale, so only scale-free measures of them mean anything. Log-probabilities
+    and a reference that are not given equal the policy's. `overrides` are knobs of the algorithm or fields of Rollouts
+    it needs. Raises ValueError naming the unknown algorithm or keyword, or the field that is missing.
     """
     if name not in ALGORITHMS:
         raise ValueError(f"algorithm {name!r} is unknown: choose one of {', '.join(ALGORITHMS)}")
     chosen = ALGORITHMS[name]
-    fields = {k: torch.as_tensor(v, dtype=torch.float64) for k, v in overrides.items() if k in Rollouts.__dataclass_fields__}
+    fields = {k: v for k, v in overrides.items() if k in Rollouts.__dataclass_fields__}
     knobs = {k: v for k, v in overrides.items() if k not in fields}
+    # a field with a shape suffix is a tensor of real numbers; the others (answers) are lists
+    fields = {
+        k: torch.as_tensor(v, dtype=torch.float64) if k.endswith(("_NT", "_PG", "_P")) else v for k, v in fields.items()
+    }
     if unknown := set(knobs) - set(chosen.knobs):
         raise ValueError(f"{name} has no keyword {sorted(unknown)[0]!r}: it takes {', '.join(chosen.knobs) or 'none'}")
     rollouts = rollouts.with_(**fields)
     logprobs_NT = rollouts.logprobs_NT
     if logprobs_NT is None:
         logprobs_NT = torch.zeros(rollouts.mask_NT.shape, dtype=torch.float64, device=rollouts.mask_NT.device)
-    given = dict(logprobs_NT=logprobs_NT, reference_logprobs_NT=rollouts.reference_logprobs_NT)
+    given = {"logprobs_NT": logprobs_NT, "reference_logprobs_NT": rollouts.reference_logprobs_NT}
     rollouts = rollouts.with_(**{k: logprobs_NT if v is None else v for k, v in given.items()})
     for need in chosen.needs:
         if getattr(rollouts, need) is None:

@@ -2,9 +2,9 @@
 
     b = sum_i L_i r_i / sum_i L_i        A_i = r_i - b        loss = -(1/N) sum_i A_i sum_t log pi(y_it)
 
-The variance-minimising constant baseline is E[|z|^2 r] / E[|z|^2] with z the score of a response; where token scores are
-orthogonal and alike in size, |z|^2 is proportional to the length L and b follows. One update per rollout batch, no ratio, no clip,
-no KL, no entropy bonus, no division by the standard deviation.
+The variance-minimising constant baseline is E[|z|^2 r] / E[|z|^2] with z the score of a response; where token scores
+are orthogonal and alike in size, |z|^2 is proportional to the length L and b follows. One update per rollout batch, no
+ratio, no clip, no KL, no entropy bonus, no division by the standard deviation.
 
 Bias: a response sits in its own baseline, so E[g] differs from the gradient by O(1/G) and not along it;
 sum_i L_i A_i = 0 in every group. Equal lengths make it the group mean. All rewards equal: zero gradient.

@@ -1,0 +1,32 @@
+"""GRPO: the reward's z-score in its group, PPO's clip, and the mean over each response's own tokens.
+
+    A_i = (r_i - mean) / (std + std_eps)        std with ddof = 1
+    loss = -(1/N) sum_i (1/L_i) sum_t min(rho_it A_i, clip(rho_it, 1 - clip_low, 1 + clip_high) A_i)
+
+Biased for grad E[r] in three ways. Division by the group's own standard deviation weights prompts by about 1 / sqrt(p
+(1 - p)); the mean over tokens weights a response by 1 / L_i, and since E[z / L] is not zero no baseline makes up for
+it; the response sits in its own baseline, (1 - 1/G). The `aggregation` knob takes away the second: libraries that say
+GRPO differ here (token_mean in TRL and verl). Groups with equal rewards have zero advantage.
+Source: Shao et al., DeepSeekMath, arXiv 2402.03300, equation 3. The KL term is the trainer's (`kl_coef`, estimate k3,
+in the loss).
+"""
+
+from torch import Tensor
+
+from opo.algorithms import algorithm
+from opo.batch import Rollouts
+from opo.losses import Aggregation, clipped_loss, standardized_advantages
+
+
+@algorithm()
+def grpo(
+    logprobs_NT: Tensor,
+    rollouts: Rollouts,
+    *,
+    std_eps: float = 1e-6,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    aggregation: Aggregation = "sequence_mean",
+) -> Tensor:
+    advantages_N = standardized_advantages(rollouts, std_eps)
+    return clipped_loss(logprobs_NT, advantages_N, rollouts, clip_low, clip_high, aggregation)

@@ -1,0 +1,45 @@
+"""PPO: token-level advantages from a critic, and a clip on the ratio that makes several updates per rollout safe.
+
+    delta_t = r_t + gamma V_{t+1} - V_t        A_t = sum_k (gamma lam)^k delta_{t+k}
+    loss = -(1/sum L) sum_it min(rho_it A_it, clip(rho_it, 1 - clip_low, 1 + clip_high) A_it)
+
+`whiten` makes the advantages mean zero and variance one over the tokens of the batch. `values_NT` are the critic's at
+sampling time; the trainer fits it to A + V with the loss of `opo.critic.value_loss` under the knobs `gamma`, `lam` and
+`value_clip` (null = no clip). The only algorithm here with a second network, and the only one that tells the tokens of
+a response apart by what they changed.
+
+With lam = 1 and without whitening the first update is unbiased for grad E[r], whatever the critic; below one it has the
+critic's bias. Whitening shifts and scales by statistics of the batch. With a critic of zeros, lam = 1 is REINFORCE.
+Equal rewards do not give zero advantages: the critic does not know them yet.
+Source: Schulman et al., arXiv 1707.06347, equation 7; GAE, arXiv 1506.02438, equation 16; for language models arXiv
+2203.02155.
+"""
+
+from torch import Tensor
+
+from opo.algorithms import algorithm
+from opo.batch import Rollouts
+from opo.critic import gae
+from opo.losses import Aggregation, clipped_loss, needed
+from opo.losses import whiten as whitened
+
+
+@algorithm(needs=("values_NT",), couples_prompts=True, token_level=True)
+def ppo(
+    logprobs_NT: Tensor,
+    rollouts: Rollouts,
+    *,
+    gamma: float = 1.0,
+    lam: float = 0.95,
+    whiten: bool = True,
+    std_eps: float = 1e-8,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    value_clip: float | None = 0.2,
+    aggregation: Aggregation = "token_mean",
+) -> Tensor:
+    values_NT = needed(rollouts, "values_NT")
+    advantages_NT, _ = gae(rollouts.token_rewards_NT, values_NT, rollouts.mask_NT, gamma, lam)
+    if whiten:
+        advantages_NT = whitened(advantages_NT, rollouts.mask_NT & rollouts.scorable_N[:, None], std_eps)
+    return clipped_loss(logprobs_NT, advantages_NT, rollouts, clip_low, clip_high, aggregation)
