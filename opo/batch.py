@@ -114,9 +114,13 @@ class Rollouts:
         """Bool: true where the response has a reward."""
         return ~self.rewards_PG.isnan().view(-1)
 
+    def rows_of(self, prompts: list[int]) -> Tensor:
+        """Indices into N of all responses to these prompts, int64."""
+        return torch.tensor([p * self.group_size + g for p in prompts for g in range(self.group_size)])
+
     def select(self, prompts: list[int]) -> Self:
         """The same record of these prompts alone, in this order; padding is cut to the longest response left."""
-        rows = torch.tensor([p * self.group_size + g for p in prompts for g in range(self.group_size)])
+        rows = self.rows_of(prompts)
         width = int(self.lengths_N[rows].max())
         picked: dict[str, Any] = {}
         for field in fields(self):

@@ -1,0 +1,63 @@
+"""Gradients of the model from weights on token scores: the only place where the policy is differentiated.
+
+A loss is evaluated on token log-probabilities alone; its gradient there, w = -dLoss/dlogprobs, is then carried through the model part
+by part. So any loss, also one that couples the responses of a group or a batch, gives the same gradient however the micro-batches
+are cut.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from opo.batch import Rollouts
+from opo.forward import microbatches
+from opo.policy import Policy
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What the forward pass of an update saw: (N, T) on the CPU, zero outside the minibatch's responses."""
+
+    logprobs_NT: Tensor
+    entropies_NT: Tensor
+
+
+def accumulate(
+    policy: Policy,
+    rollouts: Rollouts,
+    prompts: list[int],
+    weights_NT: Tensor,
+    *,
+    entropy_coef: float = 0.0,
+    token_budget: int = 16384,
+    shared_prefix: bool = True,
+) -> Pass:
+    """Add -sum_nt w_nt grad log pi(y_nt) - entropy_coef grad(mean entropy) over these prompts to the parameters' gradients."""
+    logprobs_NT = torch.zeros(rollouts.mask_NT.shape, dtype=torch.float64)
+    entropies_NT = torch.zeros_like(logprobs_NT)
+    tokens = int(rollouts.mask_NT[rollouts.rows_of(prompts)].sum())
+    for part in microbatches(rollouts, prompts, token_budget):
+        scores = policy.scores(rollouts, part, shared_prefix=shared_prefix, entropy_grad=entropy_coef != 0)
+        width = scores.mask_MT.shape[1]
+        weights_MT = weights_NT[part.rows_M, :width].to(scores.logprobs_MT)
+        objective = (weights_MT * scores.logprobs_MT).sum()
+        if entropy_coef:
+            objective = objective + entropy_coef * scores.entropies_MT.sum() / tokens
+        (-objective).backward()
+        logprobs_NT[part.rows_M, :width] = scores.logprobs_MT.detach().double().cpu()
+        entropies_NT[part.rows_M, :width] = scores.entropies_MT.detach().double().cpu()
+    return Pass(logprobs_NT, entropies_NT)
+
+
+def gradient_norm(parameters: list[torch.nn.Parameter]) -> float:
+    """Euclidean norm of all gradients, before any clipping."""
+    return float(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+
+
+def clip_gradients(parameters: list[torch.nn.Parameter], norm: float, max_norm: float) -> bool:
+    """Scale the gradients down to `max_norm` (0: never); true where that was needed."""
+    if not max_norm or norm <= max_norm:
+        return False
+    torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, torch.tensor(norm))
+    return True

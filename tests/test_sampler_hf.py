@@ -1,0 +1,90 @@
+"""Sampling with transformers: log-probabilities, the distribution, what ends a response, and independence of the company."""
+
+import pytest
+import torch
+from scipy import stats
+
+from opo.batch import Rollouts
+from opo.policy import Policy
+from opo.rollout.base import Sampling
+from opo.rollout.hf import HfSampler, invert_cdf, policy_logprobs
+from small import VOCABULARY, small_gpt2, small_llama
+
+PROMPTS = [[3, 4, 5], [6], [7, 8, 9, 10, 11]]
+
+
+def sampler(model, **keywords) -> HfSampler:
+    made = HfSampler(**keywords)
+    made.load_weights(model, 5)
+    return made
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_logprobs_are_those_of_the_policy(temperature):
+    model = small_gpt2()
+    sampling = Sampling(4, 12, temperature, stop_token_ids=(0, 1, 2))
+    samples = sampler(model).generate(PROMPTS, sampling, torch.Generator().manual_seed(0))
+    rollouts = Rollouts.from_lists(PROMPTS, samples.response_ids, torch.zeros(3, 4), samples.logprobs)
+    measured = Policy(model, None, temperature).measure(rollouts, [0, 1, 2], 10_000)  # type: ignore[arg-type]
+    assert rollouts.logprobs_NT is not None
+    assert torch.allclose(measured.logprobs_MT, rollouts.logprobs_NT, rtol=0, atol=1e-12)
+    assert samples.versions == [[5] * 4] * 3
+
+
+def test_a_stop_token_ends_a_response_and_belongs_to_it():
+    samples = sampler(small_gpt2()).generate(PROMPTS, Sampling(8, 10, stop_token_ids=(0, 1, 2, 3)), torch.Generator().manual_seed(1))
+    responses = [r for group in samples.response_ids for r in group]
+    finished = [f for group in samples.finished for f in group]
+    assert any(finished) and not all(finished)
+    for response, done in zip(responses, finished, strict=True):
+        assert done == (response[-1] in (0, 1, 2, 3))
+        assert len(response) == 10 or done
+        assert not set(response[:-1]) & {0, 1, 2, 3}
+
+
+def test_samples_depend_on_their_own_random_numbers_alone():
+    model, sampling = small_llama(), Sampling(4, 12, stop_token_ids=(0, 1, 2, 3, 4))
+    together = sampler(model).generate(PROMPTS, sampling, torch.Generator().manual_seed(2))
+    apart = sampler(model, max_sequences=4).generate(PROMPTS, sampling, torch.Generator().manual_seed(2))
+    assert together.response_ids == apart.response_ids
+    other = sampler(model).generate(PROMPTS, sampling, torch.Generator().manual_seed(3))
+    assert together.response_ids != other.response_ids
+
+
+def test_first_token_follows_the_policy():
+    """Chi-square of 4000 first tokens against the softmax; fails for a wrong temperature (checked below)."""
+    model = small_gpt2()
+    with torch.no_grad():
+        logits_V = model(input_ids=torch.tensor([PROMPTS[0]])).logits[0, -1]
+    samples = sampler(model, max_sequences=4000).generate([PROMPTS[0]], Sampling(4000, 1, 0.8), torch.Generator().manual_seed(4))
+    counts_V = torch.bincount(torch.tensor([r[0] for r in samples.response_ids[0]]), minlength=VOCABULARY).double()
+
+    def p_value(temperature: float) -> float:
+        expected_V = 4000 * (logits_V / temperature).softmax(-1)
+        keep_V = expected_V >= 5
+        observed = torch.cat([counts_V[keep_V], counts_V[~keep_V].sum()[None]]).numpy()
+        expected = torch.cat([expected_V[keep_V], expected_V[~keep_V].sum()[None]]).numpy()
+        return stats.chisquare(observed[expected > 0], expected[expected > 0]).pvalue
+
+    assert p_value(0.8) > 1e-3
+    assert p_value(1.0) < 1e-6
+
+
+def test_inverse_cdf_hits_each_interval():
+    logprobs_BV = torch.tensor([[0.2, 0.0, 0.5, 0.3]], dtype=torch.float64).log().expand(5, 4)
+    uniforms_B = torch.tensor([0.0, 0.199999, 0.2, 0.699999, 0.999999], dtype=torch.float64)
+    assert invert_cdf(logprobs_BV, uniforms_B).tolist() == [0, 0, 2, 2, 3]
+
+
+def test_truncation_keeps_the_head_of_the_distribution_and_renormalises():
+    logits_BV = torch.tensor([[0.4, 0.3, 0.2, 0.1]], dtype=torch.float64).log()
+    top_k = policy_logprobs(logits_BV, Sampling(1, 1, top_k=2)).exp()
+    assert torch.allclose(top_k, torch.tensor([[4 / 7, 3 / 7, 0, 0]], dtype=torch.float64))
+    top_p = policy_logprobs(logits_BV, Sampling(1, 1, top_p=0.65)).exp()
+    assert torch.allclose(top_p, torch.tensor([[4 / 7, 3 / 7, 0, 0]], dtype=torch.float64))
+
+
+def test_greedy_takes_the_most_likely_token():
+    model = small_gpt2()
+    samples = sampler(model).generate([PROMPTS[0]], Sampling(1, 1, greedy=True), torch.Generator().manual_seed(0))
+    assert samples.response_ids[0][0][0] == int(model(input_ids=torch.tensor([PROMPTS[0]])).logits[0, -1].argmax())
