@@ -30,7 +30,7 @@ from opo.measure import Clock, batch_metrics
 from opo.prepare import prepare
 from opo.progress import Progress
 from opo.rewards import RewardRunner
-from opo.rollout import make_sampler
+from opo.rollout.engine import make_sampler
 from opo.rollout.base import Sampling
 from opo.runs import RunFolder
 from opo.seeding import generator_for

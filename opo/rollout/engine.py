@@ -1,0 +1,25 @@
+"""Which sampler a run asked for."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from opo.config import RunConfig
+from opo.load import model_source
+from opo.policy import Policy
+from opo.rollout.base import Sampler
+from opo.rollout.hf import HfSampler
+
+
+@contextmanager
+def make_sampler(config: RunConfig, policy: Policy) -> Iterator[Sampler]:
+    """The engine of `rollout.engine`, closed on the way out."""
+    if config.rollout.engine == "vllm":
+        from opo.rollout.vllm import VllmSampler  # an optional dependency, and seconds of imports
+
+        sampler: Sampler = VllmSampler(model_source(config.model), policy.tokenizer, config)
+    else:
+        sampler = HfSampler(config.rollout.max_sequences)
+    try:
+        yield sampler
+    finally:
+        sampler.close()
