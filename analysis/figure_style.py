@@ -1,0 +1,103 @@
+"""How every figure looks and is written: palette, light axes, SVG and PNG files, SVG for a page with a light and a dark side."""
+
+import hashlib
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK, FAINT = "#1b1f24", "#8c959f"
+
+# Okabe and Ito (2008): distinguishable with any common colour vision; the sky blue and the yellow are too light for thin lines
+PALETTE = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a4b00", FAINT)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
+
+STYLE: dict[str, Any] = {
+    "figure.dpi": 100,
+    "savefig.dpi": 200,
+    "font.size": 10.5,
+    "axes.titlesize": 11.5,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "semibold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.axisbelow": True,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": FAINT,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "legend.fontsize": 9.5,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "opo",
+}
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Draw in this project's style without changing anyone else's; a context, and a decorator of a figure's function."""
+    with matplotlib.rc_context(STYLE):
+        yield
+
+
+def axes(ax: Axes | None, width: float = 6.4, height: float = 3.8) -> Axes:
+    """`ax`, or the axes of a new figure that no window manager holds on to."""
+    if ax is not None:
+        return ax
+    return Figure(figsize=(width, height), layout="constrained").add_subplot()
+
+
+def colour(name: str, names: list[str]) -> str:
+    """The colour of `name` among `names`, the same in every figure that shows the same names."""
+    return PALETTE[names.index(name) % len(PALETTE)]
+
+
+def marker(name: str, names: list[str]) -> str:
+    """A second sign beside the colour, so that a print in grey still tells the lines apart."""
+    return MARKERS[names.index(name) % len(MARKERS)]
+
+
+def figure_of(ax: Axes) -> Figure:
+    """The figure that holds the axes."""
+    figure = ax.get_figure()
+    assert isinstance(figure, Figure)
+    return figure
+
+
+def save(ax: Axes, folder: Path, name: str) -> list[Path]:
+    """Write `name.svg` and `name.png` (white background) into the folder; the same figure gives the same bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.svg", folder / f"{name}.png"]
+    with styled():
+        figure_of(ax).savefig(paths[0], bbox_inches="tight", facecolor="white", metadata={"Date": None})
+        figure_of(ax).savefig(paths[1], bbox_inches="tight", facecolor="white", metadata={"Software": None})
+    return paths
+
+
+def inline_svg(ax: Axes, description: str) -> str:
+    """SVG markup for a page: transparent, its ink the page's text colour, its ids its own, with a description for screen readers."""
+    buffer = io.StringIO()
+    with styled():
+        figure_of(ax).savefig(buffer, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    prefix = "f" + hashlib.sha256(svg.encode() + description.encode()).hexdigest()[:8] + "-"
+    svg = re.sub(r'\bid="', f'id="{prefix}', svg)
+    svg = re.sub(r'(xlink:href="|url\()#', rf"\g<1>#{prefix}", svg)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    svg = svg.replace(INK, "currentColor")
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) width="([\d.]+)pt"', r'\1 style="max-width:\2pt"', svg, count=1)
+    label = description.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)

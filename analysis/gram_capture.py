@@ -1,0 +1,188 @@
+"""Forward hooks on every layer that owns a trainable parameter, so that one backward pass shows each layer's part of each score.
+
+The parameters themselves are frozen meanwhile: the backward pass computes gradients of activations only, and the work that a
+training step spends on weight gradients is spent on the Gram matrix instead.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from analysis.gram_layers import Call, Use, rule_of
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Dropout off; every module's own mode is restored."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """No parameter gradients are computed inside."""
+    parameters = list(parameters)
+    for p in parameters:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in parameters:
+            p.requires_grad_(True)
+
+
+class Capture:
+    """Collects the uses of each parameter and hands all uses of one to `emit(parameter, uses)` as soon as they are complete.
+
+    `num_responses` and `length` describe the batch that is in the model now; `first` is the index of its first response.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: dict[nn.Parameter, str],
+        dtype: torch.dtype,
+        emit: Callable[[nn.Parameter, list[Use]], None],
+    ) -> None:
+        self.parameters, self.dtype, self.emit = parameters, dtype, emit
+        self.names = {module: name for name, module in model.named_modules()}
+        self.owners: dict[nn.Module, dict[str, nn.Parameter]] = defaultdict(dict)
+        modules = dict(model.named_modules(remove_duplicate=False))
+        for name, module in model.named_modules():
+            for local, p in module.named_parameters(recurse=False):
+                if p not in parameters:
+                    continue
+                path, key = name, local
+                while type(modules[path]).forward is nn.Module.forward:  # containers run no forward; their parent does
+                    path, _, last = path.rpartition(".")
+                    key = f"{last}.{key}"
+                self.owners[modules[path]][key] = p
+        self.num_responses = self.length = self.first = 0
+        self.mode: Literal["off", "census", "body", "head"] = "off"
+        self.census: set[nn.Module] = set()  # layers that ran after the decoder
+        self.recomputed: set[nn.Module] = set()  # heads whose weight is dealt with by slices of the vocabulary
+        self.expected: dict[nn.Parameter, int] = defaultdict(int)
+        self.waiting: set[nn.Parameter] = set()  # used by the head too: complete at the very end
+        self.uses: dict[nn.Parameter, list[Use]] = defaultdict(list)
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        handles = []
+        try:
+            for module in self.owners:
+                handles.append(module.register_forward_hook(self._called, with_kwargs=True))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def batch(self, num_responses: int, length: int, first: int = 0, mode: Literal["body", "head"] = "body") -> Iterator[None]:
+        """Listen to calls on these responses. Uses by the head wait for `flush`: others of the same parameter follow."""
+        self.num_responses, self.length, self.first, self.mode = num_responses, length, first, mode
+        try:
+            yield
+        finally:
+            self.mode = "off"
+
+    def count_head(self) -> None:
+        """From here on only note which layers run."""
+        self.mode = "census"
+
+    def flush(self, parameters: Iterable[nn.Parameter]) -> None:
+        for p in list(parameters):
+            if uses := self.uses.pop(p, None):
+                self.emit(p, uses)
+
+    def _called(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if self.mode == "census":
+            self.census.add(module)
+        if self.mode not in ("body", "head"):
+            return None
+        owned = self.owners[module]
+        if self.mode == "head" and module in self.recomputed:
+            owned = {local: p for local, p in owned.items() if local != "weight"}
+        leaves, spec = tree_flatten(output)
+        is_float = [isinstance(x, Tensor) and x.is_floating_point() for x in leaves]
+        if not owned or not any(is_float):
+            return None
+        if not any(x.requires_grad for x, f in zip(leaves, is_float, strict=True) if f):
+            # Nothing trainable came before, so the graph begins here; a clone because later layers may write in place.
+            roots = [x.detach().requires_grad_() if f else x for x, f in zip(leaves, is_float, strict=True)]
+            output = tree_unflatten([x.clone() if f else x for x, f in zip(roots, is_float, strict=True)], spec)
+            leaves = roots
+        heard = [f and x.requires_grad for x, f in zip(leaves, is_float, strict=True)]
+        if sum(heard) > 1:
+            # One output may be computed from another; clones receive only the gradient that comes from outside the layer.
+            leaves = [x.clone() if h else x for x, h in zip(leaves, heard, strict=True)]
+            output = tree_unflatten(leaves, spec)
+        if self.mode == "head":
+            self.waiting.update(owned.values())
+        else:
+            for p in owned.values():
+                self.expected[p] += 1
+        self._listen([x for x, h in zip(leaves, heard, strict=True) if h], module, owned, args, kwargs, heard)
+        return output
+
+    def _listen(
+        self,
+        outputs: list[Tensor],
+        module: nn.Module,
+        owned: dict[str, nn.Parameter],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        heard: list[bool],
+    ) -> None:
+        n, length, first, mode = self.num_responses, self.length, self.first, self.mode
+        saved = [(args, kwargs)]  # a cell, emptied when the gradient arrives: the graph outlives what it saved
+        versions = [x._version for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
+
+        def arrived(grads: Iterable[Tensor | None]) -> None:
+            args, kwargs = saved.pop()
+            if versions != [x._version for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]:
+                raise ValueError(f"{self.names[module]}: its input is overwritten in place later; use method='loop'")
+            known = [g is not None for g in grads]
+            kept = [g for g in grads if g is not None]
+            rule = rule_of(module)
+            if rule is None:
+                flags = iter(known)
+                is_output = [h and next(flags) for h in heard]
+                detached = {local: p.detach() for local, p in owned.items()}
+                found = Call(module, (args, kwargs), is_output, n, length).uses(detached, kept, self.dtype)
+            else:
+                x = args[0] if args else next(iter(kwargs.values()))
+                found = rule(module, self._by_response(x, module, n, length), self._by_response(kept[0], module, n, length))
+            for local, p in owned.items():
+                found[local].first = first
+                self.uses[p].append(found[local])
+                if mode == "body":
+                    self.expected[p] -= 1
+                    if not self.expected[p] and p not in self.waiting:
+                        self.flush([p])
+
+        if len(outputs) == 1:
+            outputs[0].register_hook(lambda grad: arrived([grad]))
+        else:
+            torch.autograd.graph.register_multi_grad_hook(outputs, arrived)
+
+    def _by_response(self, x: Tensor, module: nn.Module, n: int, length: int) -> Tensor:
+        """(N, T, features), or (N, T) for token ids, whatever dimensions lie between."""
+        if n > 1 and x.shape[0] not in (n, n * length):
+            raise ValueError(
+                f"{self.names[module]}: its input of shape {tuple(x.shape)} is not laid out by response "
+                f"(first dimension {n} or {n * length}); use method='loop'"
+            )
+        if not x.is_floating_point():
+            return x.reshape(n, -1)
+        return x.detach().to(self.dtype).reshape(n, -1, x.shape[-1])

@@ -1,0 +1,182 @@
+"""What one layer contributes to each response's gradient, kept in factors until a few rows are asked for.
+
+A parameter is seen as a matrix of R rows and C columns (its last dimension; a vector is one row). T counts the places at which
+a layer was applied to one response. `write` adds rows [low, high) of the N gradients of shape (R, C) to a buffer; a use covers
+the responses from `first` on, because the head is applied to a few responses at a time.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vjp, vmap
+from torch.nn import functional as F
+from torch.utils._pytree import tree_flatten, tree_unflatten
+from transformers.pytorch_utils import Conv1D
+
+
+@dataclass
+class Outer:
+    """Gradient sum_t left_t right_t^T: a weight that multiplies its input. `left_NTR` may be a function of (low, high)."""
+
+    left_NTR: Tensor | Callable[[int, int], Tensor]
+    right_NTC: Tensor
+    first: int = 0
+
+    @property
+    def device(self) -> torch.device:
+        return self.right_NTC.device
+
+    def write(self, out_NRC: Tensor, low: int, high: int, fresh: bool) -> None:
+        left_NTr = self.left_NTR[..., low:high] if isinstance(self.left_NTR, Tensor) else self.left_NTR(low, high)
+        if fresh and len(self.right_NTC) == len(out_NRC):
+            torch.bmm(left_NTr.mT, self.right_NTC, out=out_NRC)
+            return
+        if fresh:
+            out_NRC.zero_()
+        out_NRC[self.first : self.first + len(self.right_NTC)].baddbmm_(left_NTr.mT, self.right_NTC)
+
+
+@dataclass
+class Lookup:
+    """Gradient sum_t e_{id_t} grad_t^T: a table of which row id_t was read."""
+
+    ids_NT: Tensor
+    grad_NTC: Tensor
+    first: int = 0
+
+    @property
+    def device(self) -> torch.device:
+        return self.grad_NTC.device
+
+    def write(self, out_NRC: Tensor, low: int, high: int, fresh: bool) -> None:
+        if fresh:
+            out_NRC.zero_()
+        n, t = ((self.ids_NT >= low) & (self.ids_NT < high)).nonzero(as_tuple=True)
+        out_NRC.index_put_((n + self.first, self.ids_NT[n, t] - low), self.grad_NTC[n, t], accumulate=True)
+
+
+@dataclass
+class Dense:
+    """The gradients themselves, for vectors and for layers that no factor form is known of."""
+
+    grad_NRC: Tensor
+    first: int = 0
+
+    @property
+    def device(self) -> torch.device:
+        return self.grad_NRC.device
+
+    def write(self, out_NRC: Tensor, low: int, high: int, fresh: bool) -> None:
+        if fresh:
+            out_NRC.zero_()
+        out_NRC[self.first : self.first + len(self.grad_NRC)] += self.grad_NRC[:, low:high]
+
+
+Use = Outer | Lookup | Dense
+
+
+def row_blocks(
+    uses: list[Use], buffer: Tensor, shape: tuple[int, int, int], step: int, scale_RC: Tensor | None = None
+) -> Iterator[tuple[int, Tensor]]:
+    """The sum of these uses as (N, rows * C) blocks in one buffer, each with its first row; scaled elementwise."""
+    n, rows, columns = shape
+    for low in range(0, rows, step):
+        high = min(low + step, rows)
+        block_NRC = buffer[: n * (high - low) * columns].view(n, high - low, columns)
+        for i, use in enumerate(uses):
+            use.write(block_NRC, low, high, fresh=i == 0)
+        if scale_RC is not None:
+            block_NRC *= scale_RC[low:high]
+        yield low, block_NRC.flatten(1)
+
+
+def as_matrix(shape: torch.Size) -> tuple[int, int]:
+    """Rows and columns under which a parameter of this shape is handled."""
+    return (shape.numel() // shape[-1], shape[-1]) if len(shape) > 1 else (1, shape.numel())
+
+
+def linear(module: nn.Linear, x_NTC: Tensor, grad_NTR: Tensor) -> dict[str, Use]:
+    return {"weight": Outer(grad_NTR, x_NTC), "bias": Dense(grad_NTR.sum(1, keepdim=True))}
+
+
+def conv1d(module: Conv1D, x_NTR: Tensor, grad_NTC: Tensor) -> dict[str, Use]:
+    return {"weight": Outer(x_NTR, grad_NTC), "bias": Dense(grad_NTC.sum(1, keepdim=True))}
+
+
+def layer_norm(module: nn.LayerNorm, x_NTC: Tensor, grad_NTC: Tensor) -> dict[str, Use]:
+    normal_NTC = F.layer_norm(x_NTC, module.normalized_shape, eps=module.eps)
+    return {
+        "weight": Dense((normal_NTC * grad_NTC).sum(1, keepdim=True)),
+        "bias": Dense(grad_NTC.sum(1, keepdim=True)),
+    }
+
+
+def embedding(module: nn.Embedding, ids_NT: Tensor, grad_NTC: Tensor) -> dict[str, Use]:
+    if module.padding_idx is not None:  # autograd leaves this row without a gradient
+        grad_NTC = grad_NTC * (ids_NT != module.padding_idx)[..., None]
+    return {"weight": Lookup(ids_NT, grad_NTC)}
+
+
+# Keyed by the function that runs, not by the class: a subclass with a forward of its own is another layer.
+RULES: dict[Any, Callable[..., dict[str, Use]]] = {
+    nn.Linear.forward: linear,
+    Conv1D.forward: conv1d,
+    nn.LayerNorm.forward: layer_norm,
+    nn.Embedding.forward: embedding,
+}
+
+
+def rule_of(module: nn.Module) -> Callable[..., dict[str, Use]] | None:
+    """The closed form for this layer, or None where it has to be replayed."""
+    forward = getattr(module.forward, "__func__", None)
+    if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.scale_grad_by_freq):
+        return None
+    if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) != 1:
+        return None
+    return RULES.get(forward)
+
+
+@dataclass
+class Call:
+    """One call of a layer: enough to run it again for each response alone, and the outputs that gradients arrive for.
+
+    Tensor arguments whose first dimension is N, or N times the sequence length, are cut by response; others are shared.
+    """
+
+    module: nn.Module
+    arguments: Any
+    is_output: list[bool]
+    num_responses: int
+    length: int
+
+    def uses(self, parameters: dict[str, Tensor], grads: list[Tensor], dtype: torch.dtype) -> dict[str, Use]:
+        """Gradient of each parameter of the layer for each response, by a vector-Jacobian product of the layer alone."""
+        leaves, spec = tree_flatten(self.arguments)
+        n = self.num_responses
+        cut = [isinstance(x, Tensor) and x.dim() > 0 and x.shape[0] in (n, n * self.length) for x in leaves]
+
+        def by_response(x: Tensor) -> Tensor:
+            return x.unflatten(0, (n, x.shape[0] // n))
+
+        rows = [by_response(x) for x, c in zip(leaves, cut, strict=True) if c]
+        grads = [by_response(g) for g in grads]
+
+        def outputs(parameters: dict[str, Tensor], rows: list[Tensor]) -> tuple[Tensor, ...]:
+            remaining = iter(rows)
+            args, kwargs = tree_unflatten([next(remaining) if c else x for x, c in zip(leaves, cut, strict=True)], spec)
+            produced, _ = tree_flatten(functional_call(self.module, parameters, args, kwargs))
+            return tuple(x for x, wanted in zip(produced, self.is_output, strict=True) if wanted)
+
+        def one(rows: list[Tensor], grads: list[Tensor]) -> dict[str, Tensor]:
+            return vjp(lambda p: outputs(p, rows), parameters)[1](tuple(grads))[0]
+
+        simple = not any(True for _ in self.module.children()) and all(p.dim() == 1 for p in parameters.values())
+        if simple:  # norms and scales; what routes by its data (experts) cannot be vectorised
+            result = vmap(one)(rows, grads)
+        else:
+            singles = [one([x[i] for x in rows], [g[i] for g in grads]) for i in range(n)]
+            result = {name: torch.stack([s[name] for s in singles]) for name in parameters}
+        return {name: Dense(g.to(dtype).reshape(n, *as_matrix(g.shape[1:]))) for name, g in result.items()}
