@@ -24,14 +24,18 @@ def advantages(rollouts: Rollouts, baseline_PG: Tensor) -> Tensor:
     return (rollouts.returns_PG - baseline_PG).nan_to_num(0.0).view(-1)
 
 
-def standardized_advantages(rollouts: Rollouts, std_eps: float) -> Tensor:
-    """A_i = (R_i - mean) / (s + std_eps), (N,), s the group's, ddof = 1; zero in a constant group."""
-    returns_PG = rollouts.returns_PG
-    centred_PG = returns_PG - group_mean(returns_PG)
-    degrees_P = (~returns_PG.isnan()).sum(1) - 1
+def z_scores(rewards_PG: Tensor, std_eps: float) -> Tensor:
+    """(r_i - mean) / (s + std_eps) in each row, s with ddof = 1; zero where unscorable and in a constant row."""
+    centred_PG = rewards_PG - group_mean(rewards_PG)
+    degrees_P = (~rewards_PG.isnan()).sum(1) - 1
     std_P = (centred_PG.square().nansum(1) / degrees_P.clamp(min=1)).sqrt()
     scaled_PG = centred_PG / (std_P + std_eps)[:, None]
-    return scaled_PG.nan_to_num(0.0).masked_fill(constant_groups(returns_PG)[:, None], 0.0).view(-1)
+    return scaled_PG.nan_to_num(0.0).masked_fill(constant_groups(rewards_PG)[:, None], 0.0)
+
+
+def standardized_advantages(rollouts: Rollouts, std_eps: float) -> Tensor:
+    """A_i, the z-score of R_i in its group, (N,)."""
+    return z_scores(rollouts.returns_PG, std_eps).view(-1)
 
 
 def constant_groups(rewards_PG: Tensor) -> Tensor:
@@ -40,13 +44,19 @@ def constant_groups(rewards_PG: Tensor) -> Tensor:
     return rewards_PG.nan_to_num(-torch.inf).amax(1) <= low_P
 
 
+def prompt_mean(values_P: Tensor, rollouts: Rollouts) -> Tensor:
+    """Mean of one number a prompt over the prompts with a scorable response."""
+    known_P = ~rollouts.rewards_PG.isnan().all(1)
+    return torch.where(known_P, values_P, 0.0).sum() / known_P.sum().clamp(min=1)
+
+
 def whiten(values: Tensor, mask: Tensor, eps: float, center: bool = True) -> Tensor:
     """(v - mean) / (s + eps) over the entries of `mask`, zero elsewhere; s with ddof = 0.
 
-    `center=False` divides only. Equal values give zeros, also where the mean is rounded.
+    `center=False` only divides, for values of mean zero. Equal values give zeros, also where their mean is rounded.
     """
     kept = values[mask]
-    if kept.numel() == 0 or (center and kept.min() == kept.max()):
+    if kept.numel() == 0 or kept.min() == kept.max():
         return torch.zeros_like(values)
     shift = kept.mean() if center else 0.0
     return torch.where(mask, (values - shift) / (kept.std(correction=0) + eps), 0.0)
@@ -140,3 +150,18 @@ def scorable_pairs(rollouts: Rollouts) -> Tensor:
     scorable_PG = rollouts.scorable_N.view_as(rollouts.rewards_PG)
     others_GG = ~torch.eye(rollouts.group_size, dtype=torch.bool, device=scorable_PG.device)
     return scorable_PG[:, :, None] & scorable_PG[:, None, :] & others_GG
+
+
+def pair_mean(values_PGG: Tensor, rollouts: Rollouts) -> Tensor:
+    """Mean over scorable responses i of the mean of v_ij over the scorable responses j != i of the group."""
+    pairs_PGG = scorable_pairs(rollouts)
+    sums_PG = torch.where(pairs_PGG, values_PGG, 0.0).sum(2)
+    return response_mean((sums_PG / pairs_PGG.sum(2).clamp(min=1)).view(-1), rollouts)
+
+
+def win_rates(rollouts: Rollouts) -> Tensor:
+    """Share of the group's other scorable responses that a response beats in reward, a tie counting half, (P, G)."""
+    gaps_PGG = pair_differences(rollouts.returns_PG.nan_to_num(0.0))
+    pairs_PGG = scorable_pairs(rollouts)
+    wins_PG = torch.where(pairs_PGG, (gaps_PGG.sign() + 1) / 2, 0.0).sum(2)
+    return wins_PG / pairs_PGG.sum(2).clamp(min=1)

@@ -17,13 +17,13 @@ from torch import Tensor
 from opo.algorithms import algorithm
 from opo.baselines import group_mean
 from opo.batch import Rollouts
-from opo.losses import Aggregation, advantages, constant_groups, policy_gradient_loss
+from opo.losses import Aggregation, advantages, constant_groups, policy_gradient_loss, prompt_mean
 
 
 @algorithm(on_policy_only=True, couples_prompts=True)
 def gpg(logprobs_NT: Tensor, rollouts: Rollouts, *, aggregation: Aggregation = "token_mean") -> Tensor:
     returns_PG = rollouts.returns_PG
-    varied = int((~constant_groups(returns_PG)).sum())
-    alpha = rollouts.num_prompts / varied if varied else 0.0
+    varied = float(prompt_mean((~constant_groups(returns_PG)).double(), rollouts))
+    alpha = 1 / varied if varied else 0.0
     advantages_N = alpha * advantages(rollouts, group_mean(returns_PG))
     return policy_gradient_loss(logprobs_NT, advantages_N, rollouts, aggregation)

@@ -1,0 +1,67 @@
+"""COPO: where a group agrees on its answer, compare it with other prompts; where it does not, compare inside.
+
+    local:  A_i = (r_i - mean) / (std + std_eps) in the group
+    global: A_q = (R_q - mean R) / (std R + std_eps), R_q the mean reward of prompt q, over the prompts of the batch
+    loss = w_q L(A_i) + (1 - w_q) L(A_q)        w_q = sigma(sharpness (H_q - threshold))
+
+H_q is the entropy in bits of the extracted answers of the group, L PPO's clipped loss with the mean over tokens and,
+for negative advantages, a bound `clip_dual` on the ratio. Standard deviations have ddof = 1. An answer that could not
+be extracted counts as one more answer.
+
+Groups that are all right or all wrong still give a gradient, through the global part. That part is one number a prompt,
+in which only a 1/G share is the response's own reward: a valid direction of grad E[R], but noisy; the local part is
+GRPO's, biases included. All rewards of the batch equal: zero gradient. ValueError where the batch has one prompt.
+Source: arXiv 2508.04138.
+"""
+
+from collections import Counter
+
+import torch
+from torch import Tensor
+
+from opo.algorithms import algorithm
+from opo.batch import Rollouts
+from opo.losses import Aggregation, aggregate, clipped, log_ratio, standardized_advantages, z_scores
+
+
+@algorithm(needs=("answers",), couples_prompts=True)
+def copo(
+    logprobs_NT: Tensor,
+    rollouts: Rollouts,
+    *,
+    sharpness: float = 20.0,
+    threshold: float = 1.5,
+    std_eps: float = 1e-6,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    clip_dual: float = 3.0,
+    aggregation: Aggregation = "token_mean",
+) -> Tensor:
+    if rollouts.num_prompts < 2:
+        raise ValueError("copo needs at least two prompts: its global part compares prompts with each other")
+    local_N = standardized_advantages(rollouts, std_eps)
+    global_P = z_scores(rollouts.returns_PG.nanmean(1)[None], std_eps)[0]
+    blend_P = torch.sigmoid(sharpness * (answer_entropy(rollouts) - threshold))
+    global_N, blend_N = (x_P.repeat_interleave(rollouts.group_size) for x_P in (global_P, blend_P))
+
+    ratio_NT = log_ratio(logprobs_NT, rollouts).exp()
+
+    def surrogate(advantages_N: Tensor) -> Tensor:
+        advantages_N1 = advantages_N[:, None]
+        bounded_NT = clipped(ratio_NT, advantages_N1, clip_low, clip_high)
+        return torch.where(advantages_N1 < 0, torch.maximum(bounded_NT, clip_dual * advantages_N1), bounded_NT)
+
+    blended_NT = blend_N[:, None] * surrogate(local_N) + (1 - blend_N[:, None]) * surrogate(global_N)
+    return -aggregate(blended_NT, rollouts, aggregation)
+
+
+def answer_entropy(rollouts: Rollouts) -> Tensor:
+    """Entropy in bits of the answers of each group's scorable responses, (P,) float64."""
+    if rollouts.answers is None:
+        raise ValueError("this loss needs answers, and the rollouts have none")
+    entropies = []
+    for group, scorable in zip(rollouts.answers, (~rollouts.rewards_PG.isnan()).tolist(), strict=True):
+        counts = Counter(answer for answer, kept in zip(group, scorable, strict=True) if kept)
+        shares = torch.tensor(list(counts.values()), dtype=torch.float64) / max(counts.total(), 1)
+        entropies.append(-(shares * shares.log2()).sum())
+    return torch.stack(entropies).to(rollouts.rewards_PG.device)
