@@ -1,0 +1,142 @@
+"""What a variance study leaves behind, and how to read it back.
+
+A folder with `result.json` (everything but the single responses), `variance.parquet` (its table `moments`, the same rows) and
+`responses.parquet`. All tables are tidy: one estimate and its 95 % interval in a row, with these columns in common:
+
+    value, low, high    float or null. Null is a bound or a value that the data does not give: an interval that has no upper end,
+                        a ratio whose denominator is not above zero. Never NaN, never infinity.
+    resolved            bool: the value is known and its interval is bounded
+
+    moments             policy, step, estimator, group_size, measure, ...       measures: analysis.study.MEASURES
+    comparisons         policy, step, estimator, reference, group_size, measure, p_value, p_holm, ...
+                        value: the estimator's relative variance over the reference's, paired over the same rollouts
+    equal_variance      policy, step, estimator, reference, group_size, ...     value: the reference's group size of equal variance
+    audits              policy, step, scope, measure, ...                       scope: "all", or one part of the model
+    responses           policy, prompt_id, response, reward (null: unscorable), length, norm2, logit_energy, head_norm2
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from opo.errors import UserError
+
+SCHEMA = "opo.variance/1"
+
+_ESTIMATE = {"value": pl.Float64, "low": pl.Float64, "high": pl.Float64, "resolved": pl.Boolean}
+_WHERE = {"policy": pl.String, "step": pl.Int64}
+TABLES: dict[str, dict[str, Any]] = {
+    "moments": _WHERE | {"estimator": pl.String, "group_size": pl.Int64, "measure": pl.String} | _ESTIMATE,
+    "comparisons": _WHERE
+    | {"estimator": pl.String, "reference": pl.String, "group_size": pl.Int64, "measure": pl.String}
+    | _ESTIMATE
+    | {"p_value": pl.Float64, "p_holm": pl.Float64},
+    "equal_variance": _WHERE | {"estimator": pl.String, "reference": pl.String, "group_size": pl.Int64} | _ESTIMATE,
+    "audits": _WHERE | {"scope": pl.String, "measure": pl.String} | _ESTIMATE,
+}
+RESPONSES = {
+    "policy": pl.String,
+    "prompt_id": pl.String,
+    "response": pl.Int64,
+    "reward": pl.Float64,
+    "length": pl.Int64,
+    "norm2": pl.Float64,
+    "logit_energy": pl.Float64,
+    "head_norm2": pl.Float64,
+}
+
+
+def estimate(value: float, low: float, high: float) -> dict[str, Any]:
+    """The columns of one estimate; what is not finite becomes null and unresolved."""
+    known = [number if math.isfinite(number) else None for number in (float(value), float(low), float(high))]
+    return dict(zip(("value", "low", "high"), known, strict=True)) | {"resolved": None not in known}
+
+
+@dataclass(frozen=True)
+class Study:
+    """A finished study: settings, the policies that were looked at, and the tables."""
+
+    settings: dict[str, Any]
+    policies: list[dict[str, Any]]  # name, label, step (or null), path, prompts, responses, reward_mean, length_mean
+    versions: dict[str, str]
+    moments: pl.DataFrame
+    comparisons: pl.DataFrame
+    equal_variance: pl.DataFrame
+    audits: pl.DataFrame
+    responses: pl.DataFrame
+
+    @classmethod
+    def of(cls, rows: Mapping[str, Iterable[Mapping[str, Any]]], responses: pl.DataFrame, **others: Any) -> "Study":
+        """From lists of rows, checked against the columns above."""
+        return cls(responses=responses, **{name: pl.DataFrame(list(rows[name]), schema=schema) for name, schema in TABLES.items()}, **others)
+
+    @property
+    def estimators(self) -> list[str]:
+        return list(self.settings["estimators"])
+
+    @property
+    def last_policy(self) -> str:
+        return self.policies[-1]["name"]
+
+    @property
+    def default_group_size(self) -> int:
+        """8 where it was studied, else the middle one."""
+        sizes = sorted(self.settings["group_sizes"])
+        return 8 if 8 in sizes else sizes[len(sizes) // 2]
+
+    def policy(self, name: str) -> dict[str, Any]:
+        return next(policy for policy in self.policies if policy["name"] == name)
+
+    def select(self, measure: str, policy: str | None = None, group_size: int | None = None) -> pl.DataFrame:
+        """One measure of every estimator at one policy (the last) and one group size (the default)."""
+        where = {"policy": policy or self.last_policy, "group_size": group_size or self.default_group_size}
+        return _some(self.moments.filter(measure=measure, **where), f"{measure} at {where}")
+
+    def compare(self, policy: str | None = None, group_size: int | None = None, reference: str | None = None) -> pl.DataFrame:
+        """Every estimator's relative variance over the reference's."""
+        where: dict[str, Any] = {"policy": policy or self.last_policy, "group_size": group_size or self.default_group_size}
+        where["reference"] = reference or self.settings["reference"]
+        return _some(self.comparisons.filter(**where), f"a comparison at {where}")
+
+    def audit(self, measure: str, policy: str | None = None, scope: str = "all") -> dict[str, Any]:
+        """One number of the audits with its interval."""
+        where = {"policy": policy or self.last_policy, "scope": scope, "measure": measure}
+        return _some(self.audits.filter(**where), f"an audit at {where}").row(0, named=True)
+
+    def save(self, folder: Path) -> None:
+        """Write the three files, each whole or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {"schema": SCHEMA, "settings": self.settings, "versions": self.versions, "policies": self.policies}
+        content |= {name: getattr(self, name).to_dicts() for name in TABLES}
+        text = json.dumps(content, indent=1, allow_nan=False)
+        for name, write in {
+            "variance.parquet": self.moments.write_parquet,
+            "responses.parquet": self.responses.write_parquet,
+            "result.json": lambda path: path.write_text(text + "\n"),
+        }.items():
+            partial = folder / f".{name}"
+            write(partial)
+            partial.replace(folder / name)
+
+
+def load(folder: Path | str) -> Study:
+    """The study in a folder. Raises UserError where there is none, or one of another schema."""
+    path = Path(folder) / "result.json"
+    if not path.is_file():
+        raise UserError(f"{folder}: no variance study here (no result.json); `opo variance` makes one")
+    content = json.loads(path.read_text())
+    if content.get("schema") != SCHEMA:
+        raise UserError(f"{path}: schema {content.get('schema')!r}, this version reads {SCHEMA!r}")
+    responses = pl.read_parquet(path.with_name("responses.parquet"))
+    return Study.of(content, responses, settings=content["settings"], policies=content["policies"], versions=content["versions"])
+
+
+def _some(rows: pl.DataFrame, what: str) -> pl.DataFrame:
+    if rows.is_empty():
+        raise ValueError(f"the study has no {what}")
+    return rows
