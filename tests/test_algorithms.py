@@ -47,12 +47,11 @@ HAND_DERIVED = [
     ("trpa", {"beta": 0.1}, [v * 0.125 / n for v, n in zip((1, -1 / 3, -1 / 3, -1 / 3), SCORES, strict=True)]),
     ("inpo", {"eta": 0.005}, [200 * v for v in (1, -1 / 3, -1 / 3, -1 / 3)]),
     ("max_rl", {}, [v / 4 for v in (3, -1, -1, -1)]),
-    ("otb", {"logit_energy_NT": [[0.5] * 3] * 4}, None),
     ("ppo", {"values_NT": [[0.0] * 3] * 4, "lam": 1.0, "whiten": False}, [1 / TOKENS, 0, 0, 0]),
 ]
 
 
-@pytest.mark.parametrize(("name", "overrides", "expected"), [row for row in HAND_DERIVED if row[2] is not None])
+@pytest.mark.parametrize(("name", "overrides", "expected"), HAND_DERIVED)
 def test_weights_by_hand(name, overrides, expected):
     close(per_response(name, batch(*ONE_GROUP), **overrides)[0], expected)
 

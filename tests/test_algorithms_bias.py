@@ -65,7 +65,7 @@ def test_biased_ones_are_biased_by_enumeration():
     def cosine(name, **overrides):
         return float(torch.cosine_similarity(policy.expected_estimate(name, 3, **overrides), truth, dim=0))
 
-    # Binary rewards and one prompt: division by the standard deviation rescales but keeps the direction; lengths do not.
+    # Binary rewards and one prompt: dividing by the standard deviation keeps the direction, by lengths does not.
     assert cosine("grpo", aggregation="sequence_sum") == pytest.approx(1.0, abs=1e-9)
     assert cosine("grpo") < 0.99
     assert cosine("gspo") == pytest.approx(cosine("grpo"), abs=1e-9)
