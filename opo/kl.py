@@ -42,9 +42,12 @@ def kl_estimate(logprobs_NT: Tensor, reference_logprobs_NT: Tensor, estimator: K
 
 
 def kl_penalty(
-    logprobs_NT: Tensor, rollouts: Rollouts, estimator: KLEstimator, how: Aggregation = "token_mean"
+    logprobs_NT: Tensor, rollouts: Rollouts, estimator: KLEstimator, how: Aggregation = "sequence_sum"
 ) -> Tensor:
-    """The estimate, aggregated as a loss is: kl_coef times this is added. Raises ValueError without a reference."""
+    """The estimate, aggregated as the loss is that kl_coef times it joins (its `aggregation` knob where it has one).
+
+    Only sequence_sum weighs KL against reward as E[r] - kl_coef KL does. Raises ValueError without a reference.
+    """
     reference_NT = needed(rollouts, "reference_logprobs_NT")
     inside_NT = torch.where(rollouts.mask_NT, logprobs_NT, reference_NT)
     return aggregate(kl_estimate(inside_NT, reference_NT, estimator), rollouts, how)
