@@ -104,11 +104,14 @@ def test_weights_of_two_prompts_by_hand():
 
 def test_weights_of_copo_by_hand():
     # Prompt 0 agrees on its answers (H = 0) and is compared with prompt 1; that has two (H = 1), compared inside.
-    rollouts = batch([[0.0, 0.0], [1.0, 0.0]], [[1, 1], [1, 1]], answers=[["a", "a"], ["b", None]])
+    rollouts = batch([[0.0, 0.0], [1.0, 0.0]], [[1, 1], [1, 1]])
+    answers = [["a", "a"], ["b", None]]
     root = math.sqrt(0.5)
-    weights = per_response("copo", rollouts, std_eps=0.0, threshold=0.5, sharpness=1000.0)
+    weights = per_response("copo", rollouts, answers=answers, std_eps=0.0, threshold=0.5, sharpness=1000.0)
     close(weights, f64([[-root, -root], [root, -root]]) / 4)
-    half = per_response("copo", rollouts, std_eps=0.0, threshold=1.0)[1]  # H = threshold: both weigh one half
+    half = per_response("copo", rollouts, answers=answers, std_eps=0.0, threshold=1.0)[
+        1
+    ]  # H = threshold: both weigh one half
     close(half, f64([2 * root, 0.0]) / 2 / 4)
 
 
