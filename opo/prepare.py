@@ -3,12 +3,17 @@
 from opo.algorithms import ALGORITHMS
 from opo.batch import Rollouts
 from opo.collect import Collected, Collector
-from opo.config import RunConfig
+from opo.config import AlgoConfig, RunConfig
 from opo.critic_network import Critic
 from opo.kl import kl_estimate
 from opo.policy import Policy
 from opo.rollout.base import Sampling
 from opo.seeding import generator_for
+
+
+def needs_reference(algo: AlgoConfig) -> bool:
+    """True where the algorithm's loss looks at the reference policy in every step."""
+    return algo.kl_coef != 0 or "reference_logprobs_NT" in ALGORITHMS[algo.name].needs
 
 
 def prepare(
@@ -19,7 +24,7 @@ def prepare(
     needs = ALGORITHMS[algo.name].needs
     prompts = list(range(rollouts.num_prompts))
     step = rollouts.version // algo.updates_per_rollout
-    if initial is not None and (algo.kl_coef or step % config.kl_init_every == 0):
+    if initial is not None and (needs_reference(algo) or (config.kl_init_every and step % config.kl_init_every == 0)):
         reference = initial.measure(rollouts, prompts, optim.tokens_per_microbatch, shared_prefix=optim.shared_prefix)
         rollouts = rollouts.with_(reference_logprobs_NT=reference.logprobs_MT)
         if algo.kl_coef and algo.kl_placement == "reward":

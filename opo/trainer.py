@@ -27,7 +27,7 @@ from opo.critic_network import Critic
 from opo.evaluate import evaluate
 from opo.load import load_policy, max_length
 from opo.measure import Clock, batch_metrics
-from opo.prepare import prepare
+from opo.prepare import needs_reference, prepare
 from opo.progress import Progress
 from opo.rewards import RewardRunner
 from opo.rollout.engine import make_sampler
@@ -54,7 +54,7 @@ def train(config: RunConfig, path: Path) -> None:
     task = make_task(config.task)
     policy = load_policy(config.model, config.rollout.temperature, config.device)
     policy = replace(policy, stop_token_ids=stop_token_ids(policy.tokenizer, task.stop))
-    keep_initial = config.kl_init_every > 0 or config.algo.kl_coef != 0
+    keep_initial = config.kl_init_every > 0 or needs_reference(config.algo)
     initial = replace(policy, model=copy.deepcopy(policy.model).requires_grad_(False)) if keep_initial else None
     critic = Critic(policy) if "values_NT" in ALGORITHMS[config.algo.name].needs else None
     state = TrainingState(config, policy, critic)
@@ -89,7 +89,7 @@ def train(config: RunConfig, path: Path) -> None:
             clock.lap("time/logprob_s")
             metrics = update_on(rollouts, config, policy, critic, state, certificate, path)
             clock.lap("time/update_s")
-            metrics |= batch_metrics(batch, rollouts)
+            metrics |= batch_metrics(batch)
             sampler.load_weights(policy.model, state.version)
             state.finish_step(rollouts)
             last = state.step == config.steps
@@ -97,9 +97,9 @@ def train(config: RunConfig, path: Path) -> None:
                 metrics |= evaluate(collector, config.evaluate, sampling, config.seed)
                 clock.lap("time/eval_s")
             metrics |= state.counters() | clock.metrics(rollouts)
-            tracker.log(state.step, metrics)
             if config.tracking.completions_every and (state.step % config.tracking.completions_every == 0 or last):
                 tracker.completions(state.step, batch.rows(config.tracking.completions))
+            tracker.log(state.step, metrics)
             progress.show(state.step, metrics, batch)
             if last or interrupt.asked or (config.checkpoint.every and state.step % config.checkpoint.every == 0):
                 state.save(folder, config.checkpoint.keep)

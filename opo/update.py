@@ -27,7 +27,8 @@ def loss_of(algo: AlgoConfig, rollouts: Rollouts) -> Callable[[Tensor], Tensor]:
     def loss(logprobs_NT: Tensor) -> Tensor:
         value = ALGORITHMS[algo.name].loss(logprobs_NT, rollouts, **algo.knobs)
         if algo.kl_coef and algo.kl_placement == "loss":
-            value = value + algo.kl_coef * kl_penalty(logprobs_NT, rollouts, algo.kl_estimator)
+            how = algo.knobs.get("aggregation", "sequence_sum")
+            value = value + algo.kl_coef * kl_penalty(logprobs_NT, rollouts, algo.kl_estimator, how)
         return value
 
     return loss
