@@ -1,0 +1,1 @@
+"""Hydra configs; a package, so that an installed project finds them."""
