@@ -1,0 +1,119 @@
+"""A table of estimators measured on the same groups, and their differences from one of them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from analysis.moments import Interval, Moments, Row
+from analysis.stats import Array, holm, log_product_interval, log_product_p_value, proportionality
+
+COMPARABLE = ("relative_variance", "trace_cov")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An estimator's measure over the reference's: `ratio` with its 95 % interval; 1 is no difference.
+
+    `p_value` is of a ratio of 1, two-sided; `p_holm` holds for all differences of the table together. Where a signal is not
+    above zero the ratio is unknown: inf, interval (0, inf), p-value 1, not resolved.
+    """
+
+    name: str
+    reference: str
+    measure: str
+    ratio: float
+    interval: Interval
+    p_value: float
+    p_holm: float
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the interval leaves out 1."""
+        return not self.interval[0] <= 1 <= self.interval[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Rows by name, in the order asked for; all intervals come from the same resamples of the same prompts."""
+
+    rows: Mapping[str, Row]
+
+    def __getitem__(self, name: str) -> Row:
+        if name not in self.rows:
+            raise KeyError(f"estimator {name!r} is not in this table: it has {', '.join(self.rows)}")
+        return self.rows[name]
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows.values())
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def against(self, reference: str, measure: str = "relative_variance") -> list[Difference]:
+        """Every other estimator's measure over the reference's, paired prompt by prompt, with Holm's correction.
+
+        `measure` is relative_variance or trace_cov. The ratio of traces means something only between estimators of the same mean: for
+        two unbiased ones it is the ratio of relative variances, and needs no resolved signal.
+        """
+        if measure not in COMPARABLE:
+            raise ValueError(f"measure {measure!r} cannot be compared as a ratio: choose from {', '.join(COMPARABLE)}")
+        base = self[reference]
+        found = [(row.name, *ratio_between(row, base, measure)) for row in self if row.name != reference]
+        adjusted = holm([p for *_, p in found])
+        return [
+            Difference(name, reference, measure, ratio, interval, p, float(p_holm))
+            for (name, ratio, interval, p), p_holm in zip(found, adjusted, strict=True)
+        ]
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """One record for each estimator and measure: estimator, group_size, measure, value, low, high, resolved."""
+        records = []
+        for row in self:
+            for measure in row.measures:
+                low, high = row.interval(measure)
+                place = {"estimator": row.name, "group_size": row.group_size, "measure": measure}
+                value = getattr(row, measure)
+                resolved = bool(np.isfinite([value, low, high]).all())
+                records.append({**place, "value": value, "low": low, "high": high, "resolved": resolved})
+        return records
+
+    def __str__(self) -> str:
+        shown = ("relative_variance", "bias", "cosine", "mse_rescaled")
+        lines = [f"{'estimator':<26}" + "".join(f"{measure:>30}" for measure in shown)]
+        for row in self:
+            cells = [f"{getattr(row, m):.4g} [{row.interval(m)[0]:.4g}, {row.interval(m)[1]:.4g}]" for m in shown]
+            lines.append(f"{row.name:<26}" + "".join(f"{cell:>30}" for cell in cells))
+        return "\n".join(lines)
+
+
+def ratio_between(row: Row, base: Row, measure: str) -> tuple[float, Interval, float]:
+    """Ratio of a measure of two rows of the same prompts, its interval and its p-value."""
+    pairs = [(row.moments.trace, base.moments.trace)]
+    if measure == "relative_variance":
+        pairs.append((base.moments.signal, row.moments.signal))
+    constants = [proportionality(x, y) for x, y in pairs]
+    if all(constants):  # one estimate is a multiple of the other: the ratio is known, whatever the signal
+        exact = float(np.prod([c for c in constants if c]))
+        return exact, (exact, exact), 1.0 if abs(exact - 1) < 1e-9 else 0.0
+    numerators, denominators = (list(side) for side in zip(*pairs, strict=True))
+    values: Sequence[Array] = [*numerators, *denominators]
+    if min(x.mean() for x in values) <= 0:
+        return np.inf, (0.0, np.inf), 1.0
+    exponents = [1.0] * len(numerators) + [-1.0] * len(denominators)
+    ratio = float(np.exp(sum(a * np.log(x.mean()) for a, x in zip(exponents, values, strict=True))))
+    interval = log_product_interval(values, exponents, row.counts_BP)
+    return ratio, interval, log_product_p_value(values, exponents, row.counts_BP)
+
+
+def table_of(
+    moments: Mapping[str, Moments],
+    group_size: int,
+    counts_BP: Array,
+    sample_sizes: Mapping[str, float | None] | None = None,
+    products_PP: Mapping[str, Array] | None = None,
+) -> Table:
+    """A table from moments by name, however they were measured; `counts_BP` from `analysis.stats.resample_counts`."""
+    sizes, products = sample_sizes or {}, products_PP or {}
+    return Table({n: Row(n, group_size, m, counts_BP, sizes.get(n), products.get(n)) for n, m in moments.items()})
