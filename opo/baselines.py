@@ -167,7 +167,7 @@ def _checked_weights(rewards_PG: Tensor, weights_PG: Tensor | None) -> Tensor:
 
 
 def _above_floor(rewards_PG: Tensor, weights_PG: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rewards above the group's smallest (equal ones then cancel exactly), that smallest, weights, scorable as 0 or 1."""
+    """Rewards above the group's smallest (equal ones then cancel exactly), that smallest, weights, scorable 0 or 1."""
     weights_PG = _checked_weights(rewards_PG, weights_PG)
     scorable_PG = ~rewards_PG.isnan()
     floor_P1 = torch.where(scorable_PG, rewards_PG, torch.inf).amin(-1, keepdim=True)

@@ -53,7 +53,9 @@ class Rollouts:
         rewards_PG = torch.as_tensor(rewards_PG, dtype=torch.float64)
         group_size = len(response_ids[0]) if response_ids else 0
         if not response_ids or len(prompt_ids) != len(response_ids):
-            raise ValueError(f"{len(prompt_ids)} prompts but {len(response_ids)} groups of responses: give one group a prompt")
+            raise ValueError(
+                f"{len(prompt_ids)} prompts but {len(response_ids)} groups of responses: give one group a prompt"
+            )
         for p, group in enumerate(response_ids):
             if len(group) != group_size or group_size == 0:
                 raise ValueError(f"prompt {p}: {len(group)} responses where {group_size or 'at least one'} are needed")
@@ -73,7 +75,9 @@ class Rollouts:
             rows = [torch.as_tensor(row, dtype=torch.float64) for group in logprobs for row in group]
             for n, (row, length) in enumerate(zip(rows, lengths_N.tolist(), strict=True)):
                 if len(row) != length or not row.isfinite().all():
-                    raise ValueError(f"prompt {n // group_size}: response {n % group_size} needs {length} finite log-probabilities")
+                    raise ValueError(
+                        f"prompt {n // group_size}: response {n % group_size} needs {length} finite log-probabilities"
+                    )
             logprobs_NT = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         return cls(prompt_ids, tokens_NT, mask_NT, rewards_PG, logprobs_NT, answers=answers, **others)
 

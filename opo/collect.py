@@ -76,7 +76,9 @@ class Collector:
         ids = [self.tokenizer.encode(render(p, self.tokenizer), add_special_tokens=not p.chat) for p in prompts]
         return prompts, ids
 
-    def collect(self, first: int, count: int, sampling: Sampling, generator: torch.Generator, split: str = "train") -> Collected:
+    def collect(
+        self, first: int, count: int, sampling: Sampling, generator: torch.Generator, split: str = "train"
+    ) -> Collected:
         """Sample and score `sampling.group_size` responses to each of `count` prompts."""
         prompts, ids = self.prompts(first, count, split)
         for prompt, tokens in zip(prompts, ids, strict=True):
@@ -86,7 +88,9 @@ class Collector:
                     f"tokens and the model holds {self.max_length} in all"
                 )
         samples = self.sampler.generate(ids, sampling, generator)
-        responses = [[response_text(self.tokenizer, r, self.task.stop) for r in group] for group in samples.response_ids]
+        responses = [
+            [response_text(self.tokenizer, r, self.task.stop) for r in group] for group in samples.response_ids
+        ]
         scored = self.rewards.score(prompts, responses)
         rollouts = Rollouts.from_lists(
             ids,

@@ -1,4 +1,4 @@
-"""Typed schema of every training config: what each key is, its default, its meaning."""
+"""Typed schema of a training config: every key with its default and meaning. `opo/validate.py` reads and judges it."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -156,5 +156,7 @@ class RunConfig:
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
-    """The config as plain dicts and numbers."""
-    return asdict(config)
+    """The config as plain dicts, shaped as in conf/: an algorithm's knobs stand beside its other keys."""
+    plain = asdict(config)
+    plain["algo"] |= plain["algo"].pop("knobs")
+    return plain

@@ -61,9 +61,13 @@ def update_critic(
     for part in microbatches(rollouts, prompts, config.optim.tokens_per_microbatch):
         values_MT = critic(rollouts, part)
         width = values_MT.shape[1]
-        old_MT, target_MT, mask_MT = (x[part.rows_M, :width].to(values_MT.device) for x in (rollouts.values_NT, returns_NT, inside_NT))
+        old_MT, target_MT, mask_MT = (
+            x[part.rows_M, :width].to(values_MT.device) for x in (rollouts.values_NT, returns_NT, inside_NT)
+        )
         # value_loss is a mean over the part's tokens: weighted by their share it adds up to the mean over all
-        loss = value_loss(values_MT, old_MT.float(), target_MT.float(), mask_MT, knobs["value_clip"]) * (mask_MT.sum() / tokens)
+        loss = value_loss(values_MT, old_MT.float(), target_MT.float(), mask_MT, knobs["value_clip"]) * (
+            mask_MT.sum() / tokens
+        )
         loss.backward()
         total += loss.item()
     parameters = list(critic.parameters())

@@ -1,4 +1,4 @@
-"""The one exception that stands for a mistake of the user's."""
+"""The exceptions that are no bugs: a mistake of the user's, and a run that had to stop."""
 
 
 class UserError(Exception):
@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The command line prints it without a traceback and exits with status 2.
     """
+
+
+class StoppedRun(Exception):
+    """A run that ended before its last step: one line that says where, and what is on disk. Exit status 1."""

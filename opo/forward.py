@@ -32,7 +32,10 @@ def microbatches(rollouts: Rollouts, prompts: list[int], token_budget: int) -> I
     """
     lengths = rollouts.lengths_N.tolist()
     prompt_lengths = [len(ids) for ids in rollouts.prompt_ids]
-    groups = [sorted(range(p * rollouts.group_size, (p + 1) * rollouts.group_size), key=lambda n: -lengths[n]) for p in prompts]
+    groups = [
+        sorted(range(p * rollouts.group_size, (p + 1) * rollouts.group_size), key=lambda n: -lengths[n])
+        for p in prompts
+    ]
     order = sorted(range(len(prompts)), key=lambda i: -lengths[groups[i][0]])
     part: dict[int, list[int]] = {}
 
@@ -76,7 +79,9 @@ def positions(mask_BL: Tensor) -> Tensor:
     return (mask_BL.cumsum(1) - 1).clamp(min=0)
 
 
-def response_hidden(decoder: PreTrainedModel | Any, rollouts: Rollouts, part: Microbatch, shared_prefix: bool = True) -> tuple[Tensor, Tensor]:
+def response_hidden(
+    decoder: PreTrainedModel | Any, rollouts: Rollouts, part: Microbatch, shared_prefix: bool = True
+) -> tuple[Tensor, Tensor]:
     """Last hidden states that predict the part's response tokens, (K, H) for its K = sum of lengths tokens, row by row.
 
     Also returns the part's response mask (M, T): `hidden_KH[k]` belongs to the k-th true entry of it.
@@ -94,10 +99,14 @@ def response_hidden(decoder: PreTrainedModel | Any, rollouts: Rollouts, part: Mi
 
     if not shared_prefix:
         ids_ML = torch.cat([prompts_BL[prompt_of_M], tokens_MT[:, :-1]], 1)
-        out = decoder(input_ids=ids_ML, attention_mask=full_mask_ML, position_ids=positions(full_mask_ML), use_cache=False)
+        out = decoder(
+            input_ids=ids_ML, attention_mask=full_mask_ML, position_ids=positions(full_mask_ML), use_cache=False
+        )
         return out.last_hidden_state[:, length - 1 :][mask_MT], mask_MT
 
-    prefix = decoder(input_ids=prompts_BL, attention_mask=prompt_mask_BL, position_ids=positions(prompt_mask_BL), use_cache=True)
+    prefix = decoder(
+        input_ids=prompts_BL, attention_mask=prompt_mask_BL, position_ids=positions(prompt_mask_BL), use_cache=True
+    )
     first_M1H = prefix.last_hidden_state[prompt_of_M, -1:]
     if width == 1:
         return first_M1H[mask_MT], mask_MT

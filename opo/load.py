@@ -41,7 +41,9 @@ def load_policy(config: ModelConfig, temperature: float = 1.0, device: str = "au
         from peft import LoraConfig, get_peft_model
 
         targets = config.lora_targets if isinstance(config.lora_targets, str) else list(config.lora_targets)
-        lora = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=targets, task_type="CAUSAL_LM")
+        lora = LoraConfig(
+            r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=targets, task_type="CAUSAL_LM"
+        )
         model = get_peft_model(model, lora)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

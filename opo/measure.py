@@ -60,7 +60,10 @@ def batch_metrics(batch: Collected) -> dict[str, float]:
     if rollouts.finished_PG is not None:
         metrics["length/truncated_fraction"] = float((~rollouts.finished_PG).double().mean())
     if len(rewards_N):
-        lowest_P, highest_P = rollouts.rewards_PG.nan_to_num(torch.inf).amin(1), rollouts.rewards_PG.nan_to_num(-torch.inf).amax(1)
+        lowest_P, highest_P = (
+            rollouts.rewards_PG.nan_to_num(torch.inf).amin(1),
+            rollouts.rewards_PG.nan_to_num(-torch.inf).amax(1),
+        )
         metrics["train/reward_mean"] = float(rewards_N.mean())
         metrics["train/constant_groups_fraction"] = float((lowest_P >= highest_P).double().mean())
     if len(rewards_N) > 1:

@@ -52,7 +52,13 @@ class Policy:
         return [p for p in self.model.parameters() if p.requires_grad]
 
     def scores(
-        self, rollouts: Rollouts, part: Microbatch, *, shared_prefix: bool = True, entropy_grad: bool = False, energy: bool = False
+        self,
+        rollouts: Rollouts,
+        part: Microbatch,
+        *,
+        shared_prefix: bool = True,
+        entropy_grad: bool = False,
+        energy: bool = False,
     ) -> TokenScores:
         """Of one part's sampled tokens; log-probabilities (entropies on demand) are differentiable where gradients are enabled."""
         hidden_KH, mask_MT = response_hidden(self.decoder, rollouts, part, shared_prefix)
@@ -65,7 +71,13 @@ class Policy:
 
     @torch.no_grad()
     def measure(
-        self, rollouts: Rollouts, prompts: list[int], token_budget: int, *, shared_prefix: bool = True, energy: bool = False
+        self,
+        rollouts: Rollouts,
+        prompts: list[int],
+        token_budget: int,
+        *,
+        shared_prefix: bool = True,
+        energy: bool = False,
     ) -> TokenScores:
         """The same for all responses to these prompts, without gradient: (N, T) float64 on the CPU, zero elsewhere."""
         logprobs_NT = torch.zeros(rollouts.mask_NT.shape, dtype=torch.float64)

@@ -17,7 +17,12 @@ def needs_reference(algo: AlgoConfig) -> bool:
 
 
 def prepare(
-    batch: Collected, config: RunConfig, policy: Policy, initial: Policy | None, critic: Critic | None, collector: Collector
+    batch: Collected,
+    config: RunConfig,
+    policy: Policy,
+    initial: Policy | None,
+    critic: Critic | None,
+    collector: Collector,
 ) -> Rollouts:
     """The batch's rollouts with reference log-probabilities, KL rewards, values and greedy rewards, each only where it is used."""
     rollouts, algo, optim = batch.rollouts, config.algo, config.optim
@@ -39,6 +44,8 @@ def prepare(
         best = collector.collect(first, rollouts.num_prompts, greedy, unused)
         rollouts = rollouts.with_(greedy_rewards_P=best.rollouts.rewards_PG[:, 0])
     if "logit_energy_NT" in needs or "entropies_NT" in needs:
-        seen = policy.measure(rollouts, prompts, optim.tokens_per_microbatch, shared_prefix=optim.shared_prefix, energy=True)
+        seen = policy.measure(
+            rollouts, prompts, optim.tokens_per_microbatch, shared_prefix=optim.shared_prefix, energy=True
+        )
         rollouts = rollouts.with_(logit_energy_NT=seen.energies_MT, entropies_NT=seen.entropies_MT)
     return rollouts

@@ -54,7 +54,9 @@ class Progress:
             rewards = batch.rollouts.rewards_PG[0].tolist()
             for response, reward in list(zip(batch.responses[0], rewards, strict=True))[:3]:
                 prompt = batch.prompts[0].text.splitlines()[-1]
-                self.console.print(f"  [dim]{reward:4.2f}[/dim]  {escape(prompt)}[bold]{escape(response)}[/bold]", soft_wrap=True)
+                self.console.print(
+                    f"  [dim]{reward:4.2f}[/dim]  {escape(prompt)}[bold]{escape(response)}[/bold]", soft_wrap=True
+                )
 
 
 def _duration(seconds: float) -> str:

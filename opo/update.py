@@ -13,12 +13,13 @@ from opo.batch import Rollouts
 from opo.certificate import Certificate, measure_gap
 from opo.config import AlgoConfig, RunConfig
 from opo.critic_network import Critic, update_critic
+from opo.errors import StoppedRun
 from opo.gradient import accumulate, clip_gradients, gradient_norm
 from opo.kl import kl_penalty
 from opo.measure import UpdateTally
 from opo.policy import Policy
 from opo.seeding import rng_for
-from opo.state import StoppedRun, TrainingState
+from opo.state import TrainingState
 
 
 def loss_of(algo: AlgoConfig, rollouts: Rollouts) -> Callable[[Tensor], Tensor]:
@@ -120,5 +121,11 @@ def stop_nonfinite(path: Path, step: int, rollouts: Rollouts, weights_NT: Tensor
     tensors |= {"weights": weights_NT, "logprobs": logprobs_NT}
     save_file({k: v.contiguous() for k, v in tensors.items()}, file)
     bad = (~logprobs_NT.isfinite() | ~weights_NT.isfinite()).any(1).nonzero()
-    where = f"response {int(bad[0]) % rollouts.group_size} to prompt {int(bad[0]) // rollouts.group_size}" if len(bad) else "the backward pass"
-    raise StoppedRun(f"{path}: step {step + 1} has a gradient that is not finite, first seen in {where}; the batch is in {file.name}")
+    where = (
+        f"response {int(bad[0]) % rollouts.group_size} to prompt {int(bad[0]) // rollouts.group_size}"
+        if len(bad)
+        else "the backward pass"
+    )
+    raise StoppedRun(
+        f"{path}: step {step + 1} has a gradient that is not finite, first seen in {where}; the batch is in {file.name}"
+    )

@@ -13,7 +13,9 @@ VOCABULARY = 29
 def small_gpt2(seed: int = 0) -> PreTrainedModel:
     """GPT-2 in float64: its LayerNorm stays in float64, where Llama's RMSNorm rounds to float32 inside."""
     torch.manual_seed(seed)
-    shape = GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=2, n_positions=64, resid_pdrop=0.0, initializer_range=0.3)
+    shape = GPT2Config(
+        vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=2, n_positions=64, resid_pdrop=0.0, initializer_range=0.3
+    )
     return GPT2LMHeadModel(shape).double().eval()
 
 
@@ -34,7 +36,9 @@ def small_llama(seed: int = 0, vocabulary: int = VOCABULARY) -> PreTrainedModel:
     return LlamaForCausalLM(shape).eval()
 
 
-def random_rollouts(prompts: int = 4, group: int = 3, seed: int = 0, lengths: tuple[int, ...] = (1, 2, 5, 11)) -> Rollouts:
+def random_rollouts(
+    prompts: int = 4, group: int = 3, seed: int = 0, lengths: tuple[int, ...] = (1, 2, 5, 11)
+) -> Rollouts:
     """Prompts of 1 to 7 tokens, responses of the given lengths, rewards 0 or 1, log-probabilities that are not the model's."""
     rng = random.Random(seed)
 

@@ -10,7 +10,9 @@ from opo.policy import Policy
 from small import random_rollouts, small_gpt2
 
 
-def plain_gradient(model, rollouts: Rollouts, weights_NT: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+def plain_gradient(
+    model, rollouts: Rollouts, weights_NT: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The slow twin: one response at a time, no padding, the model's own logits."""
     model.zero_grad()
     logprobs_NT = torch.zeros_like(weights_NT)
@@ -34,7 +36,9 @@ def test_gradient_equals_one_response_at_a_time(shared_prefix, token_budget, tem
     expected, logprobs_NT = plain_gradient(model, rollouts, weights_NT * rollouts.mask_NT, temperature)
     model.zero_grad()
     policy = Policy(model, None, temperature)  # type: ignore[arg-type]
-    seen = accumulate(policy, rollouts, [2, 0, 3, 1], weights_NT, token_budget=token_budget, shared_prefix=shared_prefix)
+    seen = accumulate(
+        policy, rollouts, [2, 0, 3, 1], weights_NT, token_budget=token_budget, shared_prefix=shared_prefix
+    )
     actual = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     assert (actual - expected).norm() <= 1e-12 * expected.norm()
     assert torch.allclose(seen.logprobs_NT, logprobs_NT, rtol=0, atol=1e-12)
@@ -78,7 +82,9 @@ def test_microbatches_hold_every_response_once_and_keep_the_budget(token_budget)
 def test_prompt_is_encoded_once_for_its_group():
     model, rollouts = small_gpt2(), random_rollouts(prompts=2, group=3)
     fed = []
-    hook = model.transformer.register_forward_pre_hook(lambda m, a, kw: fed.append(kw["input_ids"].shape), with_kwargs=True)
+    hook = model.transformer.register_forward_pre_hook(
+        lambda m, a, kw: fed.append(kw["input_ids"].shape), with_kwargs=True
+    )
     (part,) = microbatches(rollouts, [0, 1], 10_000)
     response_hidden(model.transformer, rollouts, part)
     hook.remove()

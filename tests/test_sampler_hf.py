@@ -32,7 +32,9 @@ def test_logprobs_are_those_of_the_policy(temperature):
 
 
 def test_a_stop_token_ends_a_response_and_belongs_to_it():
-    samples = sampler(small_gpt2()).generate(PROMPTS, Sampling(8, 10, stop_token_ids=(0, 1, 2, 3)), torch.Generator().manual_seed(1))
+    samples = sampler(small_gpt2()).generate(
+        PROMPTS, Sampling(8, 10, stop_token_ids=(0, 1, 2, 3)), torch.Generator().manual_seed(1)
+    )
     responses = [r for group in samples.response_ids for r in group]
     finished = [f for group in samples.finished for f in group]
     assert any(finished) and not all(finished)
@@ -56,7 +58,9 @@ def test_first_token_follows_the_policy():
     model = small_gpt2()
     with torch.no_grad():
         logits_V = model(input_ids=torch.tensor([PROMPTS[0]])).logits[0, -1]
-    samples = sampler(model, max_sequences=4000).generate([PROMPTS[0]], Sampling(4000, 1, 0.8), torch.Generator().manual_seed(4))
+    samples = sampler(model, max_sequences=4000).generate(
+        [PROMPTS[0]], Sampling(4000, 1, 0.8), torch.Generator().manual_seed(4)
+    )
     counts_V = torch.bincount(torch.tensor([r[0] for r in samples.response_ids[0]]), minlength=VOCABULARY).double()
 
     def p_value(temperature: float) -> float:

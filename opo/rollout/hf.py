@@ -52,7 +52,9 @@ class HfSampler:
         versions = [[self.version] * group for _ in prompt_ids]
         return Samples(_grouped(responses, group), _grouped(logprobs, group), _grouped(finished, group), versions)
 
-    def _sample(self, prompt_ids: list[list[int]], sampling: Sampling, uniforms_NT: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _sample(
+        self, prompt_ids: list[list[int]], sampling: Sampling, uniforms_NT: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Tokens and log-probabilities (N, T), lengths and whether a stop token came (N,), on the CPU."""
         device, group, steps = self.model.device, sampling.group_size, sampling.max_new_tokens
         uniforms_NT = uniforms_NT.to(device)
@@ -66,7 +68,12 @@ class HfSampler:
         ids_BL, mask_BL = pad_left(prompt_ids, device)
         cache = DynamicCache(config=self.model.config)
         out = self.model(
-            input_ids=ids_BL, attention_mask=mask_BL, position_ids=positions(mask_BL), past_key_values=cache, use_cache=True, logits_to_keep=1
+            input_ids=ids_BL,
+            attention_mask=mask_BL,
+            position_ids=positions(mask_BL),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
         )
         cache.batch_repeat_interleave(group)
         logits_BV = out.logits[:, -1].repeat_interleave(group, 0)
@@ -86,10 +93,19 @@ class HfSampler:
             if bool(stopped_B.any()):
                 keep_B = (~stopped_B).nonzero().squeeze(1)
                 cache.batch_select_indices(keep_B)
-                rows_B, token_B, mask_BL, position_B = rows_B[keep_B], token_B[keep_B], mask_BL[keep_B], position_B[keep_B]
+                rows_B, token_B, mask_BL, position_B = (
+                    rows_B[keep_B],
+                    token_B[keep_B],
+                    mask_BL[keep_B],
+                    position_B[keep_B],
+                )
             mask_BL = torch.cat([mask_BL, mask_BL.new_ones(len(rows_B), 1)], 1)
             logits_BV = self.model(
-                input_ids=token_B[:, None], attention_mask=mask_BL, position_ids=position_B[:, None], past_key_values=cache, use_cache=True
+                input_ids=token_B[:, None],
+                attention_mask=mask_BL,
+                position_ids=position_B[:, None],
+                past_key_values=cache,
+                use_cache=True,
             ).logits[:, -1]
             position_B = position_B + 1
         return tokens_NT.cpu(), logprobs_NT.cpu(), lengths_N.cpu(), finished_N.cpu()

@@ -1,0 +1,5 @@
+"""`python -m opo` is `opo`."""
+
+from opo.cli import main
+
+main()
