@@ -5,12 +5,15 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from opo.config import ModelConfig
 from opo.errors import UserError
 from opo.policy import Policy
 from opo.smollm2 import smollm2_folder
 from opo.tiny import tiny_folder
+
+disable_progress_bar()  # bars of loading and saving would break the one line of progress
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 

@@ -82,7 +82,7 @@ def update_on(
             weights_NT = token_weights(loss, current_NT)
         elif config.certificate.on_breach == "correct":
             measured = policy.measure(rollouts, prompts, optim.tokens_per_microbatch, shared_prefix=optim.shared_prefix)
-            weights_NT = weights_NT * certificate.correction(rollouts, measured.logprobs_MT, rows)
+            weights_NT = weights_NT * certificate.correction(rollouts.logprobs_NT, measured.logprobs_MT, rows)
         tally.add(rows, current_NT, weights_NT)
         seen = accumulate(
             policy,
