@@ -19,7 +19,6 @@ from scipy.stats import spearmanr
 
 from analysis.pools import PromptPool
 from analysis.stats import Array, log_product_interval, ratio_interval
-from analysis.study_result import estimate
 
 PROXIES = {"length": "lengths_R", "energy": "logit_energy_R", "head": "head_norm2_R"}
 
@@ -44,54 +43,56 @@ AUDITS = {
 }
 
 
-def audits(pools: Sequence[PromptPool], counts_BP: Array) -> list[dict[str, Any]]:
-    """Rows (scope, measure, value, low, high, resolved) for the whole score, and for each part of the model."""
-    norms = [np.diag(pool.gram_RR) for pool in pools]
-    rows = [row for name in PROXIES for row in _proxy(name, pools, norms, counts_BP)]
-    rows += [
-        _row("token_orthogonality", [(p.token_sum_norm2_K.mean(), p.token_norm2_sum_K.mean()) for p in pools], counts_BP),
-        _row("reward_length_rank", [(_rank(p.rewards_R, p.lengths_R), 1.0) for p in pools], counts_BP, signed=True),
-        _row("reward_norm_rank", [(_rank(p.rewards_R, w), 1.0) for p, w in zip(pools, norms, strict=True)], counts_BP, signed=True),
-        _gain("length_gain", pools, norms, [p.lengths_R for p in pools], counts_BP),
-        _gain("energy_gain", pools, norms, [p.logit_energy_R for p in pools], counts_BP),
-        _gain("best_gain", pools, norms, norms, counts_BP),
-    ]
-    for s, part in enumerate(pools[0].parts.tolist()):
-        mine = [pool.part_norm2_SR[s] for pool in pools]
-        lengths = [pool.lengths_R for pool in pools]
-        shares = [(part_R.mean(), all_R.mean()) for part_R, all_R in zip(mine, norms, strict=True)]
-        rows += [
-            _row("norm2_share", shares, counts_BP, part),
-            _row("norm_length_exponent", _log_products(lengths, mine)[:, [1, 0]], counts_BP, part, signed=True),
-            _gain("best_gain", pools, mine, mine, counts_BP, part),
+def audit_terms(pools: Sequence[PromptPool]) -> list[dict[str, Any]]:
+    """One prompt's terms of every audit, (scope, measure, prompt_id, a, b, c): what is reported is made of their means over prompts.
+
+    A measure that ends in _r2 is mean(b)^2 / (mean(a) mean(c)), any other mean(b) / mean(a).
+    """
+    rows: list[dict[str, Any]] = []
+    for pool in pools:
+        norms = np.diag(pool.gram_RR)
+        found: list[tuple[str, str, tuple[float, float, float]]] = []
+        for name, field in PROXIES.items():
+            proxy = getattr(pool, field)
+            products = _log_products(proxy, norms)
+            found += [("all", f"norm_{name}_{kind}", products) for kind in ("exponent", "r2")]
+            found.append(("all", f"norm_{name}_rank", (1.0, _rank(proxy, norms), 0.0)))
+        found += [
+            ("all", "token_orthogonality", (pool.token_norm2_sum_K.mean(), pool.token_sum_norm2_K.mean(), 0.0)),
+            ("all", "reward_length_rank", (1.0, _rank(pool.rewards_R, pool.lengths_R), 0.0)),
+            ("all", "reward_norm_rank", (1.0, _rank(pool.rewards_R, norms), 0.0)),
+            ("all", "best_gain", jackknifed_gain(pool.rewards_R, norms, norms)),
+            ("all", "length_gain", jackknifed_gain(pool.rewards_R, norms, pool.lengths_R)),
+            ("all", "energy_gain", jackknifed_gain(pool.rewards_R, norms, pool.logit_energy_R)),
         ]
+        for part, norm2_R in zip(pool.parts.tolist(), pool.part_norm2_SR, strict=True):
+            found += [
+                (part, "norm2_share", (norms.mean(), norm2_R.mean(), 0.0)),
+                (part, "norm_length_exponent", _log_products(pool.lengths_R, norm2_R)),
+                (part, "best_gain", jackknifed_gain(pool.rewards_R, norm2_R, norm2_R)),
+            ]
+        for scope, measure, terms in found:
+            a, b, c = map(float, terms)
+            rows.append({"scope": scope, "measure": measure, "prompt_id": pool.prompt_id, "a": a, "b": b, "c": c})
     return rows
 
 
-def _proxy(name: str, pools: Sequence[PromptPool], norms: list[Array], counts_BP: Array) -> list[dict[str, Any]]:
-    """Exponent, explained variance and rank correlation of |z|^2 on one proxy."""
-    proxies = [getattr(pool, PROXIES[name]) for pool in pools]
-    products_P3 = _log_products(proxies, norms)
-    xx_P, xy_P, yy_P = products_P3.T
-    r2 = _ratio(xy_P.mean() ** 2, xx_P.mean() * yy_P.mean())
-    low, high = log_product_interval([xy_P, xx_P, yy_P], [2, -1, -1], counts_BP)
-    ranks = [(_rank(x, w), 1.0) for x, w in zip(proxies, norms, strict=True)]
-    return [
-        _row(f"norm_{name}_exponent", products_P3[:, [1, 0]], counts_BP, signed=True),
-        {"scope": "all", "measure": f"norm_{name}_r2"} | estimate(r2, low, min(high, 1.0)),
-        _row(f"norm_{name}_rank", ranks, counts_BP, signed=True),
-    ]
+def audit_value(measure: str, terms_P3: Array) -> float:
+    """The measure from its terms at P prompts; inf where the data does not give it."""
+    a, b, c = terms_P3.mean(0)
+    if measure.endswith("_r2"):
+        return float(b**2 / (a * c)) if a * c > 0 else np.inf
+    return float(b / a) if a > 0 else np.inf
 
 
-def _row(measure: str, pairs: Any, counts_BP: Array, scope: str = "all", signed: bool = False) -> dict[str, Any]:
-    """mean(x) / mean(y) over prompts and its interval."""
-    x_P, y_P = np.asarray(pairs, dtype=np.float64).T
-    interval = ratio_interval(x_P, y_P, counts_BP, nonnegative=not signed)
-    return {"scope": scope, "measure": measure} | estimate(_ratio(x_P.mean(), y_P.mean()), *interval)
-
-
-def _ratio(x: float, y: float) -> float:
-    return float(x / y) if y > 0 else np.inf
+def audit_interval(measure: str, terms_P3: Array, counts_BP: Array, level: float = 0.95) -> tuple[float, float]:
+    """Its interval for fresh prompts of the same kind."""
+    a_P, b_P, c_P = terms_P3.T
+    if measure.endswith("_r2"):
+        low, high = log_product_interval([b_P, a_P, c_P], [2, -1, -1], counts_BP, level)
+        return low, min(high, 1.0)
+    nonnegative = not measure.endswith(("_exponent", "_rank", "_gain"))
+    return ratio_interval(b_P, a_P, counts_BP, level, nonnegative)
 
 
 def _rank(x_R: Array, y_R: Array) -> float:
@@ -101,33 +102,21 @@ def _rank(x_R: Array, y_R: Array) -> float:
     return float(spearmanr(x_R, y_R).statistic)
 
 
-def _log_products(xs: list[Array], ys: list[Array]) -> Array:
-    """Mean of dx dx, dx dy, dy dy for each prompt, with d the log's deviation from the prompt's mean, (P, 3).
+def _log_products(x_R: Array, y_R: Array) -> tuple[float, float, float]:
+    """Means of dx dx, dx dy, dy dy, with d the deviation of the logarithm from the prompt's mean of it.
 
     A response whose score is exactly zero has no logarithm and is left out.
     """
-    rows = []
-    for x_R, y_R in zip(xs, ys, strict=True):
-        keep = (y_R > 0) & (x_R > 0)
-        if not keep.any():
-            rows.append([0.0, 0.0, 0.0])
-            continue
-        x, y = np.log(x_R[keep]), np.log(y_R[keep])
-        x, y = x - x.mean(), y - y.mean()
-        rows.append([(x * x).mean(), (x * y).mean(), (y * y).mean()])
-    return np.array(rows)
+    keep = (y_R > 0) & (x_R > 0)
+    if not keep.any():
+        return 0.0, 0.0, 0.0
+    x, y = np.log(x_R[keep]), np.log(y_R[keep])
+    x, y = x - x.mean(), y - y.mean()
+    return float((x * x).mean()), float((x * y).mean()), float((y * y).mean())
 
 
-def _gain(
-    measure: str, pools: Sequence[PromptPool], norms: list[Array], weights: list[Array], counts_BP: Array, scope: str = "all"
-) -> dict[str, Any]:
-    """(V_mean - V_b) / V_mean with b weighted by `weights`, each side a mean over prompts of jackknifed plug-ins."""
-    pairs = [jackknifed_gain(p.rewards_R, w, v) for p, w, v in zip(pools, norms, weights, strict=True)]
-    return _row(measure, pairs, counts_BP, scope, signed=True)
-
-
-def jackknifed_gain(rewards_R: Array, norm2_R: Array, weights_R: Array) -> tuple[float, float]:
-    """V_mean - V_b and V_mean of one prompt, with the plug-in's bias of order 1/R removed by leaving out one response at a time."""
+def jackknifed_gain(rewards_R: Array, norm2_R: Array, weights_R: Array) -> tuple[float, float, float]:
+    """V_mean and V_mean - V_b of one prompt, b weighted by `weights_R`; leaving out one response at a time removes bias of order 1/R."""
     r, w, v = rewards_R, norm2_R, weights_R
     terms = np.stack([np.ones_like(r), r, w, r * w, r * r * w, v, r * v])
 
@@ -142,4 +131,4 @@ def jackknifed_gain(rewards_R: Array, norm2_R: Array, weights_R: Array) -> tuple
     n = len(r)
     without = plug_in(whole[:, None] - terms).mean(1)
     gain, level = n * plug_in(whole) - (n - 1) * without
-    return float(gain), float(level)
+    return float(level), float(gain), 0.0

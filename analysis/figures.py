@@ -23,6 +23,11 @@ LABELS = {
     "snr": "signal-to-noise ratio |E g|² / tr Cov(g)",
 }
 
+HIGHLIGHT = ("opo", "length_weighted", "length_weighted_loo")
+# in figures of lines; group_mean is leave_one_out there, and more would hide one another
+MAIN = ("length_weighted", "leave_one_out", "none", "length_weighted_loo", "score_norm_weighted", "score_norm_weighted_loo", "group_standardized")
+WITHIN = "#56b4e9"
+
 
 @styled()
 def forest(study: Study, policy: str | None = None, group_size: int | None = None, ax: Axes | None = None) -> Axes:
@@ -48,11 +53,9 @@ def forest(study: Study, policy: str | None = None, group_size: int | None = Non
 
 
 @styled()
-def ratio_forest(
-    study: Study, policy: str | None = None, group_size: int | None = None, reference: str | None = None, ax: Axes | None = None
-) -> Axes:
+def ratio_forest(study: Study, policy: str | None = None, group_size: int | None = None, ax: Axes | None = None) -> Axes:
     """Relative variance over the reference's, paired over the same rollouts: left of one is less noise for the same signal."""
-    rows = study.compare(policy, group_size, reference).sort("value", descending=True, nulls_last=False)
+    rows = study.compare(policy, group_size).sort("value", descending=True, nulls_last=False)
     names = rows["estimator"].to_list()
     ax = axes(ax, 6.4, 1.1 + 0.34 * len(names))
     _intervals(ax, rows)
@@ -73,7 +76,7 @@ def against_group_size(
     rows = study.moments.filter(measure=measure, policy=policy or study.last_policy)
     rows = _only(rows, estimators)
     ax = axes(ax)
-    _lines(ax, rows, "group_size", study.estimators)
+    _lines(ax, rows, "group_size")
     sizes = sorted(rows["group_size"].unique())
     ax.set_xscale("log", base=2)
     ax.set_xticks(sizes, [str(size) for size in sizes])
@@ -108,7 +111,7 @@ def over_training(
     rows = study.moments.filter(measure=measure, group_size=group_size or study.default_group_size)
     rows = _only(rows, estimators).filter(pl.col("step").is_not_null())
     ax = axes(ax)
-    _lines(ax, rows, "step", study.estimators)
+    _lines(ax, rows, "step")
     ax.set_xticks(sorted(rows["step"].unique()))
     ax.set(xlabel="training step of the checkpoint", ylabel=LABELS.get(measure, measure))
     _log_when_wide(ax, rows, "y")
@@ -127,7 +130,7 @@ def within_between(study: Study, policy: str | None = None, group_size: int | No
     names = rows["estimator"].to_list()
     ax = axes(ax, 6.4, 1.1 + 0.34 * len(names))
     shares = [100 * (value or 0.0) for value in rows["value"]]
-    ax.barh(range(len(names)), shares, color=PALETTE_WITHIN, height=0.6, label="within a prompt (a baseline can lower it)")
+    ax.barh(range(len(names)), shares, color=WITHIN, height=0.6, label="within a prompt (a baseline can lower it)")
     rest = [100 - share for share in shares]
     ax.barh(range(len(names)), rest, left=shares, color=FAINT, alpha=0.35, height=0.6, label="between prompts")
     _intervals(ax, rows, scale=100, colours=[INK] * len(names), points=False)
@@ -136,8 +139,6 @@ def within_between(study: Study, policy: str | None = None, group_size: int | No
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return ax
 
-
-PALETTE_WITHIN = "#56b4e9"
 
 
 @styled()
@@ -150,7 +151,7 @@ def norm_against_length(study: Study, policy: str | None = None, ax: Axes | None
     keep = norm2 > 0
     length, norm2 = length[keep], norm2[keep]
     ax = axes(ax)
-    ax.scatter(length, norm2, s=9, color=PALETTE_WITHIN, alpha=0.45, linewidths=0, rasterized=len(length) > 3000)
+    ax.scatter(length, norm2, s=9, color=WITHIN, alpha=0.45, linewidths=0, rasterized=len(length) > 3000)
     span = np.geomspace(length.min(), length.max(), 50)
     centre = (np.exp(np.log(length).mean()), np.exp(np.log(norm2).mean()))
 
@@ -159,7 +160,7 @@ def norm_against_length(study: Study, policy: str | None = None, ax: Axes | None
 
     if fit["value"] is not None:
         interval = f"{fit['value']:.2f} [{_text(fit['low'])}, {_text(fit['high'])}]"
-        ax.plot(span, power(fit["value"]), color="#d55e00", label=f"fitted exponent {interval}")
+        ax.plot(span, power(fit["value"]), color="#d55e00", label=f"fitted within prompts: exponent {interval}")
         if fit["low"] is not None and fit["high"] is not None:
             ax.fill_between(span, power(fit["low"]), power(fit["high"]), color="#d55e00", alpha=0.2, linewidth=0)
     ax.plot(span, power(1.0), color=INK, linestyle="--", linewidth=1.2, label="exponent 1 (norm² ∝ length)")
@@ -170,7 +171,11 @@ def norm_against_length(study: Study, policy: str | None = None, ax: Axes | None
 
 
 def _only(rows: pl.DataFrame, estimators: Sequence[str] | None) -> pl.DataFrame:
-    return rows if estimators is None else rows.filter(pl.col("estimator").is_in(list(estimators)))
+    """The estimators asked for; those of `MAIN` that there are where nobody asked, or else all."""
+    main = rows.filter(pl.col("estimator").is_in(MAIN))
+    if estimators is None:
+        return rows if main.is_empty() else main
+    return rows.filter(pl.col("estimator").is_in(list(estimators)))
 
 
 def _in_order(rows: pl.DataFrame, names: list[str]) -> pl.DataFrame:
@@ -198,12 +203,9 @@ def _intervals(
     ax.set_ylim(-0.6, len(rows) - 0.4)
 
 
-HIGHLIGHT = ("opo", "length_weighted", "length_weighted_loo")
-
-
-def _lines(ax: Axes, rows: pl.DataFrame, x: str, names: list[str]) -> None:
+def _lines(ax: Axes, rows: pl.DataFrame, x: str) -> None:
     """One line an estimator against `x` with vertical intervals, moved sideways by a little so that all are seen."""
-    shown = [name for name in names if name in set(rows["estimator"])]
+    shown = rows["estimator"].unique(maintain_order=True).to_list()
     values = sorted(rows[x].unique())
     log = x == "group_size"
     step = 0.05 if log else 0.012 * max(1e-9, (values[-1] - values[0]) or 1.0)
@@ -216,7 +218,7 @@ def _lines(ax: Axes, rows: pl.DataFrame, x: str, names: list[str]) -> None:
         y = np.array(mine["value"].to_list())
         low = np.array([v if v is not None else y[j] for j, v in enumerate(mine["low"])])
         high = np.array([v if v is not None else top for v in mine["high"]])
-        style = {"color": colour(name, names), "marker": marker(name, names)}
+        style = {"color": colour(name, shown), "marker": marker(name, shown)}
         ax.errorbar(at, y, yerr=np.clip([y - low, high - y], 0, None), label=name, elinewidth=1, capsize=0, **style)
 
 

@@ -1,7 +1,8 @@
 """What a variance study leaves behind, and how to read it back.
 
-A folder with `result.json` (everything but the single responses), `variance.parquet` (its table `moments`, the same rows) and
-`responses.parquet`. All tables are tidy: one estimate and its 95 % interval in a row, with these columns in common:
+A folder with `result.json` (settings, policies and all estimates), `variance.parquet` (its table `moments`, the same rows), and
+the material behind them: `prompts.parquet`, `audit_terms.parquet`, `responses.parquet`. Estimates are tidy, one and its 95 % interval
+in a row, with these columns in common:
 
     value, low, high    float or null. Null is a bound or a value that the data does not give: an interval that has no upper end,
                         a ratio whose denominator is not above zero. Never NaN, never infinity.
@@ -12,11 +13,17 @@ A folder with `result.json` (everything but the single responses), `variance.par
                         value: the estimator's relative variance over the reference's, paired over the same rollouts
     equal_variance      policy, step, estimator, reference, group_size, ...     value: the reference's group size of equal variance
     audits              policy, step, scope, measure, ...                       scope: "all", or one part of the model
-    responses           policy, prompt_id, response, reward (null: unscorable), length, norm2, logit_energy, head_norm2
+
+One row a prompt or a response, without intervals:
+
+    prompts             policy, prompt_id, estimator, group_size and that prompt's unbiased moments (analysis.moments.Moments)
+    audit_terms         policy, prompt_id, scope, measure, a, b, c (analysis.audits.audit_terms)
+    responses           policy, prompt_id, response, reward, length, norm2, logit_energy, head_norm2
 """
 
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,15 +46,13 @@ TABLES: dict[str, dict[str, Any]] = {
     "equal_variance": _WHERE | {"estimator": pl.String, "reference": pl.String, "group_size": pl.Int64} | _ESTIMATE,
     "audits": _WHERE | {"scope": pl.String, "measure": pl.String} | _ESTIMATE,
 }
-RESPONSES = {
-    "policy": pl.String,
-    "prompt_id": pl.String,
-    "response": pl.Int64,
-    "reward": pl.Float64,
-    "length": pl.Int64,
-    "norm2": pl.Float64,
-    "logit_energy": pl.Float64,
-    "head_norm2": pl.Float64,
+MATERIAL: dict[str, dict[str, Any]] = {
+    "prompts": {"policy": pl.String, "prompt_id": pl.String, "estimator": pl.String, "group_size": pl.Int64}
+    | dict.fromkeys(("second", "signal", "reference", "cross", "error"), pl.Float64),
+    "audit_terms": {"policy": pl.String, "prompt_id": pl.String, "scope": pl.String, "measure": pl.String}
+    | dict.fromkeys(("a", "b", "c"), pl.Float64),
+    "responses": {"policy": pl.String, "prompt_id": pl.String, "response": pl.Int64, "reward": pl.Float64, "length": pl.Int64}
+    | dict.fromkeys(("norm2", "logit_energy", "head_norm2"), pl.Float64),
 }
 
 
@@ -68,12 +73,15 @@ class Study:
     comparisons: pl.DataFrame
     equal_variance: pl.DataFrame
     audits: pl.DataFrame
+    prompts: pl.DataFrame
+    audit_terms: pl.DataFrame
     responses: pl.DataFrame
 
     @classmethod
-    def of(cls, rows: Mapping[str, Iterable[Mapping[str, Any]]], responses: pl.DataFrame, **others: Any) -> "Study":
+    def of(cls, rows: Mapping[str, Iterable[Mapping[str, Any]]], **others: Any) -> "Study":
         """From lists of rows, checked against the columns above."""
-        return cls(responses=responses, **{name: pl.DataFrame(list(rows[name]), schema=schema) for name, schema in TABLES.items()}, **others)
+        schemas = {name: schema for name, schema in (TABLES | MATERIAL).items() if name not in others}
+        return cls(**{name: pl.DataFrame(list(rows[name]), schema=schema) for name, schema in schemas.items()}, **others)
 
     @property
     def estimators(self) -> list[str]:
@@ -97,11 +105,10 @@ class Study:
         where = {"policy": policy or self.last_policy, "group_size": group_size or self.default_group_size}
         return _some(self.moments.filter(measure=measure, **where), f"{measure} at {where}")
 
-    def compare(self, policy: str | None = None, group_size: int | None = None, reference: str | None = None) -> pl.DataFrame:
-        """Every estimator's relative variance over the reference's."""
+    def compare(self, policy: str | None = None, group_size: int | None = None, measure: str = "relative_variance") -> pl.DataFrame:
+        """Every other estimator's measure over the reference's."""
         where: dict[str, Any] = {"policy": policy or self.last_policy, "group_size": group_size or self.default_group_size}
-        where["reference"] = reference or self.settings["reference"]
-        return _some(self.comparisons.filter(**where), f"a comparison at {where}")
+        return _some(self.comparisons.filter(measure=measure, **where), f"a comparison at {where}")
 
     def audit(self, measure: str, policy: str | None = None, scope: str = "all") -> dict[str, Any]:
         """One number of the audits with its interval."""
@@ -109,18 +116,16 @@ class Study:
         return _some(self.audits.filter(**where), f"an audit at {where}").row(0, named=True)
 
     def save(self, folder: Path) -> None:
-        """Write the three files, each whole or not at all."""
+        """Write the files, each whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
         content = {"schema": SCHEMA, "settings": self.settings, "versions": self.versions, "policies": self.policies}
         content |= {name: getattr(self, name).to_dicts() for name in TABLES}
         text = json.dumps(content, indent=1, allow_nan=False)
-        for name, write in {
-            "variance.parquet": self.moments.write_parquet,
-            "responses.parquet": self.responses.write_parquet,
-            "result.json": lambda path: path.write_text(text + "\n"),
-        }.items():
-            partial = folder / f".{name}"
-            write(partial)
+        writers = {"variance.parquet": self.moments.write_parquet, "result.json": lambda path: path.write_text(text + "\n")}
+        writers |= {f"{name}.parquet": getattr(self, name).write_parquet for name in MATERIAL}
+        for name in sorted(writers, key=lambda name: name == "result.json"):  # the result last: it says that all is there
+            partial = folder / f".{name}.{os.getpid()}"
+            writers[name](partial)
             partial.replace(folder / name)
 
 
@@ -132,8 +137,8 @@ def load(folder: Path | str) -> Study:
     content = json.loads(path.read_text())
     if content.get("schema") != SCHEMA:
         raise UserError(f"{path}: schema {content.get('schema')!r}, this version reads {SCHEMA!r}")
-    responses = pl.read_parquet(path.with_name("responses.parquet"))
-    return Study.of(content, responses, settings=content["settings"], policies=content["policies"], versions=content["versions"])
+    material = {name: pl.read_parquet(path.with_name(f"{name}.parquet")) for name in MATERIAL}
+    return Study.of(content, **material, settings=content["settings"], policies=content["policies"], versions=content["versions"])
 
 
 def _some(rows: pl.DataFrame, what: str) -> pl.DataFrame:
