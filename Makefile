@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 LINUX := $(filter Linux,$(shell uname -s))
 GPU := $(if $(LINUX),$(shell nvidia-smi -L 2>/dev/null | head -n 1))
 # CPU builds of torch: PyPI's for Linux draws in three gigabytes of CUDA. Out of reach, it costs seconds and PyPI or the
