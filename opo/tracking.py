@@ -1,0 +1,298 @@
+"""Tracking: `metrics.jsonl` is the truth, W&B its mirror, kept by a process of its own.
+
+The trainer writes one line a step and forces it to the disk. Beside it `python -m opo.tracking` (the lower half of this file, the
+only place that knows wandb) reads the run folder and repeats it to W&B. The trainer never waits for that process: it may be slow,
+hang, crash or find no wandb at all, and the run is the same to the last bit.
+
+Since a mirror can be made anew, nothing has to be merged. A run that goes on offline replaces its W&B record by one of the whole
+metrics.jsonl, which was cut back to the checkpoint. Online, the steps that the server has are kept (a resumed run repeats them
+bit by bit) and the ones it lacks are sent. A run that W&B refuses online is recorded offline, for `wandb sync`.
+"""
+
+import contextlib
+import faulthandler
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Self
+
+import yaml
+
+from opo.atomic import sync
+from opo.metrics import METRICS, checked_row, read_rows
+
+if TYPE_CHECKING:
+    import wandb
+
+    from opo.config import RunConfig, TrackingConfig
+    from opo.runs import RunFolder
+
+__all__ = ["COMPLETIONS", "METRICS", "Tracker"]
+
+FINISH_S = 30.0  # how long the end of a run waits for W&B
+CALL_S = 90.0  # how long one call of wandb may take before the mirror gives up
+FLUSH_S = 1.0  # wandb's own default loses up to fifteen seconds of rows when it is killed
+
+COMPLETIONS = {  # column of rollouts/step-*.parquet -> Arrow type
+    "prompt_index": "int64",  # in the task's stream
+    "sample": "int64",  # number within its group
+    "prompt": "string",
+    "response": "string",
+    "reward": "float64",  # null: unscorable
+    "unscorable": "string",  # why, or null
+    "advantage": "float64",
+    "tokens": "int64",
+    "logprob_nats": "float64",  # of the response, summed over its tokens
+    "finished": "bool",  # false: cut at rollout.max_new_tokens
+}
+
+
+class Tracker:
+    """The record of one run, a context manager: `completions`, then `log`, once each in a step."""
+
+    def __init__(self, folder: "RunFolder", tracking: "TrackingConfig", config: "RunConfig") -> None:
+        self.folder, self.mode = folder.path, tracking.mode
+        self.setup = {
+            "folder": str(folder.path.resolve()),
+            "project": tracking.project,
+            "entity": tracking.entity,
+            "id": folder.wandb_id,
+            "name": folder.path.resolve().name,
+            "group": config.study,
+            "tags": [config.algo.name, config.task.name, config.model.name],
+        }
+
+    @classmethod
+    def open(cls, folder: "RunFolder", tracking: "TrackingConfig", config: "RunConfig") -> Self:
+        """The tracker of `folder`; W&B starts when the context is entered."""
+        return cls(folder, tracking, config)
+
+    def __enter__(self) -> Self:
+        file = self.folder / "metrics.jsonl"
+        self.last_step = max((row["train/step"] for row in read_rows(file)), default=0)
+        self._stream = file.open("a", encoding="utf-8")
+        self._mirror = self._start()
+        return self
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Append the row of `step`; it is on the disk when this returns.
+
+        Raises ValueError where a metric is not in METRICS or not finite, and where `step` has a row.
+        """
+        row = checked_row(step, metrics)
+        self._new(step)
+        self._stream.write(json.dumps(row, allow_nan=False) + "\n")
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self.last_step = step
+        if self._mirror is not None and not _nudge(self._mirror, b"."):
+            self._lost(self._mirror)
+
+    def completions(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """Keep these responses in rollouts/step-NNNNNN.parquet; call it before `log` of the same step.
+
+        Columns are those of COMPLETIONS; one that is left out is null. Raises ValueError for others, and where `step` has a row.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self._new(step)
+        if others := {name for row in rows for name in row} - COMPLETIONS.keys():
+            raise ValueError(f"completions have the column {min(others)!r}; allowed are {', '.join(COMPLETIONS)}")
+        schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in COMPLETIONS.items()])
+        file = _completions_file(self.folder, step)
+        file.parent.mkdir(exist_ok=True)
+        partial = file.with_name(f".{file.name}")
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial)
+        sync(partial)
+        partial.replace(file)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._stream.close()
+        while self._mirror is not None:
+            if not self._finished(self._mirror, b"!" if kind is None else b"?"):
+                self._lost(self._mirror)
+            else:
+                self._mirror = None
+
+    def _new(self, step: int) -> None:
+        if step <= self.last_step:
+            raise ValueError(f"step {step} has a row in {self._stream.name}: log completions first, and every step once")
+
+    def _start(self) -> "subprocess.Popen[bytes] | None":
+        """The mirror's process: in a session of its own, so that a Ctrl-C at the trainer does not reach it."""
+        if self.mode == "off":
+            return None
+        wandb_folder = self.folder.resolve() / "wandb"
+        wandb_folder.mkdir(exist_ok=True)
+        package_root = str(Path(__file__).resolve().parents[1])
+        environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}  # of another run's process
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, environment.get("PYTHONPATH")]))
+        environment["WANDB_DATA_DIR"] = str(wandb_folder / "data")  # staged artifacts: a run folder can be moved
+        command = [sys.executable, "-P", "-m", "opo.tracking", json.dumps(self.setup | {"mode": self.mode})]
+        with (wandb_folder / "mirror.log").open("ab") as output:
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment, start_new_session=True, bufsize=0
+            )
+        assert process.stdin is not None
+        os.set_blocking(process.stdin.fileno(), False)
+        return process
+
+    def _finished(self, process: "subprocess.Popen[bytes]", how: bytes) -> bool:
+        """Tell the mirror how the run ended; whether it then did all of its work within FINISH_S."""
+        _nudge(process, how)
+        assert process.stdin is not None
+        process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(FINISH_S) == 0
+        return False
+
+    def _lost(self, process: "subprocess.Popen[bytes]") -> None:
+        """Say once that W&B failed and why; go on offline where it was online, else without it."""
+        reason = f"not done {FINISH_S:.0f} s after the run" if process.poll() is None else _last_error(self.folder / "wandb")
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # the group that _start made: the mirror and its wandb-core
+        process.wait()
+        online, self.mode = self.mode == "online", "offline" if self.mode == "online" else "off"
+        goes_on = f"it is recorded in {self.folder / 'wandb'} for `wandb sync`" if online else "metrics.jsonl goes on without it"
+        print(f"W&B failed ({reason}); {goes_on}", file=sys.stderr, flush=True)
+        self._mirror = self._start()
+
+
+def _nudge(process: "subprocess.Popen[bytes]", message: bytes) -> bool:
+    """Wake the mirror; False if it is gone. A full pipe means that it has enough to wake up for."""
+    assert process.stdin is not None
+    try:
+        process.stdin.write(message)
+    except BrokenPipeError:
+        return False
+    return process.poll() is None
+
+
+def _last_error(wandb_folder: Path) -> str:
+    """The last error that the mirror wrote before it ended."""
+    log = wandb_folder / "mirror.log"
+    errors = re.findall(r"^[\w.]*(?:Error|Exception)\b.*", log.read_text(errors="replace"), re.MULTILINE)
+    return errors[-1] if errors else f"see {log}"
+
+
+def _completions_file(folder: Path, step: int) -> Path:
+    return folder / "rollouts" / f"step-{step:06d}.parquet"
+
+
+# ---------------------------------------------------------------------------------------------------- the mirror's process
+
+
+def mirror(setup: dict[str, Any]) -> None:
+    """Repeat a run folder to W&B until the trainer, at the other end of standard input, says how it ended or dies."""
+    folder = Path(setup["folder"])
+    with _time_limit():
+        run, table = _start_run(folder, setup)
+    with (folder / "metrics.jsonl").open("rb") as stream:
+        ended = clean = False
+        while True:
+            for row in _complete_rows(stream):
+                if row["train/step"] >= run.starting_step:  # where a run goes on, the server has those before
+                    with _time_limit():
+                        _repeat(run, table, folder, row)
+            if ended:
+                break
+            heard = os.read(sys.stdin.fileno(), 4096)
+            ended, clean = not heard.endswith(b"."), heard.endswith(b"!")
+    with _time_limit():
+        run.finish(exit_code=0 if clean else 1)
+
+
+def _start_run(folder: Path, setup: dict[str, Any]) -> tuple["wandb.Run", "wandb.Table"]:
+    """The folder's W&B run, of one id for the folder's life, and its growing table of completions."""
+    import wandb
+
+    if setup["mode"] == "offline":
+        for old in [*(folder / "wandb").glob(f"offline-run-*-{setup['id']}"), *(folder / "wandb").glob("data")]:
+            shutil.rmtree(old)  # a copy of what this process is about to write whole
+    settings = wandb.Settings(
+        x_transaction_log_flush_interval=FLUSH_S,
+        init_timeout=CALL_S * 0.7,
+        finish_timeout=FINISH_S * 0.7,
+        console="off",  # this process prints nothing of interest
+        x_stats_pid=os.getppid(),
+    )
+    run = wandb.init(
+        mode=setup["mode"],
+        dir=folder,
+        project=setup["project"],
+        entity=setup["entity"],
+        id=setup["id"],
+        resume="allow" if setup["mode"] == "online" else None,  # without it a sync replaces what the server has
+        reinit="finish_previous",
+        group=setup["group"],
+        job_type="train",
+        name=setup["name"],
+        tags=setup["tags"],
+        config=yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")),
+        settings=settings,
+    )
+    run.define_metric("train/step")
+    for namespace in sorted({name.partition("/")[0] for name in METRICS}):
+        run.define_metric(f"{namespace}/*", step_metric="train/step")
+    run.log_artifact(_code(folder, setup["id"]))
+    return run, wandb.Table(columns=["train/step", *COMPLETIONS], log_mode="INCREMENTAL")
+
+
+def _code(folder: Path, run_id: str) -> "wandb.Artifact":
+    """What replays the run: the resolved config, run.json, uncommitted changes, and the sources of the project."""
+    import wandb
+
+    artifact = wandb.Artifact(f"code-{run_id}", type="code")
+    artifact.add_file(str(folder / "config.yaml"))
+    artifact.add_file(str(folder / "run.json"))
+    for place, state in json.loads((folder / "run.json").read_text(encoding="utf-8"))["code"].items():
+        if state is not None and state["diff"]:
+            with artifact.new_file(f"{place}.diff", encoding="utf-8") as diff:
+                diff.write(state["diff"])
+    package = Path(__file__).resolve().parent
+    for file in sorted(package.rglob("*.py")):
+        artifact.add_file(str(file), name=str(file.relative_to(package.parent)))
+    return artifact
+
+
+def _complete_rows(stream: IO[bytes]) -> Iterator[dict[str, Any]]:
+    """The rows that came since the last call; a line still being written is left for the next."""
+    while line := stream.readline():
+        if not line.endswith(b"\n"):
+            stream.seek(-len(line), os.SEEK_CUR)
+            return
+        yield json.loads(line)
+
+
+def _repeat(run: "wandb.Run", table: "wandb.Table", folder: Path, row: dict[str, Any]) -> None:
+    """One log call: the row as it is, and the table where this step has completions."""
+    step = row["train/step"]
+    file = _completions_file(folder, step)
+    if file.exists():
+        import pyarrow.parquet as pq
+
+        for response in pq.read_table(file).to_pylist():
+            table.add_data(step, *(response[name] for name in COMPLETIONS))
+        row = row | {"completions": table}
+    run.log(row, step=step, commit=True)
+
+
+@contextlib.contextmanager
+def _time_limit() -> Iterator[None]:
+    """End this process, with a traceback in its log, if the block takes longer than CALL_S."""
+    faulthandler.dump_traceback_later(CALL_S, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+if __name__ == "__main__":
+    mirror(json.loads(sys.argv[1]))
