@@ -98,7 +98,9 @@ def proportionality(numerator_P: Array, denominator_P: Array) -> float | None:
     if scale == 0:
         return 0.0
     square = denominator_P @ denominator_P
-    if square == 0 or len(np.unique(denominator_P)) == 1:  # one prompt, or a plain mean: nothing is proven by a fit
+    informative = np.abs(denominator_P) > _ROUNDING * np.abs(denominator_P).max()
+    # one prompt that says anything, or a plain mean: nothing is proven by a fit
+    if informative.sum() < 2 or len(np.unique(denominator_P)) == 1:
         return None
     constant = float(numerator_P @ denominator_P / square)
     return constant if np.abs(numerator_P - constant * denominator_P).max() <= _ROUNDING * scale else None
