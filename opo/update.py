@@ -4,13 +4,12 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from opo.algorithms import ALGORITHMS, token_weights
 from opo.batch import Rollouts
-from opo.certificate import Certificate, measure_gap
+from opo.certificate import Certificate, measure_gap, truncated_ratios
 from opo.config import AlgoConfig, RunConfig
 from opo.critic_network import Critic, update_critic
 from opo.errors import StoppedRun
@@ -82,7 +81,10 @@ def update_on(
             weights_NT = token_weights(loss, current_NT)
         elif config.certificate.on_breach == "correct":
             measured = policy.measure(rollouts, prompts, optim.tokens_per_microbatch, shared_prefix=optim.shared_prefix)
-            weights_NT = weights_NT * certificate.correction(rollouts.logprobs_NT, measured.logprobs_MT, rows)
+            pair = (rollouts.logprobs_NT[rows], measured.logprobs_MT[rows], rollouts.mask_NT[rows])
+            if certificate.check(state.step + 1, rollouts.version, state.version, measure_gap(*pair)):
+                ratios_RT = truncated_ratios(*pair, config.certificate.cap)
+                weights_NT = weights_NT.index_copy(0, rows, weights_NT[rows] * ratios_RT)
         tally.add(rows, current_NT, weights_NT)
         seen = accumulate(
             policy,
@@ -94,13 +96,14 @@ def update_on(
             token_budget=optim.tokens_per_microbatch,
             shared_prefix=optim.shared_prefix,
         )
-        if update == 0:
-            gap = measure_gap(rollouts.logprobs_NT[rows], seen.logprobs_NT[rows], rollouts.mask_NT[rows])
-            certificate.check(state.step, rollouts.version, state.version, gap)
-            tally.first(rows, seen, gap)
         norm = gradient_norm(policy.parameters())
         if not math.isfinite(norm):
             stop_nonfinite(path, state.step, rollouts, weights_NT, seen.logprobs_NT)
+        if update == 0:
+            gap = measure_gap(rollouts.logprobs_NT[rows], seen.logprobs_NT[rows], rollouts.mask_NT[rows])
+            if config.certificate.on_breach == "stop":
+                certificate.check(state.step + 1, rollouts.version, state.version, gap)
+            tally.first(rows, seen, gap)
         clipped = clip_gradients(policy.parameters(), norm, optim.max_grad_norm)
         rate = learning_rate(optim.learning_rate, optim.schedule, optim.warmup_steps, state.version, total_updates)
         for group in state.optimizer.param_groups:
