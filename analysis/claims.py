@@ -12,7 +12,7 @@ the level that Holm's correction over all claims of the ledger asks for. The int
     unit, replicates                     what was replicated ("prompts", "seeds") and how often
     p_value, p_holm                      of the verdict: the smallest error rate at which the interval clears a threshold; null: none
     verdict                              "supported", "refuted", "not resolved"
-    would_resolve                        about how many replicates would, if the effect is what it seems; null: no number would
+    would_resolve                        about how many replicates would, if the effect is what it seems; null: cannot be said
     note                                 what to know before quoting it
 """
 

@@ -95,7 +95,7 @@ def _span(ax: Axes) -> tuple[float, float]:
 def ledger(claims: Sequence[Mapping[str, Any]], ax: Axes | None = None) -> Axes:
     """The ledger as a picture: each claim, its effect with interval, its threshold, its verdict."""
     rows = [(c["claim"], effect_text(c), threshold_text(c), c["verdict"]) for c in claims]
-    columns, widths = ("claim", "effect [95 %]", "threshold", "verdict"), (54, 24, 16, 14)
+    columns, widths = ("claim", "effect [95 %]", "claimed", "verdict"), (58, 23, 13, 14)
     wrapped = [[textwrap.fill(cell, width) for cell, width in zip(row, widths, strict=True)] for row in rows]
     heights = [max(cell.count("\n") + 1 for cell in row) + 0.7 for row in wrapped]
     total = sum(heights) + 1.5
@@ -122,7 +122,11 @@ def effect_text(claim: Mapping[str, Any]) -> str:
 
 
 def threshold_text(claim: Mapping[str, Any]) -> str:
-    return f"{'below' if claim['direction'] == 'below' else 'above'} {claim['threshold']:g}"
+    """The region that the effect must lie in."""
+    low, high = claim["low_threshold"], claim["high_threshold"]
+    if low is None:
+        return f"below {high:g}"
+    return f"above {low:g}" if high is None else f"{low:g} to {high:g}"
 
 
 def _number(value: float | None) -> str:

@@ -1,0 +1,155 @@
+"""Evidence for the ledger: from a study's material (prompts as replicates) and from runs (seeds as replicates).
+
+A study of several policies counts each prompt once: its moments are averaged over the policies first, so that the claim is about
+the policies of the study together, and prompts stay independent.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+import polars as pl
+
+from analysis.audits import audit_interval, audit_value
+from analysis.claims import Evidence, MeanEvidence
+from analysis.moments import Moments
+from analysis.stats import Array, log_product_interval, proportionality, ratio_interval, resample_counts
+from analysis.study_result import Study
+from opo.seeding import rng_for
+
+NUM_BOOTSTRAP = 4000
+LAST = 0.1  # the part of a training that "at equal tokens" looks at: its last tenth
+
+RAW = "Raw traces of estimators with different means cannot be compared: the in-sample mean is (1 - 1/G) leave-one-out exactly."
+VARIANCE_IDS = {  # claim -> (estimator, reference, measure, note)
+    f"variance_below_{reference}{'_raw' if measure == 'trace_cov' else ''}": (
+        "length_weighted",
+        reference,
+        measure,
+        RAW if measure == "trace_cov" else "",
+    )
+    for reference in ("none", "group_mean", "leave_one_out")
+    for measure in ("relative_variance", "trace_cov")
+} | {
+    "unbiased_opo_variance": ("length_weighted_loo", "leave_one_out", "relative_variance", ""),
+    "rloo_below_mean": (
+        "leave_one_out",
+        "group_mean",
+        "relative_variance",
+        "Known without data: one is a multiple of the other, so their relative variances are equal.",
+    ),
+    "standardization_free": ("group_standardized", "group_mean", "relative_variance", "Prompts are weighted by 1 / std as well."),
+}
+AUDIT_IDS = {
+    "best_baseline_gain": "best_gain",
+    "norm_proportional_to_length": "norm_length_exponent",
+    "length_explains_norm": "norm_length_r2",
+    "tokens_orthogonal": "token_orthogonality",
+}
+
+
+def study_evidence(study: Study, group_size: int | None = None) -> dict[str, Evidence]:
+    """What a study says about variance, bias and OPO's assumptions, at one group size."""
+    size = group_size or study.default_group_size
+    found: dict[str, Evidence] = {}
+    for claim, (name, reference, measure, note) in VARIANCE_IDS.items():
+        if {name, reference} <= set(study.estimators):
+            found[claim] = ratio_evidence(_moments(study, name, size), _moments(study, reference, size), measure, f"G = {size}. {note}".strip())
+    if "length_weighted" in study.estimators:
+        found["small_bias"] = bias_evidence(_moments(study, "length_weighted", size), f"G = {size}.")
+    for claim, measure in AUDIT_IDS.items():
+        found[claim] = audit_evidence(study, measure)
+    return found
+
+
+def _moments(study: Study, estimator: str, group_size: int) -> Moments:
+    """Each prompt's moments, averaged over the policies of the study."""
+    rows = study.prompts.filter(estimator=estimator, group_size=group_size)
+    rows = rows.group_by("prompt_id", maintain_order=True).agg(pl.col("second", "signal", "reference", "cross", "error").mean())
+    return Moments(*(rows[name].to_numpy() for name in ("second", "signal", "reference", "cross", "error")))
+
+
+def _counts(num_prompts: int) -> Array:
+    return resample_counts(num_prompts, NUM_BOOTSTRAP, rng_for(0, "claims"))
+
+
+def ratio_evidence(own: Moments, base: Moments, measure: str, note: str = "") -> Evidence:
+    """A measure of one estimator over that of another, paired over prompts; exact where one is a multiple of the other."""
+    pairs = [(own.trace, base.trace)] + ([(base.signal, own.signal)] if measure == "relative_variance" else [])
+    constants = [proportionality(x_P, y_P) for x_P, y_P in pairs]
+    if all(constants):
+        exact = float(np.prod([c for c in constants if c]))
+        return Evidence(exact, lambda _: (exact, exact), "prompts", len(own.second), note)
+    values = [side for pair in pairs for side in pair]
+    exponents = [1.0, -1.0] * len(pairs)
+    if min(x_P.mean() for x_P in values) <= 0:
+        return Evidence(math.inf, lambda _: (0.0, math.inf), "prompts", len(own.second), f"The signal is not above zero. {note}".strip())
+    effect = math.exp(sum(a * math.log(x_P.mean()) for a, x_P in zip(exponents, values, strict=True)))
+    counts_BP = _counts(len(own.second))
+    return Evidence(effect, lambda level: log_product_interval(values, exponents, counts_BP, level), "prompts", len(own.second), note)
+
+
+def bias_evidence(own: Moments, note: str = "") -> Evidence:
+    """|E g - grad J| over |grad J|."""
+    counts_BP = _counts(len(own.second))
+    reference = float(own.reference.mean())
+    effect = math.sqrt(max(float(own.error.mean()) / reference, 0.0)) if reference > 0 else math.inf
+
+    def interval(level: float) -> tuple[float, float]:
+        low, high = ratio_interval(own.error, own.reference, counts_BP, level)
+        return math.sqrt(low), math.sqrt(high)
+
+    return Evidence(effect, interval, "prompts", len(own.second), note)
+
+
+def audit_evidence(study: Study, measure: str) -> Evidence:
+    """An audit of the whole score."""
+    rows = study.audit_terms.filter(scope="all", measure=measure)
+    terms_P3 = rows.group_by("prompt_id", maintain_order=True).agg(pl.col("a", "b", "c").mean()).select("a", "b", "c").to_numpy()
+    counts_BP = _counts(len(terms_P3))
+    return Evidence(
+        audit_value(measure, terms_P3), lambda level: audit_interval(measure, terms_P3, counts_BP, level), "prompts", len(terms_P3)
+    )
+
+
+def runs_evidence(runs: pl.DataFrame, by: str, opo: str, grpo: str, off_policy: str, ppo: str) -> dict[str, Evidence]:
+    """What trainings say: reward at equal tokens, drift and entropy. Groups are values of the column `by`, paired by seed.
+
+    A claim has no evidence where one of its two groups has no run.
+    """
+    present = set(runs[by].unique())
+    chosen = runs.filter(pl.col(by).is_in([opo, grpo, off_policy, ppo]))
+    if chosen.is_empty():
+        return {}
+    tokens = min(float(run["train/tokens"].max()) for _, run in chosen.group_by(by, "seed"))  # pyright: ignore[reportArgumentType]
+    note = f"Mean over the last tenth of the first {tokens:,.0f} generated tokens; seeds are paired."
+    plans: list[tuple[str, str, str, str, bool]] = [
+        ("reward_above_grpo", opo, grpo, "train/reward_mean", False),
+        ("reward_above_ppo", opo, ppo, "train/reward_mean", False),
+        ("on_policy_kl", grpo, off_policy, "train/kl_init_nats", True),
+        ("on_policy_entropy", grpo, off_policy, "train/entropy_mean_nats", True),
+    ]
+    found: dict[str, Evidence] = {}
+    for claim, ours, theirs, metric, ratio in plans:
+        if {ours, theirs} <= present and metric in runs.columns:
+            a, b = (final_values(runs.filter(pl.col(by) == group), metric, tokens) for group in (ours, theirs))
+            if evidence := paired_evidence(a, b, ratio, note):
+                found[claim] = evidence
+    return found
+
+
+def final_values(runs: pl.DataFrame, metric: str, tokens: float) -> dict[int, float]:
+    """By seed: the metric's mean over the steps between 90 and 100 % of so many generated tokens."""
+    window = runs.filter(pl.col(metric).is_not_null() & pl.col("train/tokens").is_between((1 - LAST) * tokens, tokens))
+    means = window.group_by("seed").agg(pl.col(metric).mean())
+    return {int(seed): float(value) for seed, value in means.iter_rows()}
+
+
+def paired_evidence(ours: Mapping[int, float], theirs: Mapping[int, float], ratio: bool, note: str) -> Evidence | None:
+    """Difference (or ratio) over the seeds that both have; nothing without such a seed, or for a ratio of what is not positive."""
+    seeds = sorted(set(ours) & set(theirs))
+    pairs: Iterable[tuple[float, float]] = [(ours[seed], theirs[seed]) for seed in seeds]
+    if not seeds or (ratio and min(min(pair) for pair in pairs) <= 0):
+        return None
+    contrast: Callable[[float, float], float] = (lambda a, b: math.log(a / b)) if ratio else (lambda a, b: a - b)
+    return MeanEvidence.of([contrast(a, b) for a, b in pairs], "seeds", note, log=ratio)
