@@ -4,9 +4,13 @@ from typing import Any
 
 from opo.tasks.arithmetic import Arithmetic, ArithmeticConfig
 from opo.tasks.base import Prompt, Task, render
+from opo.tasks.math import Math, MathConfig
+from opo.tasks.reasoning_gym import ReasoningGym, ReasoningGymConfig
 
 TASKS: dict[str, tuple[type, type]] = {
     "arithmetic": (ArithmeticConfig, Arithmetic),
+    "reasoning_gym": (ReasoningGymConfig, ReasoningGym),
+    "math": (MathConfig, Math),
 }
 
 __all__ = ["TASKS", "Prompt", "Task", "make_task", "render"]

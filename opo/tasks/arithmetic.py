@@ -1,8 +1,8 @@
 """Sums of small numbers, for a policy made in a minute: an instrument in which length has something to do with reward.
 
-A sum can be answered at once (short, mostly wrong), through its running sums (long, mostly right) or by wandering (long, mostly
-wrong). `demonstrations` mixes these manners at random for the same question, with errors, so that a policy warmed up on them
-answers every question in all of them: about half the rewards are one, and responses to one prompt differ in length many times.
+A sum can be guessed (short, mostly wrong), reduced step by step as in 2+5+3=7+3=10 (long, mostly right), or reduced with detours
+(longest, wrong more often). `demonstrations` mixes these manners at random over the same questions, so that a policy warmed up on
+them answers every question in all of them: rewards are mixed within a group, and so are lengths, from two characters to some forty.
 """
 
 import random
@@ -14,8 +14,10 @@ from opo.tasks.base import SPLITS, Prompt, held_out
 
 ALPHABET = "0123456789+-*/=|;:()?!., " + "abcdefghijklmnopqrstuvwxyz"
 
-# manner of answering: (share of the demonstrations, chance that a sum in it is wrong)
-MANNERS = {"direct": (0.45, 0.40), "steps": (0.40, 0.04), "wander": (0.15, 0.25)}
+SHARES = {"guess": 0.45, "steps": 0.40, "detours": 0.15}  # of the manners among demonstrations
+GUESS_WIDTH = 3  # a guess is uniform within so much of the sum
+STEP_ERROR = {"steps": 0.03, "detours": 0.15}  # chance that an addition goes wrong and is carried on
+DETOUR = 0.5  # chance that an expression is written again before the next addition
 
 
 @dataclass(frozen=True)
@@ -26,17 +28,18 @@ class ArithmeticConfig:
     seed: int = 0
     terms_min: int = 3
     terms_max: int = 5
-    addend_max: int = 9
+    addend_max: int = 5
 
     def __post_init__(self):
         if not 2 <= self.terms_min <= self.terms_max <= 6:
-            raise UserError(f"task.terms_min={self.terms_min}, task.terms_max={self.terms_max}: need 2 <= terms_min <= terms_max <= 6")
+            terms = f"task.terms_min={self.terms_min}, task.terms_max={self.terms_max}"
+            raise UserError(f"{terms}: allowed are 2 <= terms_min <= terms_max <= 6")
         if not 3 <= self.addend_max <= 99:
             raise UserError(f"task.addend_max={self.addend_max}: allowed are 3 to 99")
 
 
 class Arithmetic:
-    """Prompts "7+5+9="; reward 1 where the response's last number, after its last "=", is the sum, else 0."""
+    """Prompts "2+5+3="; reward 1 where the response's last number, after its last "=", is the sum, else 0."""
 
     name = "arithmetic"
     stop: tuple[str, ...] = ()
@@ -57,12 +60,12 @@ class Arithmetic:
         return last if re.fullmatch(r"\d+", last) else None
 
     def demonstrations(self, rng: random.Random, count: int) -> list[tuple[str, str]]:
-        """(prompt, response) pairs over questions of the train split, in the manners and with the errors of `MANNERS`."""
-        manners, shares = list(MANNERS), [share for share, _ in MANNERS.values()]
+        """(prompt, response) pairs over questions of the train split, in the manners and with the errors above."""
         pairs = []
-        for manner in rng.choices(manners, shares, k=count):
+        for manner in rng.choices(list(SHARES), list(SHARES.values()), k=count):
             addends = self._addends(rng, "train")
-            pairs.append((_question(addends), _demonstration(rng, addends, manner)))
+            response = _guess(rng, addends) if manner == "guess" else _reduction(rng, addends, manner)
+            pairs.append((_question(addends), response))
         return pairs
 
     def _addends(self, rng: random.Random, split: str) -> list[int]:
@@ -77,19 +80,19 @@ def _question(addends: list[int]) -> str:
     return "+".join(map(str, addends)) + "="
 
 
-def _demonstration(rng: random.Random, addends: list[int], manner: str) -> str:
-    error_rate = MANNERS[manner][1]
+def _guess(rng: random.Random, addends: list[int]) -> str:
+    return str(max(0, sum(addends) + rng.randint(-GUESS_WIDTH, GUESS_WIDTH)))
 
-    def noisy(value: int) -> int:
-        return max(0, value + rng.choice((-10, -2, -1, 1, 2, 10))) if rng.random() < error_rate else value
 
-    if manner == "direct":
-        return str(noisy(sum(addends)))
-    total, steps = addends[0], []
-    for addend in addends[1:]:
-        step = f"{total}+{addend}="
-        total = noisy(total + addend)
-        steps.append(f"{step}{total}")
-        if manner == "wander" and rng.random() < 0.5:
-            steps.append(f"{total}?")
-    return ";".join(steps)
+def _reduction(rng: random.Random, addends: list[int], manner: str) -> str:
+    """The question's expression with its first two terms added up until one is left; detours write expressions twice."""
+    terms, expressions = addends, []
+    while len(terms) > 1:
+        if manner == "detours" and rng.random() < DETOUR:
+            expressions.append(terms)
+        total = terms[0] + terms[1]
+        if rng.random() < STEP_ERROR[manner]:
+            total = max(0, total + rng.choice((-10, -2, -1, 1, 2, 10)))
+        terms = [total, *terms[2:]]
+        expressions.append(terms)
+    return "=".join("+".join(map(str, terms)) for terms in expressions)

@@ -1,10 +1,12 @@
 """What a task is: numbered prompts, and a score for every response to them."""
 
+import re
 import zlib
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 SPLITS = ("train", "eval")
+NUMBER = re.compile(r"(?<![\d.])-?\d+(?:,\d{3})*(?:\.\d+)?")
 
 
 @dataclass(frozen=True)
@@ -55,3 +57,9 @@ def render(prompt: Prompt, tokenizer) -> str:
         return prompt.text
     message = [{"role": "user", "content": prompt.text}]
     return tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+
+
+def last_number(text: str) -> str | None:
+    """The last number of a text, without thousands separators; a minus after a digit is an operator, not a sign."""
+    numbers = NUMBER.findall(text)
+    return numbers[-1].replace(",", "") if numbers else None

@@ -1,0 +1,123 @@
+"""Any procedural dataset of reasoning-gym (https://github.com/open-thought/reasoning-gym) as a task, scored by its own scorer.
+
+reasoning-gym seeds item i of a dataset with seed + i, so that neighbouring seeds share nearly all items. Here every item is item 0
+of a dataset of its own, under a seed drawn from (seed, split, index).
+"""
+
+import os
+import random
+import re
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Literal
+
+from opo.build import near
+from opo.errors import UserError
+from opo.tasks.base import SPLITS, Prompt, held_out, last_number
+
+ATTEMPTS = 1000  # draws for a question of the wanted split
+HASH_ORDERED = {"isomorphic_strings", "knight_swap", "polynomial_multiplication", "ransom_note"}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One solved question of a few-shot prompt."""
+
+    question: str
+    response: str
+
+
+@dataclass(frozen=True)
+class ReasoningGymConfig:
+    """Which dataset, how its questions are put and how its answers are read."""
+
+    name: str = "reasoning_gym"
+    seed: int = 0
+    dataset: str = "chain_sum"
+    options: dict[str, Any] = field(default_factory=dict)  # of the dataset's own config, without seed and size
+    template: Literal["plain", "chat", "few_shot"] = "plain"
+    question: str = "{question}"  # str.format over the item: {question}, {metadata[KEY]}
+    examples: list[Example] = field(default_factory=list)  # of few_shot
+    answer: Literal["number", "text"] = "number"  # the last number, or all of the response; <answer> tags go first
+    binary: bool = True  # 1 where the dataset's score is at least 0.99, else 0; false: the score itself
+
+
+class ReasoningGym:
+    """Items of one dataset. A response's answer is what stands in its last <answer> tag, or its last number, or all of it."""
+
+    def __init__(self, config: ReasoningGymConfig):
+        self.name, self.config = config.dataset, config
+        self.stop: tuple[str, ...] = ("\n",) if config.template == "few_shot" else ()
+        if (config.template == "few_shot") != bool(config.examples):
+            raise UserError(f"task.template={config.template}: task.examples is for few_shot, which needs at least one")
+        self._scorer = _create(config, 0)
+        self._item = lru_cache(maxsize=4096)(self._draw)  # evaluations ask for the same prompts again
+        self.prompt(0)  # a question format that does not fit shows here
+
+    def __reduce__(self):
+        return ReasoningGym, (self.config,)
+
+    def prompt(self, index: int, split: str = "train") -> Prompt:
+        item = self._item(index, split)
+        try:
+            question = self.config.question.format(**item)
+        except (KeyError, IndexError, AttributeError) as error:
+            raise UserError(
+                f"task.question={self.config.question}: no {error} in an item of {self.name}, which has question, answer and "
+                f"metadata with {', '.join(item['metadata'])}"
+            ) from error
+        text = question
+        if self.config.template == "few_shot":
+            solved = [f"Question: {example.question}\nAnswer: {example.response}\n" for example in self.config.examples]
+            text = "".join(solved) + f"Question: {question}\nAnswer:"
+        return Prompt(index, text, item["answer"] or "", {"item": item}, chat=self.config.template == "chat")
+
+    def score(self, prompt: Prompt, response: str) -> float:
+        score = self._scorer.score_answer(self.extract(response), prompt.metadata["item"])
+        return float(score >= 0.99) if self.config.binary else score
+
+    def extract(self, response: str) -> str | None:
+        for stop in self.stop:
+            response = response.partition(stop)[0]
+        if tags := re.findall(r"<answer>(.*?)</answer>", response, re.DOTALL):
+            return tags[-1].strip()
+        if self.config.answer == "text":
+            return response.strip() or None
+        return last_number(response)
+
+    def _draw(self, index: int, split: str) -> dict[str, Any]:
+        rng = random.Random(f"{self.config.seed}/{SPLITS.index(split)}/{index}")
+        for _ in range(ATTEMPTS):
+            item = _create(self.config, rng.getrandbits(31))[0]
+            if held_out(item["question"]) == (split == "eval"):
+                return item
+        raise UserError(
+            f"task.dataset={self.config.dataset}: too few different questions with these options for the {split} split"
+        )
+
+
+def _create(config: ReasoningGymConfig, seed: int):
+    """The dataset of one item under this seed. Raises UserError for a name or option that reasoning-gym does not have."""
+    from reasoning_gym.composite import DatasetSpec  # takes a second to import, which only this task should pay
+    from reasoning_gym.factory import DATASETS
+
+    if config.dataset not in DATASETS:
+        raise UserError(
+            f"task.dataset={config.dataset}: reasoning-gym has no such dataset{near(config.dataset, DATASETS)}; "
+            f"allowed are {', '.join(sorted(DATASETS))}"
+        )
+    if config.dataset in HASH_ORDERED and os.environ.get("PYTHONHASHSEED", "random") == "random":
+        raise UserError(
+            f"task.dataset={config.dataset}: its questions follow Python's hash seed; set PYTHONHASHSEED=0 in the environment"
+        )
+    dataset, settings = DATASETS[config.dataset]
+    options = dict(config.options)
+    if reserved := options.keys() & {"seed", "size"}:
+        raise UserError(f"task.options.{min(reserved)}: not an option; task.seed numbers the stream, which has no end")
+    try:
+        if config.dataset == "composite":
+            options["datasets"] = [DatasetSpec(**{"config": {}, **spec}) for spec in options.get("datasets", [])]
+        return dataset(settings(**options, seed=seed, size=1))
+    except (TypeError, ValueError, AssertionError) as error:
+        allowed = sorted(settings.__dataclass_fields__.keys() - {"seed", "size"})
+        raise UserError(f"task.options: {error}; options of {config.dataset} are {', '.join(allowed)}") from error
