@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 PACKAGES = (
-    "opo",
+    "opo-workbench",
     "torch",
     "transformers",
     "tokenizers",
@@ -70,7 +70,7 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
         return None
-    untracked = _git(folder, "ls-files", "--others", "--exclude-standard", "--directory", ":/")
+    untracked = _git(folder, "ls-files", "--others", "--exclude-standard", "--directory", "--no-empty-directory", ":/")
     return {
         "commit": commit.strip(),
         "diff": _git(folder, "diff", "HEAD"),
