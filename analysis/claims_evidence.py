@@ -13,6 +13,7 @@ import polars as pl
 from analysis.audits import audit_interval, audit_value
 from analysis.claims import Evidence, MeanEvidence
 from analysis.moments import Moments
+from analysis.run_groups import roles
 from analysis.stats import Array, log_product_interval, proportionality, ratio_interval, resample_counts
 from analysis.study_result import Study
 from opo.seeding import rng_for
@@ -112,27 +113,27 @@ def audit_evidence(study: Study, measure: str) -> Evidence:
     )
 
 
-def runs_evidence(runs: pl.DataFrame, by: str, opo: str, grpo: str, off_policy: str, ppo: str) -> dict[str, Evidence]:
-    """What trainings say: reward at equal tokens, drift and entropy. Groups are values of the column `by`, paired by seed.
+def runs_evidence(runs: pl.DataFrame) -> dict[str, Evidence]:
+    """What trainings say: reward at equal tokens, drift and entropy; `runs` has a column `group`, whose runs are paired by seed.
 
     A claim has no evidence where one of its two groups has no run.
     """
-    present = set(runs[by].unique())
-    chosen = runs.filter(pl.col(by).is_in([opo, grpo, off_policy, ppo]))
+    part = roles(runs["group"].unique().to_list())
+    chosen = runs.filter(pl.col("group").is_in(list(part.values())))
     if chosen.is_empty():
         return {}
-    tokens = min(float(run["train/tokens"].max()) for _, run in chosen.group_by(by, "seed"))  # pyright: ignore[reportArgumentType]
+    tokens = float(chosen.group_by("group", "seed").agg(pl.col("train/tokens").max())["train/tokens"].min())  # pyright: ignore
     note = f"Mean over the last tenth of the first {tokens:,.0f} generated tokens; seeds are paired."
     plans: list[tuple[str, str, str, str, bool]] = [
-        ("reward_above_grpo", opo, grpo, "train/reward_mean", False),
-        ("reward_above_ppo", opo, ppo, "train/reward_mean", False),
-        ("on_policy_kl", grpo, off_policy, "train/kl_init_nats", True),
-        ("on_policy_entropy", grpo, off_policy, "train/entropy_mean_nats", True),
+        ("reward_above_grpo", "opo", "grpo", "train/reward_mean", False),
+        ("reward_above_ppo", "opo", "ppo", "train/reward_mean", False),
+        ("on_policy_kl", "grpo", "off_policy", "train/kl_init_nats", True),
+        ("on_policy_entropy", "grpo", "off_policy", "train/entropy_mean_nats", True),
     ]
     found: dict[str, Evidence] = {}
     for claim, ours, theirs, metric, ratio in plans:
-        if {ours, theirs} <= present and metric in runs.columns:
-            a, b = (final_values(runs.filter(pl.col(by) == group), metric, tokens) for group in (ours, theirs))
+        if {ours, theirs} <= set(part) and metric in runs.columns:
+            a, b = (final_values(runs.filter(group=part[role]), metric, tokens) for role in (ours, theirs))
             if evidence := paired_evidence(a, b, ratio, note):
                 found[claim] = evidence
     return found

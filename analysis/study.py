@@ -51,26 +51,36 @@ def main(values: dict[str, Any], folder: Path) -> None:
 
 def run_study(config: VarianceConfig, folder: Path) -> Study | None:
     """Measure what is missing of this shard; where no pool is missing after that, write the result and return it."""
-    torch.set_num_threads(config.threads)
-    foreign = read_rollouts(Path(config.rollouts)) if config.rollouts else None
-    numbers = prompt_numbers(config, foreign)
-    planned = stages(config)
-    folders = {stage.name: PoolFolder(folder / "pools" / stage.name, _setting(config, stage)) for stage in planned}
-    which, count = config.shard_of
-    total = sum(len(folders[stage.name].missing(numbers[which::count])) for stage in planned)
-    progress = _Progress(total)
-    for stage in planned:
-        for turn, weights in enumerate(stage.weights):
-            mine = [n for i, n in enumerate(numbers) if i % len(stage.weights) == turn and i % count == which]
-            missing = folders[stage.name].missing(mine)
-            for number, pool in _measure(config, weights, missing, foreign):
-                pool.save(folders[stage.name].file(number))
-                progress.done(stage.label)
-    waiting = sum(len(pools.missing(numbers)) for pools in folders.values())
+    waiting = measure(config, folder)
     if waiting:
         print(f"{folder}: this shard is done, {waiting} pools of others are missing; the last to finish writes the result")
         return None
-    study = analyse(config, planned, {stage.name: folders[stage.name].load(numbers) for stage in planned})
+    return conclude(config, folder)
+
+
+def measure(config: VarianceConfig, folder: Path) -> int:
+    """Make this shard's missing pools; returns how many pools of all shards are missing after that."""
+    torch.set_num_threads(config.threads)
+    foreign = read_rollouts(Path(config.rollouts)) if config.rollouts else None
+    numbers, planned = prompt_numbers(config, foreign), stages(config)
+    folders = {stage.name: PoolFolder(folder / "pools" / stage.name, _setting(config, stage)) for stage in planned}
+    which, count = config.shard_of
+    progress = _Progress(sum(len(pools.missing(numbers[which::count])) for pools in folders.values()))
+    for stage in planned:
+        for turn, weights in enumerate(stage.weights):
+            mine = [n for i, n in enumerate(numbers) if i % len(stage.weights) == turn and i % count == which]
+            for number, pool in _measure(config, weights, folders[stage.name].missing(mine), foreign):
+                pool.save(folders[stage.name].file(number))
+                progress.done(stage.label)
+    return sum(len(pools.missing(numbers)) for pools in folders.values())
+
+
+def conclude(config: VarianceConfig, folder: Path) -> Study:
+    """From pools to result.json, parquet and figures."""
+    foreign = read_rollouts(Path(config.rollouts)) if config.rollouts else None
+    numbers, planned = prompt_numbers(config, foreign), stages(config)
+    folders = {stage.name: PoolFolder(folder / "pools" / stage.name, _setting(config, stage)) for stage in planned}
+    study = analyse(config, planned, {name: pools.load(numbers) for name, pools in folders.items()})
     study.save(folder)
     write_figures(study, folder / "figures")
     return study

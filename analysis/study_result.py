@@ -62,6 +62,12 @@ def estimate(value: float, low: float, high: float) -> dict[str, Any]:
     return dict(zip(("value", "low", "high"), known, strict=True)) | {"resolved": None not in known}
 
 
+def default_group_size(sizes: Iterable[int]) -> int:
+    """8 where it was studied, else the middle one."""
+    known = sorted(sizes)
+    return 8 if 8 in known else known[len(known) // 2]
+
+
 @dataclass(frozen=True)
 class Study:
     """A finished study: settings, the policies that were looked at, and the tables."""
@@ -93,9 +99,7 @@ class Study:
 
     @property
     def default_group_size(self) -> int:
-        """8 where it was studied, else the middle one."""
-        sizes = sorted(self.settings["group_sizes"])
-        return 8 if 8 in sizes else sizes[len(sizes) // 2]
+        return default_group_size(self.settings["group_sizes"])
 
     def policy(self, name: str) -> dict[str, Any]:
         return next(policy for policy in self.policies if policy["name"] == name)

@@ -11,12 +11,14 @@ from rich.table import Table as RichTable
 
 from analysis import figures
 from analysis.audits import audit_interval, audit_terms, audit_value
+from analysis.estimators import resolve
 from analysis.figure_style import save
+from analysis.group_size import equal_variance_group_size
 from analysis.pool import Pool
 from analysis.pools import PromptPool
 from analysis.stats import Array, holm, resample_counts
 from analysis.study_config import Stage, VarianceConfig
-from analysis.study_result import Study, estimate
+from analysis.study_result import Study, default_group_size, estimate
 from analysis.table import COMPARABLE, Table
 from analysis.variance import compare
 from opo.seeding import rng_for
@@ -34,6 +36,7 @@ def analyse(config: VarianceConfig, planned: Sequence[Stage], pools: Mapping[str
             rows["moments"] += [where | row | estimate(row["value"], row["low"], row["high"]) for row in table.to_dicts()]
             rows["comparisons"] += [where | row for row in _comparisons(table, config.reference)]
             rows["prompts"] += [{"policy": stage.name} | row for row in _prompt_rows(table, [pool.prompt_id for pool in mine])]
+        rows["equal_variance"] += [where | row for row in _equal_variance(config, mine)]
         terms = audit_terms(mine)
         rows["audit_terms"] += [{"policy": stage.name} | row for row in terms]
         rows["audits"] += [where | row for row in _audits(config, terms)]
@@ -41,12 +44,29 @@ def analyse(config: VarianceConfig, planned: Sequence[Stage], pools: Mapping[str
     return Study.of(rows, settings=_settings(config), policies=[_policy(s, pools[s.name]) for s in planned], versions=versions())
 
 
+def _meter(pools: Sequence[PromptPool]) -> list[Pool]:
+    return [Pool(p.gram_RR, p.rewards_R, p.lengths_R, p.logit_energy_R) for p in pools]
+
+
 def _compare(config: VarianceConfig, pools: Sequence[PromptPool], group_size: int) -> Table:
-    meter = [Pool(p.gram_RR, p.rewards_R, p.lengths_R, p.logit_energy_R) for p in pools]
     rng = rng_for(config.seed, "partitions", group_size)
-    return compare(
-        meter, group_size, config.estimators, rng, config.num_bootstrap, config.num_partitions, config.prompts_per_batch
-    )
+    options = (config.num_bootstrap, config.num_partitions, config.prompts_per_batch)
+    return compare(_meter(pools), group_size, config.estimators, rng, *options)
+
+
+def _equal_variance(config: VarianceConfig, pools: Sequence[PromptPool]) -> list[dict[str, Any]]:
+    """The reference's group size of equal relative variance; open where that lies outside the sizes measured."""
+    meter, size = _meter(pools), default_group_size(config.group_sizes)
+    coupled = {e.name for e in resolve(config.estimators) if e.couples_prompts}
+    rows = []
+    for name in config.estimators:
+        if name in coupled or name == config.reference or min(len(pool) for pool in meter) < 6:
+            continue
+        found = equal_variance_group_size(meter, size, name, config.reference, rng_for(config.seed, "equal variance", size))
+        low, high = found.interval
+        value = found.size if found.size > 0 else np.inf
+        rows.append({"estimator": name, "reference": config.reference, "group_size": size} | estimate(value, low or np.inf, high))
+    return rows
 
 
 def _comparisons(table: Table, reference: str) -> list[dict[str, Any]]:
@@ -151,6 +171,8 @@ def write_figures(study: Study, folder: Path) -> None:
         save(figures.forest(study, name), folder, f"variance-{name}")
         save(figures.ratio_forest(study, name), folder, f"variance-ratio-{name}")
         save(figures.norm_against_length(study, name), folder, f"norm-length-{name}")
+        if not study.equal_variance.filter(policy=name).is_empty():
+            save(figures.equal_variance(study, name), folder, f"equal-variance-{name}")
         if len(study.settings["group_sizes"]) > 1:
             save(figures.against_group_size(study, name), folder, f"group-size-{name}")
     if several:
