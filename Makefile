@@ -24,7 +24,7 @@ verify: $(STAMP) ## train OPO and its rivals on the built-in policy, measure var
 
 test: lint ## prove it: formatting, types and every test
 	@echo "pytest, two processes"
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
 
 lint: $(STAMP) ## ruff and pyright alone
 	@echo "ruff, pyright"
@@ -40,7 +40,7 @@ lab: $(STAMP) ## open the notebooks in JupyterLab
 
 bench: $(STAMP) ## time sampling and update against TRL, one thread, both in one run
 	@$(PIP) install --no-deps -r .lock/bench.txt
-	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks
+	@for script in tests/benchmarks/bench_*.py; do OMP_NUM_THREADS=1 $(BIN)/python $$script; done
 
 lock: $(STAMP) ## write .lock/ anew from what is installed in .venv
 	@$(BIN)/python .lock/freeze.py
