@@ -15,7 +15,7 @@ from scipy.stats import t as student
 from analysis.figure_style import FAINT, INK, axes, colour, styled
 
 AXIS_LABELS = {
-    "train/step": "rollout batches",
+    "step": "rollout batches",
     "train/tokens": "generated tokens",
     "train/reward_mean": "mean reward",
     "eval/reward_mean": "mean reward on held-out prompts",
@@ -31,7 +31,7 @@ VERDICT_COLOURS = {"supported": "#009e73", "refuted": "#d55e00", "not resolved":
 def training_curves(
     runs: pl.DataFrame,
     metric: str = "train/reward_mean",
-    x: str = "train/step",
+    x: str = "step",
     by: str = "algo",
     window: int = 1,
     order: Sequence[str] | None = None,
@@ -69,7 +69,7 @@ def curves(runs: pl.DataFrame, metric: str, x: str, window: int) -> tuple[np.nda
     """Places (X,) and one row of values a seed (S, X), over the range that all seeds cover."""
     series = []
     for _, run in runs.group_by("seed", maintain_order=True):
-        run = run.sort("train/step").filter(pl.col(metric).is_not_null())
+        run = run.sort("step").filter(pl.col(metric).is_not_null())
         values = run[metric].to_numpy()
         width = min(window, len(values))
         if width:

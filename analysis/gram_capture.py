@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from analysis.gram_layers import Call, Use, rule_of
+from analysis.gram_layers import Call, Use, is_rms_norm, rms_norm, rule_of
 
 
 @contextmanager
@@ -144,6 +144,9 @@ class Capture:
         kwargs: dict[str, Any],
         heard: list[bool],
     ) -> None:
+        rule = rule_of(module)
+        if rule is None and len(outputs) == 1 and set(owned) == {"weight"} and args:
+            rule = rms_norm if is_rms_norm(module, args[0], outputs[0]) else None
         n, length, first, mode = self.num_responses, self.length, self.first, self.mode
         saved = [(args, kwargs)]  # a cell, emptied when the gradient arrives: the graph outlives what it saved
         versions = [x._version for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
@@ -154,7 +157,6 @@ class Capture:
                 raise ValueError(f"{self.names[module]}: its input is overwritten in place later; use method='loop'")
             known = [g is not None for g in grads]
             kept = [g for g in grads if g is not None]
-            rule = rule_of(module)
             if rule is None:
                 flags = iter(known)
                 is_output = [h and next(flags) for h in heard]

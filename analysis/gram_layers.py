@@ -29,6 +29,10 @@ class Outer:
     def device(self) -> torch.device:
         return self.right_NTC.device
 
+    def transposed(self) -> "Outer":
+        assert isinstance(self.left_NTR, Tensor)
+        return Outer(self.right_NTC, self.left_NTR, self.first)
+
     def write(self, out_NRC: Tensor, low: int, high: int, fresh: bool) -> None:
         left_NTr = self.left_NTR[..., low:high] if isinstance(self.left_NTR, Tensor) else self.left_NTR(low, high)
         if fresh and len(self.right_NTC) == len(out_NRC):
@@ -114,6 +118,28 @@ def layer_norm(module: nn.LayerNorm, x_NTC: Tensor, grad_NTC: Tensor) -> dict[st
     }
 
 
+def rms_norm(module: nn.Module, x_NTC: Tensor, grad_NTC: Tensor) -> dict[str, Use]:
+    size_NT1 = (x_NTC.square().mean(-1, keepdim=True) + rms_epsilon(module)).rsqrt()
+    return {"weight": Dense(((x_NTC * grad_NTC).mT @ size_NT1).mT)}
+
+
+def rms_epsilon(module: nn.Module) -> float | None:
+    return getattr(module, "variance_epsilon", getattr(module, "eps", None))
+
+
+def is_rms_norm(module: nn.Module, x: Tensor, output: Tensor) -> bool:
+    """Whether the layer did x / rms(x) * (weight + c) with c = 0 or 1, judged by what it made of a few tokens."""
+    epsilon, weight = rms_epsilon(module), getattr(module, "weight", None)
+    if x.dtype == torch.float64:  # layers round to float32 inside; in a float64 model only the replay has the same digits
+        return False
+    if not isinstance(epsilon, float) or weight is None or weight.shape != x.shape[-1:] or output.shape != x.shape:
+        return False
+    x, output = (y.detach().flatten(0, -2)[:: max(1, y[..., 0].numel() // 8)].double() for y in (x, output))
+    expected = x * (x.square().mean(-1, keepdim=True) + epsilon).rsqrt()
+    tolerance = 1e-4 if weight.dtype == torch.float32 else 3e-2
+    return any(torch.allclose(expected * (weight.double() + c), output, rtol=tolerance, atol=tolerance) for c in (0, 1))
+
+
 def embedding(module: nn.Embedding, ids_NT: Tensor, grad_NTC: Tensor) -> dict[str, Use]:
     if module.padding_idx is not None:  # autograd leaves this row without a gradient
         grad_NTC = grad_NTC * (ids_NT != module.padding_idx)[..., None]
@@ -130,13 +156,12 @@ RULES: dict[Any, Callable[..., dict[str, Use]]] = {
 
 
 def rule_of(module: nn.Module) -> Callable[..., dict[str, Use]] | None:
-    """The closed form for this layer, or None where it has to be replayed."""
-    forward = getattr(module.forward, "__func__", None)
+    """The closed form for this layer by the code that it runs, or None."""
     if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.scale_grad_by_freq):
         return None
     if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) != 1:
         return None
-    return RULES.get(forward)
+    return RULES.get(getattr(module.forward, "__func__", None))
 
 
 @dataclass
