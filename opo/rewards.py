@@ -186,7 +186,7 @@ class _Worker:
         status = self.kill()
         if not was_ready:
             self.failed_starts += 1
-            if self.failed_starts == 3:
+            if status == 1 or self.failed_starts == 3:  # 1: an exception, which would come again
                 raise RuntimeError(f"a reward worker could not be started ({reason}, exit status {status}): see above")
         self.start()
         if not was_ready or not self.cells:
@@ -202,9 +202,10 @@ class _Worker:
     def kill(self) -> int:
         """End the process group and give the exit status (minus the signal's number where it was one)."""
         for pipe in (self.stdin, self.stdout):
-            with suppress(KeyError):
-                self.selector.unregister(pipe)
-            pipe.close()
+            if not pipe.closed:
+                with suppress(KeyError):
+                    self.selector.unregister(pipe)
+                pipe.close()
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         return self.process.wait()
