@@ -36,7 +36,9 @@ def load(*paths: Path | str) -> Runs:
         folders = sorted(_run_folders(path))
         if not folders:
             raise UserError(f"{path}: no run is here (a folder with config.yaml and run.json)")
-        found |= {folder: str(folder.relative_to(path)) if folder != path else path.resolve().name for folder in folders}
+        found |= {
+            folder: str(folder.relative_to(path)) if folder != path else path.resolve().name for folder in folders
+        }
     metrics: list[dict[str, Any]] = []
     runs: list[dict[str, Any]] = []
     configs: list[dict[str, Any]] = []
@@ -72,7 +74,9 @@ def _run_folders(path: Path) -> Iterator[Path]:
 
 def _metrics_table(rows: list[dict[str, Any]]) -> pl.DataFrame:
     names = sorted({name for row in rows for name in row} - {*LABELS, "step"})
-    schema: dict[str, Any] = dict.fromkeys(LABELS, pl.String) | {"seed": pl.Int64, "step": pl.Int64} | dict.fromkeys(names, pl.Float64)
+    schema: dict[str, Any] = (
+        dict.fromkeys(LABELS, pl.String) | {"seed": pl.Int64, "step": pl.Int64} | dict.fromkeys(names, pl.Float64)
+    )
     return pl.DataFrame({name: [row.get(name) for row in rows] for name in schema}, schema=schema, strict=False)
 
 

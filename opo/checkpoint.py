@@ -42,7 +42,9 @@ def save_checkpoint(
     policy = partial / "policy"
     policy.mkdir(parents=True)
     policy_saver(policy)
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial / "trainer.safetensors")
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial / "trainer.safetensors"
+    )
     (partial / "trainer.json").write_text(json.dumps(state, indent=2, allow_nan=False) + "\n")
     files = sorted(file for file in partial.rglob("*") if file.is_file())
     listed = {str(file.relative_to(partial)): {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in files}
@@ -69,7 +71,9 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if not file.is_file():
             raise UserError(f"{file}: missing from its checkpoint; remove {path} to go on from the one before it")
         if file.stat().st_size != written["bytes"] or _sha256(file) != written["sha256"]:
-            raise UserError(f"{file}: damaged, its SHA-256 is not the manifest's; remove {path} to go on from the one before it")
+            raise UserError(
+                f"{file}: damaged, its SHA-256 is not the manifest's; remove {path} to go on from the one before it"
+            )
     with safe_open(path / "trainer.safetensors", framework="pt") as stored:
         tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  not a dict: it has no iterator
     return tensors, json.loads((path / "trainer.json").read_text())

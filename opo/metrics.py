@@ -24,25 +24,34 @@ METRICS: dict[str, Metric] = {
     "train/step": Metric("steps", "rollout batches used so far; the x-axis of every other metric"),
     "train/reward_mean": Metric("reward", "mean over this batch's scorable responses"),
     "train/reward_std": Metric("reward", "standard deviation (n - 1) over this batch's scorable responses"),
-    "train/loss": Metric("1", "the surrogate's value, mean over updates; says little, since its gradient alone means something"),
     "train/grad_norm": Metric("1", "Euclidean norm of the gradient before clipping, mean over updates"),
     "train/clipped": Metric("fraction", "share of updates whose gradient was scaled down to optim.max_grad_norm"),
     "train/learning_rate": Metric("1", "of the last update"),
     "train/entropy_mean_nats": Metric("nats", "entropy of the next-token distribution, mean over sampled tokens"),
-    "train/kl_init_nats": Metric("nats per token", "k3 estimate of KL(policy || initial policy), mean over sampled tokens"),
-    "train/kl_reference_nats": Metric("nats per token", "KL(policy || reference) in the estimate that is penalised, mean over tokens"),
-    "train/kl_update_nats": Metric("nats per token", "k3 estimate of KL(sampling policy || policy after this batch's updates)"),
+    "train/kl_init_nats": Metric(
+        "nats per token", "k3 estimate of KL(policy || initial policy), mean over sampled tokens"
+    ),
+    "train/kl_reference_nats": Metric(
+        "nats per token", "KL(policy || reference) in the estimate that is penalised, mean over tokens"
+    ),
+    "train/kl_update_nats": Metric(
+        "nats per token", "k3 estimate of KL(sampling policy || policy after this batch's updates)"
+    ),
     "train/ratio_mean": Metric("1", "importance ratio policy / sampling policy, mean over tokens and updates"),
     "train/ratio_max": Metric("1", "largest token importance ratio of this batch's updates"),
     "train/clip_fraction": Metric("fraction", "share of tokens whose gradient the algorithm's clipping removed"),
     "train/advantage_mean": Metric("reward", "mean over responses (over tokens where they differ within a response)"),
     "train/advantage_std": Metric("reward", "standard deviation (n - 1) of the same"),
     "train/constant_groups_fraction": Metric("fraction", "share of prompts whose responses all have one reward"),
-    "train/unscorable_count": Metric("responses", "whose reward could not be computed; they are left out of every baseline"),
+    "train/unscorable_count": Metric(
+        "responses", "whose reward could not be computed; they are left out of every baseline"
+    ),
     "train/updates": Metric("updates", "optimizer steps so far"),
     "train/tokens": Metric("tokens", "response tokens sampled for training so far"),
     "critic/loss": Metric("reward^2", "value loss, mean over updates"),
-    "critic/explained_variance": Metric("1", "1 - Var(return - value) / Var(return) over sampled tokens, before the updates"),
+    "critic/explained_variance": Metric(
+        "1", "1 - Var(return - value) / Var(return) over sampled tokens, before the updates"
+    ),
     "critic/grad_norm": Metric("1", "Euclidean norm of the critic's gradient before clipping, mean over updates"),
     "length/tokens_mean": Metric("tokens", "response length, the end-of-text included where it was sampled"),
     "length/tokens_min": Metric("tokens", "shortest response of the batch"),
@@ -50,11 +59,19 @@ METRICS: dict[str, Metric] = {
     "length/tokens_std": Metric("tokens", "standard deviation (n - 1) of response length"),
     "length/truncated_fraction": Metric("fraction", "share of responses cut at rollout.max_new_tokens"),
     "length/reward_correlation": Metric("1", "Pearson correlation of length and reward over scorable responses"),
-    "mismatch/logprob_abs_mean_nats": Metric("nats", "|trainer - sampler| log-probability of a sampled token, mean, before any update"),
+    "mismatch/logprob_abs_mean_nats": Metric(
+        "nats", "|trainer - sampler| log-probability of a sampled token, mean, before any update"
+    ),
     "mismatch/logprob_abs_max_nats": Metric("nats", "largest |trainer - sampler| log-probability of a sampled token"),
-    "mismatch/k1_nats": Metric("nats per token", "k1 estimate of KL(sampler || trainer): mean of log sampler - log trainer"),
-    "mismatch/k3_nats": Metric("nats per token", "k3 estimate of KL(sampler || trainer): mean of r - 1 - log r, r = trainer / sampler"),
-    "mismatch/ess_fraction": Metric("fraction", "effective sample size of the responses' weights trainer / sampler, over their number"),
+    "mismatch/k1_nats": Metric(
+        "nats per token", "k1 estimate of KL(sampler || trainer): mean of log sampler - log trainer"
+    ),
+    "mismatch/k3_nats": Metric(
+        "nats per token", "k3 estimate of KL(sampler || trainer): mean of r - 1 - log r, r = trainer / sampler"
+    ),
+    "mismatch/ess_fraction": Metric(
+        "fraction", "effective sample size of the responses' weights trainer / sampler, over their number"
+    ),
     "mismatch/version_lag": Metric("updates", "largest number of updates between a token's sampling and its first use"),
     "eval/reward_mean": Metric("reward", "mean over held-out prompts"),
     "eval/reward_low": Metric("reward", "lower end of its 95 % interval over prompts"),

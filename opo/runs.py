@@ -1,8 +1,8 @@
 """Run folders: what replays a run, what it left, and how the same command goes on where a kill interrupted it.
 
-    config.yaml     resolved; the folder belongs to it     metrics.jsonl   one object a step
-    run.json        versions, code, device, seeds          rollouts/       completions by step
-    checkpoints/    step-000100/ ...                       DONE            the number of steps, once all are done
+config.yaml     resolved; the folder belongs to it     metrics.jsonl   one object a step
+run.json        versions, code, device, seeds          rollouts/       completions by step
+checkpoints/    step-000100/ ...                       DONE            the number of steps, once all are done
 """
 
 import fcntl
@@ -43,7 +43,9 @@ class RunFolder:
         file = path / "config.yaml"
         if not file.exists():
             if strays := [name for name in ("metrics.jsonl", "checkpoints", "DONE") if (path / name).exists()]:
-                raise UserError(f"{path}: has {strays[0]} but no config.yaml, so it cannot be told whose it is; give another folder")
+                raise UserError(
+                    f"{path}: has {strays[0]} but no config.yaml, so it cannot be told whose it is; give another folder"
+                )
             path.mkdir(parents=True, exist_ok=True)
             lock = _lock(path)
             record = {"wandb_run_id": secrets.token_hex(4)} | surroundings(config)
@@ -83,7 +85,9 @@ class RunFolder:
         file = self.path / "metrics.jsonl"
         rows = [row for row in read_rows(file) if row["train/step"] <= step]
         if [row["train/step"] for row in rows] != list(range(1, step + 1)):
-            raise UserError(f"{file}: does not hold each step from 1 to {step} once, as the checkpoint of step {step} needs")
+            raise UserError(
+                f"{file}: does not hold each step from 1 to {step} once, as the checkpoint of step {step} needs"
+            )
         if file.exists():
             write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
         for table in (self.path / "rollouts").glob("*.parquet"):
@@ -98,9 +102,13 @@ def _refuse_another(path: Path, before: dict[str, Any], config: dict[str, Any]) 
         if key.partition(".")[0] in FREE or key == "steps" or (key in old and key in new and old[key] == new[key]):
             continue
         said = [repr(values[key]) if key in values else "absent" for values in (old, new)]
-        raise UserError(f"{key}: {path} was made with {said[0]} and this run has {said[1]}; give another folder, or that value")
+        raise UserError(
+            f"{key}: {path} was made with {said[0]} and this run has {said[1]}; give another folder, or that value"
+        )
     if new["steps"] < old["steps"]:
-        raise UserError(f"steps: {path} was made with {old['steps']} and this run has {new['steps']}; steps may only grow")
+        raise UserError(
+            f"steps: {path} was made with {old['steps']} and this run has {new['steps']}; steps may only grow"
+        )
     schedule = new.get("optim.schedule", "constant")
     if new["steps"] > old["steps"] and schedule != "constant":
         raise UserError(
@@ -132,5 +140,7 @@ def _lock(path: Path) -> IO[str]:
         fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         stream.close()
-        raise UserError(f"{path}: another process is training in this folder; wait for it, or give another folder") from None
+        raise UserError(
+            f"{path}: another process is training in this folder; wait for it, or give another folder"
+        ) from None
     return stream

@@ -82,7 +82,11 @@ def _git(folder: Path, *arguments: str) -> str | None:
     """What git prints; None where it is not installed, fails, or does not answer in time."""
     try:
         ran = subprocess.run(
-            ["git", "--no-optional-locks", *arguments], cwd=folder, capture_output=True, timeout=GIT_TIMEOUT_S, check=True
+            ["git", "--no-optional-locks", *arguments],
+            cwd=folder,
+            capture_output=True,
+            timeout=GIT_TIMEOUT_S,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError) as error:
         if not isinstance(error, subprocess.CalledProcessError):

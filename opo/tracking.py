@@ -13,10 +13,8 @@ import contextlib
 import faulthandler
 import json
 import os
-import re
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,10 +24,10 @@ import yaml
 
 from opo.atomic import sync
 from opo.metrics import METRICS, checked_row, read_rows
+from opo.sidecar import Sidecar
 
 if TYPE_CHECKING:
     import wandb
-
     from opo.config import RunConfig, TrackingConfig
     from opo.runs import RunFolder
 
@@ -38,6 +36,7 @@ __all__ = ["COMPLETIONS", "METRICS", "Tracker"]
 FINISH_S = 30.0  # how long the end of a run waits for W&B
 CALL_S = 90.0  # how long one call of wandb may take before the mirror gives up
 FLUSH_S = 1.0  # wandb's own default loses up to fifteen seconds of rows when it is killed
+AWAKE, CLEAN, FAILED = b".", b"!", b"?"  # to the mirror: a row was written, the run ended well, or not
 
 COMPLETIONS = {  # column of rollouts/step-*.parquet -> Arrow type
     "prompt_index": "int64",  # in the task's stream
@@ -91,7 +90,7 @@ class Tracker:
         self._stream.flush()
         os.fsync(self._stream.fileno())
         self.last_step = step
-        if self._mirror is not None and not _nudge(self._mirror, b"."):
+        if self._mirror is not None and not self._mirror.wake(AWAKE):
             self._lost(self._mirror)
 
     def completions(self, step: int, rows: list[dict[str, Any]]) -> None:
@@ -115,71 +114,38 @@ class Tracker:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stream.close()
-        while self._mirror is not None:
-            if not self._finished(self._mirror, b"!" if kind is None else b"?"):
-                self._lost(self._mirror)
-            else:
-                self._mirror = None
+        ending = CLEAN if kind is None else FAILED
+        while self._mirror is not None and not self._mirror.finish(ending, FINISH_S):
+            self._lost(self._mirror)
 
     def _new(self, step: int) -> None:
         if step <= self.last_step:
-            raise ValueError(f"step {step} has a row in {self._stream.name}: log completions first, and every step once")
+            raise ValueError(
+                f"step {step} has a row in {self._stream.name}: log completions first, and every step once"
+            )
 
-    def _start(self) -> "subprocess.Popen[bytes] | None":
-        """The mirror's process: in a session of its own, so that a Ctrl-C at the trainer does not reach it."""
+    def _start(self) -> Sidecar | None:
+        """The process that mirrors the folder as it is now and becomes."""
         if self.mode == "off":
             return None
         wandb_folder = self.folder.resolve() / "wandb"
         wandb_folder.mkdir(exist_ok=True)
-        package_root = str(Path(__file__).resolve().parents[1])
-        environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}  # of another run's process
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, environment.get("PYTHONPATH")]))
+        environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}  # another run's
         environment["WANDB_DATA_DIR"] = str(wandb_folder / "data")  # staged artifacts: a run folder can be moved
-        command = [sys.executable, "-P", "-m", "opo.tracking", json.dumps(self.setup | {"mode": self.mode})]
-        with (wandb_folder / "mirror.log").open("ab") as output:
-            process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment, start_new_session=True, bufsize=0
-            )
-        assert process.stdin is not None
-        os.set_blocking(process.stdin.fileno(), False)
-        return process
+        setup = json.dumps(self.setup | {"mode": self.mode})
+        try:
+            return Sidecar("opo.tracking", setup, wandb_folder / "mirror.log", environment)
+        except OSError as error:  # no memory or no process number left
+            print(f"W&B failed ({error}); metrics.jsonl goes on", file=sys.stderr, flush=True)
+            return None
 
-    def _finished(self, process: "subprocess.Popen[bytes]", how: bytes) -> bool:
-        """Tell the mirror how the run ended; whether it then did all of its work within FINISH_S."""
-        _nudge(process, how)
-        assert process.stdin is not None
-        process.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return process.wait(FINISH_S) == 0
-        return False
-
-    def _lost(self, process: "subprocess.Popen[bytes]") -> None:
+    def _lost(self, mirror: Sidecar) -> None:
         """Say once that W&B failed and why; go on offline where it was online, else without it."""
-        reason = f"not done {FINISH_S:.0f} s after the run" if process.poll() is None else _last_error(self.folder / "wandb")
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # the group that _start made: the mirror and its wandb-core
-        process.wait()
+        reason = mirror.kill()
         online, self.mode = self.mode == "online", "offline" if self.mode == "online" else "off"
-        goes_on = f"it is recorded in {self.folder / 'wandb'} for `wandb sync`" if online else "metrics.jsonl goes on without it"
+        goes_on = f"it is recorded in {self.folder / 'wandb'} for `wandb sync`" if online else "metrics.jsonl goes on"
         print(f"W&B failed ({reason}); {goes_on}", file=sys.stderr, flush=True)
         self._mirror = self._start()
-
-
-def _nudge(process: "subprocess.Popen[bytes]", message: bytes) -> bool:
-    """Wake the mirror; False if it is gone. A full pipe means that it has enough to wake up for."""
-    assert process.stdin is not None
-    try:
-        process.stdin.write(message)
-    except BrokenPipeError:
-        return False
-    return process.poll() is None
-
-
-def _last_error(wandb_folder: Path) -> str:
-    """The last error that the mirror wrote before it ended."""
-    log = wandb_folder / "mirror.log"
-    errors = re.findall(r"^[\w.]*(?:Error|Exception)\b.*", log.read_text(errors="replace"), re.MULTILINE)
-    return errors[-1] if errors else f"see {log}"
 
 
 def _completions_file(folder: Path, step: int) -> Path:
@@ -204,7 +170,7 @@ def mirror(setup: dict[str, Any]) -> None:
             if ended:
                 break
             heard = os.read(sys.stdin.fileno(), 4096)
-            ended, clean = not heard.endswith(b"."), heard.endswith(b"!")
+            ended, clean = not heard.endswith(AWAKE), heard.endswith(CLEAN)
     with _time_limit():
         run.finish(exit_code=0 if clean else 1)
 
@@ -295,4 +261,9 @@ def _time_limit() -> Iterator[None]:
 
 
 if __name__ == "__main__":
+    for stop in (
+        signal.SIGTERM,
+        signal.SIGINT,
+    ):  # a scheduler sends them to every process; the trainer's end is the mirror's
+        signal.signal(stop, signal.SIG_IGN)
     mirror(json.loads(sys.argv[1]))

@@ -28,7 +28,11 @@ def save(folder: Path, step: int, keep: int = 0) -> Path:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.uint8])
 def test_what_was_written_is_read_bit_by_bit(tmp_path, dtype):
-    tensors = {"a": torch.arange(12).to(dtype).view(3, 4).T, "scalar": torch.tensor(7).to(dtype), "empty": torch.empty(0, dtype=dtype)}
+    tensors = {
+        "a": torch.arange(12).to(dtype).view(3, 4).T,
+        "scalar": torch.tensor(7).to(dtype),
+        "empty": torch.empty(0, dtype=dtype),
+    }
     state = {"step": 3, "rng": [1, 2**40], "name": "α", "rate": 0.1 + 0.2}
     path = save_checkpoint(tmp_path, 3, fill_policy, tensors, state)
     read, read_state = load_checkpoint(path)
@@ -58,7 +62,9 @@ def test_none_is_dropped_unless_asked(tmp_path):
     assert len(checkpoints(tmp_path)) == 5
 
 
-@pytest.mark.parametrize("name", ["policy/weights/part-1.bin", "policy/config.json", "trainer.safetensors", "trainer.json"])
+@pytest.mark.parametrize(
+    "name", ["policy/weights/part-1.bin", "policy/config.json", "trainer.safetensors", "trainer.json"]
+)
 def test_one_wrong_bit_anywhere_is_named(tmp_path, name):
     path = save(tmp_path, 1)
     file = path / name
@@ -104,7 +110,9 @@ def test_incomplete_ones_are_ignored_then_removed(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
 
 
-FORKSERVER = multiprocessing.get_context("forkserver")  # a fork for each kill, of a process that has imported torch once
+FORKSERVER = multiprocessing.get_context(
+    "forkserver"
+)  # a fork for each kill, of a process that has imported torch once
 FORKSERVER.set_forkserver_preload(["opo.checkpoint"])
 
 

@@ -72,7 +72,9 @@ def test_a_new_folder_says_what_replays_it(tmp_path):
 def test_the_state_of_the_code_is_kept(tmp_path):
     def git(*arguments: str) -> str:
         identity = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
-        return subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+        return subprocess.run(
+            ["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout
 
     assert git_state(tmp_path) is None
     git("init", "-q")
@@ -121,14 +123,16 @@ def test_of_several_keys_the_first_is_named_and_a_lost_one_counts(tmp_path):
     RunFolder.open(tmp_path, CONFIG)
     config = changed("seed", 8)
     del config["algo"]["kl_coef"]
-    with pytest.raises(UserError, match="^seed"):
+    with pytest.raises(UserError, match=r"^seed"):
         RunFolder.open(tmp_path, config)
     config["seed"] = 7
     with pytest.raises(UserError, match=r"^algo\.kl_coef: .* made with 0\.0 and this run has absent"):
         RunFolder.open(tmp_path, config)
 
 
-@pytest.mark.parametrize(("key", "value"), [("tracking.mode", "off"), ("checkpoint.every", 1), ("study", "b"), ("steps", 20)])
+@pytest.mark.parametrize(
+    ("key", "value"), [("tracking.mode", "off"), ("checkpoint.every", 1), ("study", "b"), ("steps", 20)]
+)
 def test_keys_that_say_nothing_about_what_is_trained_may_differ(tmp_path, key, value):
     RunFolder.open(tmp_path, CONFIG)
     config = changed(key, value)
@@ -255,7 +259,9 @@ def test_without_a_checkpoint_nothing_is_left(tmp_path):
 def test_floats_survive_a_cut_bit_by_bit(tmp_path):
     folder = RunFolder.open(tmp_path, CONFIG)
     values = [0.1 + 0.2, 5e-324, 1.7976931348623157e308, math.pi, -0.0, 12]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({"train/step": i, "x": v}) + "\n" for i, v in enumerate(values, 1)))
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(json.dumps({"train/step": i, "x": v}) + "\n" for i, v in enumerate(values, 1))
+    )
     before = (tmp_path / "metrics.jsonl").read_bytes()
     folder.truncate_metrics(len(values))
     assert (tmp_path / "metrics.jsonl").read_bytes() == before

@@ -37,7 +37,7 @@ class WandbServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.runs: dict[str, StoredRun] = {}
-        self.unknown: set[str] = set()  # names of operations that were answered by an error
+        self.refuses = False  # answer every operation by an error
 
     def __enter__(self) -> "WandbServer":
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
@@ -53,17 +53,29 @@ class WandbServer(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
     def answer(self, operation: str, variables: dict[str, Any]) -> dict[str, Any] | None:
-        """The data that GraphQL operation returns, None where it is not known."""
+        """The data that a GraphQL operation returns, None where it is refused or not known."""
+        if self.refuses:
+            return None
         if operation == "Viewer":
             return {"viewer": {"id": "1", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}}
         if operation == "RunResumeStatus":
-            return {"model": {"id": "1", "name": variables["project"], "entity": _ENTITY, "bucket": self._bucket(variables["name"])}}
+            return {
+                "model": {
+                    "id": "1",
+                    "name": variables["project"],
+                    "entity": _ENTITY,
+                    "bucket": self._bucket(variables["name"]),
+                }
+            }
         if operation == "UpsertBucket":
             run = self.runs.setdefault(variables["name"], StoredRun({}))
             run.about |= {name: value for name, value in variables.items() if value is not None}
             return {"upsertBucket": {"bucket": self._bucket(variables["name"]), "inserted": not run.lines}}
         if operation == "CreateRunFiles":
-            places = [{"name": name, "uploadUrl": f"{self.url}/upload/{variables['run']}/{name}"} for name in variables["files"]]
+            places = [
+                {"name": name, "uploadUrl": f"{self.url}/upload/{variables['run']}/{name}"}
+                for name in variables["files"]
+            ]
             return {"createRunFiles": {"runID": "1", "uploadHeaders": [], "files": places}}
         return None
 
@@ -113,8 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
             asked = json.loads(body)
             data = self.server.answer(asked["operationName"], asked.get("variables") or {})
             if data is None:
-                self.server.unknown.add(asked["operationName"])
-                self._reply({"errors": [{"message": f"{asked['operationName']} is not known here"}]})
+                self._reply({"errors": [{"message": f"{asked['operationName']} is not answered here"}]})
             else:
                 self._reply({"data": data})
             return
