@@ -143,6 +143,7 @@ def test_kill_of_the_parent_leaves_no_worker(busy):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", script], stdin=pipe, stdout=pipe, env=environment) as parent:
+        assert parent.stdout is not None
         worker = int(parent.stdout.readline())
         assert alive(worker)
         parent.kill()
