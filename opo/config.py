@@ -27,9 +27,11 @@ class TinyConfig:
     layers: int = 4
     heads: int = 4
     seed: int = 0
-    warmup_steps: int = 600
-    warmup_batch: int = 64
-    warmup_learning_rate: float = 2e-3
+    init_std: float = 0.06  # of the weights before the warm-up
+    warmup_steps: int = 400
+    warmup_rows: int = 8  # of 96 tokens of demonstrations, in each step
+    warmup_muon_rate: float = 0.02  # of the matrices
+    warmup_adamw_rate: float = 3e-3  # of embeddings and norms
 
 
 @dataclass
