@@ -18,7 +18,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from analysis.pools import PromptPool
-from analysis.stats import Array, log_product_interval, ratio_interval
+from analysis.stats import Array, product_of_means, ratio_interval
 
 PROXIES = {"length": "lengths_R", "energy": "logit_energy_R", "head": "head_norm2_R"}
 
@@ -89,7 +89,7 @@ def audit_interval(measure: str, terms_P3: Array, counts_BP: Array, level: float
     """Its interval for fresh prompts of the same kind."""
     a_P, b_P, c_P = terms_P3.T
     if measure.endswith("_r2"):
-        low, high = log_product_interval([b_P, a_P, c_P], [2, -1, -1], counts_BP, level)
+        low, high = ratio_interval(product_of_means(b_P, b_P), product_of_means(a_P, c_P), counts_BP, level)
         return low, min(high, 1.0)
     nonnegative = not measure.endswith(("_exponent", "_rank", "_gain"))
     return ratio_interval(b_P, a_P, counts_BP, level, nonnegative)

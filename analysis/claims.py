@@ -60,7 +60,9 @@ def _lower_variance(reference: str, words: str, raw: bool) -> Claim:
         f"{kind} of length_weighted over that of {reference}",
         None,
         FEWER,
-        "5 % less variance saves 5 % of the responses" if not raw else "the same 5 % as the scale-free measure, so that the two can be compared",
+        "5 % less variance saves 5 % of the responses"
+        if not raw
+        else "the same 5 % as the scale-free measure, so that the two can be compared",
     )
 
 
@@ -146,17 +148,27 @@ def judge(evidence: Mapping[str, Evidence], claims: Sequence[Claim] = CLAIMS) ->
     decisions = [_decision(claim, evidence[claim.id]) for claim in present]
     able = [i for i, claim in enumerate(present) if evidence[claim.id].replicates >= LEAST[evidence[claim.id].unit]]
     corrected = dict(zip(able, holm([decisions[i][1] for i in able]).tolist(), strict=True)) if able else {}
-    return [_row(claim, evidence[claim.id], *decisions[i], corrected.get(i), len(able)) for i, claim in enumerate(present)]
+    return [
+        _row(claim, evidence[claim.id], *decisions[i], corrected.get(i), len(able)) for i, claim in enumerate(present)
+    ]
 
 
 def _row(claim: Claim, seen: Evidence, side: str, p_value: float, p_holm: float | None, family: int) -> dict[str, Any]:
     verdict = side if p_holm is not None and p_holm <= ALPHA else "not resolved"
     enough = p_holm is not None
     low, high = (_finite(bound) for bound in seen.interval(1 - ALPHA)) if seen.replicates > 1 else (None, None)
-    note = seen.note if enough else f"{seen.replicates} {seen.unit}: a verdict needs at least {LEAST[seen.unit]}. {seen.note}".strip()
+    note = (
+        seen.note
+        if enough
+        else f"{seen.replicates} {seen.unit}: a verdict needs at least {LEAST[seen.unit]}. {seen.note}".strip()
+    )
     needed = None
     if verdict == "not resolved":
-        needed = max(seen.needed(claim, 1 - ALPHA / max(1, family)) or 0, LEAST[seen.unit]) if math.isfinite(seen.effect) else None
+        needed = (
+            max(seen.needed(claim, 1 - ALPHA / max(1, family)) or 0, LEAST[seen.unit])
+            if math.isfinite(seen.effect)
+            else None
+        )
         needed = needed if needed and needed > seen.replicates else None
     return asdict(claim) | {
         "effect": _finite(seen.effect),

@@ -6,15 +6,17 @@ the policies of the study together, and prompts stay independent.
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
 
-import numpy as np
 import polars as pl
 
 from analysis.audits import audit_interval, audit_value
 from analysis.claims import Evidence, MeanEvidence
+from analysis.diversity import distinct_n, repetition_n, self_bleu
 from analysis.moments import Moments
 from analysis.run_groups import roles
-from analysis.stats import Array, log_product_interval, proportionality, ratio_interval, resample_counts
+from analysis.stats import Array, product_of_means, proportionality, ratio_interval, resample_counts
 from analysis.study_result import Study
 from opo.seeding import rng_for
 
@@ -39,7 +41,12 @@ VARIANCE_IDS = {  # claim -> (estimator, reference, measure, note)
         "relative_variance",
         "Known without data: one is a multiple of the other, so their relative variances are equal.",
     ),
-    "standardization_free": ("group_standardized", "group_mean", "relative_variance", "Prompts are weighted by 1 / std as well."),
+    "standardization_free": (
+        "group_standardized",
+        "group_mean",
+        "relative_variance",
+        "Prompts are weighted by 1 / std as well.",
+    ),
 }
 AUDIT_IDS = {
     "best_baseline_gain": "best_gain",
@@ -55,7 +62,9 @@ def study_evidence(study: Study, group_size: int | None = None) -> dict[str, Evi
     found: dict[str, Evidence] = {}
     for claim, (name, reference, measure, note) in VARIANCE_IDS.items():
         if {name, reference} <= set(study.estimators):
-            found[claim] = ratio_evidence(_moments(study, name, size), _moments(study, reference, size), measure, f"G = {size}. {note}".strip())
+            found[claim] = ratio_evidence(
+                _moments(study, name, size), _moments(study, reference, size), measure, f"G = {size}. {note}".strip()
+            )
     if "length_weighted" in study.estimators:
         found["small_bias"] = bias_evidence(_moments(study, "length_weighted", size), f"G = {size}.")
     for claim, measure in AUDIT_IDS.items():
@@ -66,7 +75,9 @@ def study_evidence(study: Study, group_size: int | None = None) -> dict[str, Evi
 def _moments(study: Study, estimator: str, group_size: int) -> Moments:
     """Each prompt's moments, averaged over the policies of the study."""
     rows = study.prompts.filter(estimator=estimator, group_size=group_size)
-    rows = rows.group_by("prompt_id", maintain_order=True).agg(pl.col("second", "signal", "reference", "cross", "error").mean())
+    rows = rows.group_by("prompt_id", maintain_order=True).agg(
+        pl.col("second", "signal", "reference", "cross", "error").mean()
+    )
     return Moments(*(rows[name].to_numpy() for name in ("second", "signal", "reference", "cross", "error")))
 
 
@@ -76,18 +87,19 @@ def _counts(num_prompts: int) -> Array:
 
 def ratio_evidence(own: Moments, base: Moments, measure: str, note: str = "") -> Evidence:
     """A measure of one estimator over that of another, paired over prompts; exact where one is a multiple of the other."""
-    pairs = [(own.trace, base.trace)] + ([(base.signal, own.signal)] if measure == "relative_variance" else [])
-    constants = [proportionality(x_P, y_P) for x_P, y_P in pairs]
-    if all(constants):
-        exact = float(np.prod([c for c in constants if c]))
-        return Evidence(exact, lambda _: (exact, exact), "prompts", len(own.second), note)
-    values = [side for pair in pairs for side in pair]
-    exponents = [1.0, -1.0] * len(pairs)
-    if min(x_P.mean() for x_P in values) <= 0:
-        return Evidence(math.inf, lambda _: (0.0, math.inf), "prompts", len(own.second), f"The signal is not above zero. {note}".strip())
-    effect = math.exp(sum(a * math.log(x_P.mean()) for a, x_P in zip(exponents, values, strict=True)))
+    numerator_P, denominator_P = own.trace, base.trace
+    if measure == "relative_variance":
+        numerator_P, denominator_P = product_of_means(own.trace, base.signal), product_of_means(base.trace, own.signal)
+    constant, mean = proportionality(numerator_P, denominator_P), float(denominator_P.mean())
+    effect = constant if constant is not None else float(numerator_P.mean()) / mean if mean > 0 else math.inf
     counts_BP = _counts(len(own.second))
-    return Evidence(effect, lambda level: log_product_interval(values, exponents, counts_BP, level), "prompts", len(own.second), note)
+    return Evidence(
+        effect,
+        lambda level: ratio_interval(numerator_P, denominator_P, counts_BP, level),
+        "prompts",
+        len(own.second),
+        note,
+    )
 
 
 def bias_evidence(own: Moments, note: str = "") -> Evidence:
@@ -106,10 +118,18 @@ def bias_evidence(own: Moments, note: str = "") -> Evidence:
 def audit_evidence(study: Study, measure: str) -> Evidence:
     """An audit of the whole score."""
     rows = study.audit_terms.filter(scope="all", measure=measure)
-    terms_P3 = rows.group_by("prompt_id", maintain_order=True).agg(pl.col("a", "b", "c").mean()).select("a", "b", "c").to_numpy()
+    terms_P3 = (
+        rows.group_by("prompt_id", maintain_order=True)
+        .agg(pl.col("a", "b", "c").mean())
+        .select("a", "b", "c")
+        .to_numpy()
+    )
     counts_BP = _counts(len(terms_P3))
     return Evidence(
-        audit_value(measure, terms_P3), lambda level: audit_interval(measure, terms_P3, counts_BP, level), "prompts", len(terms_P3)
+        audit_value(measure, terms_P3),
+        lambda level: audit_interval(measure, terms_P3, counts_BP, level),
+        "prompts",
+        len(terms_P3),
     )
 
 
@@ -154,3 +174,44 @@ def paired_evidence(ours: Mapping[int, float], theirs: Mapping[int, float], rati
         return None
     contrast: Callable[[float, float], float] = (lambda a, b: math.log(a / b)) if ratio else (lambda a, b: a - b)
     return MeanEvidence.of([contrast(a, b) for a, b in pairs], "seeds", note, log=ratio)
+
+
+def diversity_evidence(runs: pl.DataFrame, folder: Path) -> dict[str, Evidence]:
+    """How alike the answers of OPO and of GRPO with several updates are in the last batch that each run sampled, paired by seed."""
+    part = roles(runs["group"].unique().to_list())
+    if not {"opo", "off_policy"} <= set(part):
+        return {}
+    measured: dict[str, dict[int, dict[str, float]]] = {}
+    for role in ("opo", "off_policy"):
+        mine = runs.filter(group=part[role]).select("run", "seed").unique()
+        measured[role] = {int(seed): last_batch_diversity(folder / run) for run, seed in mine.iter_rows()}
+    note = "Characters of the responses to each prompt of the last training batch."
+    found: dict[str, Evidence] = {}
+    for claim, measure, ratio in (
+        ("distinct_above_grpo", "distinct_2", True),
+        ("self_bleu_below_grpo", "self_bleu", True),
+        ("repetition_below_grpo", "repetition_4", False),
+    ):
+        ours, theirs = ({s: v[measure] for s, v in measured[r].items() if measure in v} for r in ("opo", "off_policy"))
+        if evidence := paired_evidence(ours, theirs, ratio, note):
+            found[claim] = evidence
+    return found
+
+
+def last_batch_diversity(run: Path) -> dict[str, float]:
+    """Means over prompts of distinct-2, self-BLEU and repetition-4, by characters; a measure that no prompt defines is absent."""
+    files = sorted((run / "rollouts").glob("step-*.parquet"))
+    if not files:
+        return {}
+    groups = pl.read_parquet(files[-1]).group_by("prompt_index").agg(pl.col("response"))["response"].to_list()
+    measures = {
+        "distinct_2": partial(distinct_n, n=2),
+        "self_bleu": self_bleu,
+        "repetition_4": partial(repetition_n, n=4),
+    }
+    found: dict[str, float] = {}
+    for name, measure in measures.items():
+        values = [value for group in groups if (value := measure(group)) is not None]
+        if values:
+            found[name] = sum(values) / len(values)
+    return found

@@ -25,7 +25,15 @@ LABELS = {
 
 HIGHLIGHT = ("opo", "length_weighted", "length_weighted_loo")
 # in figures of lines; group_mean is leave_one_out there, and more would hide one another
-MAIN = ("length_weighted", "leave_one_out", "none", "length_weighted_loo", "score_norm_weighted", "score_norm_weighted_loo", "group_standardized")
+MAIN = (
+    "length_weighted",
+    "leave_one_out",
+    "none",
+    "length_weighted_loo",
+    "score_norm_weighted",
+    "score_norm_weighted_loo",
+    "group_standardized",
+)
 WITHIN = "#56b4e9"
 
 
@@ -48,12 +56,16 @@ def forest(study: Study, policy: str | None = None, group_size: int | None = Non
     beside.axvline(0, color=INK, linewidth=0.8)
     beside.grid(axis="x")
     info = study.policy(rows["policy"][0])
-    ax.set_title(f"{info['label']}: groups of {rows['group_size'][0]}, {info['prompts']} prompts × {info['responses']} responses")
+    ax.set_title(
+        f"{info['label']}: groups of {rows['group_size'][0]}, {info['prompts']} prompts × {info['responses']} responses"
+    )
     return ax
 
 
 @styled()
-def ratio_forest(study: Study, policy: str | None = None, group_size: int | None = None, ax: Axes | None = None) -> Axes:
+def ratio_forest(
+    study: Study, policy: str | None = None, group_size: int | None = None, ax: Axes | None = None
+) -> Axes:
     """Relative variance over the reference's, paired over the same rollouts: left of one is less noise for the same signal."""
     rows = study.compare(policy, group_size).sort("value", descending=True, nulls_last=False)
     names = rows["estimator"].to_list()
@@ -70,7 +82,11 @@ def ratio_forest(study: Study, policy: str | None = None, group_size: int | None
 
 @styled()
 def against_group_size(
-    study: Study, policy: str | None = None, measure: str = "relative_variance", estimators: Sequence[str] | None = None, ax: Axes | None = None
+    study: Study,
+    policy: str | None = None,
+    measure: str = "relative_variance",
+    estimators: Sequence[str] | None = None,
+    ax: Axes | None = None,
 ) -> Axes:
     """A measure against the group size, one line an estimator, side by side so that intervals do not hide one another."""
     rows = study.moments.filter(measure=measure, policy=policy or study.last_policy)
@@ -88,10 +104,14 @@ def against_group_size(
 
 
 @styled()
-def equal_variance(study: Study, policy: str | None = None, group_size: int | None = None, ax: Axes | None = None) -> Axes:
+def equal_variance(
+    study: Study, policy: str | None = None, group_size: int | None = None, ax: Axes | None = None
+) -> Axes:
     """How many responses the reference needs for the relative variance that each estimator has with G."""
     size = group_size or study.default_group_size
-    rows = study.equal_variance.filter(policy=policy or study.last_policy, group_size=size).sort("value", nulls_last=True)
+    rows = study.equal_variance.filter(policy=policy or study.last_policy, group_size=size).sort(
+        "value", nulls_last=True
+    )
     names = rows["estimator"].to_list()
     ax = axes(ax, 6.4, 1.1 + 0.34 * len(names))
     _intervals(ax, rows)
@@ -105,7 +125,11 @@ def equal_variance(study: Study, policy: str | None = None, group_size: int | No
 
 @styled()
 def over_training(
-    study: Study, group_size: int | None = None, measure: str = "relative_variance", estimators: Sequence[str] | None = None, ax: Axes | None = None
+    study: Study,
+    group_size: int | None = None,
+    measure: str = "relative_variance",
+    estimators: Sequence[str] | None = None,
+    ax: Axes | None = None,
 ) -> Axes:
     """A measure at every checkpoint of a study, against the training step."""
     rows = study.moments.filter(measure=measure, group_size=group_size or study.default_group_size)
@@ -121,7 +145,9 @@ def over_training(
 
 
 @styled()
-def within_between(study: Study, policy: str | None = None, group_size: int | None = None, ax: Axes | None = None) -> Axes:
+def within_between(
+    study: Study, policy: str | None = None, group_size: int | None = None, ax: Axes | None = None
+) -> Axes:
     """Share of a batch gradient's variance that comes from sampling responses; the rest is that prompts differ.
 
     A baseline can lower the first part alone.
@@ -138,7 +164,6 @@ def within_between(study: Study, policy: str | None = None, group_size: int | No
     ax.set(xlabel="share of the variance of a batch gradient, %", xlim=(0, 100))
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return ax
-
 
 
 @styled()
@@ -199,7 +224,15 @@ def _intervals(
         if points and value is not None:
             ax.plot([value], [y], marker="o", color=shade)
         if value is None:
-            ax.annotate("not resolved", (0.98, y), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8.5, color=FAINT)
+            ax.annotate(
+                "not resolved",
+                (0.98, y),
+                xycoords=("axes fraction", "data"),
+                ha="right",
+                va="bottom",
+                fontsize=8.5,
+                color=FAINT,
+            )
     ax.set_ylim(-0.6, len(rows) - 0.4)
 
 

@@ -1,6 +1,6 @@
 """Figures of training runs and of the ledger: fn(table, ..., ax=None) -> Axes, the spread over seeds always drawn.
 
-`runs` is a tidy table with one row a run and step: a column that names the group (`algo`), `seed`, and the logged metrics.
+`runs` is a tidy table with one row a run and step: a column that names the group, `seed`, `step` and the logged metrics.
 """
 
 import textwrap
@@ -24,6 +24,7 @@ AXIS_LABELS = {
     "length/tokens_mean": "mean response length, tokens",
     "train/grad_norm": "gradient norm",
 }
+CURVES = ("train/reward_mean", "train/kl_init_nats", "train/entropy_mean_nats", "length/tokens_mean")
 VERDICT_COLOURS = {"supported": "#009e73", "refuted": "#d55e00", "not resolved": FAINT}
 
 
@@ -85,7 +86,11 @@ def curves(runs: pl.DataFrame, metric: str, x: str, window: int) -> tuple[np.nda
 
 def _span(ax: Axes) -> tuple[float, float]:
     """Limits from the lines, so that a band of three seeds that runs to the sky does not flatten them."""
-    values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in ax.lines]) if ax.lines else np.array([0.0, 1.0])
+    values = (
+        np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in ax.lines])
+        if ax.lines
+        else np.array([0.0, 1.0])
+    )
     low, high = float(values.min()), float(values.max())
     room = 0.15 * ((high - low) or abs(high) or 1.0)
     return low - room, high + room
@@ -110,7 +115,15 @@ def ledger(claims: Sequence[Mapping[str, Any]], ax: Axes | None = None) -> Axes:
         ax.plot([0, sum(widths)], [y, y], color=FAINT, linewidth=0.5)
         for i, (start, cell) in enumerate(zip(starts, row, strict=True)):
             shade = VERDICT_COLOURS[row[3].replace("\n", " ")] if i == 3 else INK
-            ax.text(start, y + height / 2, cell, va="center", fontsize=8.5, color=shade, fontweight="bold" if i == 3 else "normal")
+            ax.text(
+                start,
+                y + height / 2,
+                cell,
+                va="center",
+                fontsize=8.5,
+                color=shade,
+                fontweight="bold" if i == 3 else "normal",
+            )
         y += height
     return ax
 

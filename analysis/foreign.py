@@ -29,10 +29,15 @@ class ForeignPrompt:
         """As token ids. Text is encoded as it stands; a text response ends with end-of-text where `append_eos`."""
         prompt = tokenizer.encode(self.prompt) if isinstance(self.prompt, str) else list(self.prompt)
         end = [tokenizer.eos_token_id] if append_eos and tokenizer.eos_token_id is not None else []
-        ids = [[*tokenizer.encode(r, add_special_tokens=False), *end] if isinstance(r, str) else list(r) for r in self.responses]
+        ids = [
+            [*tokenizer.encode(r, add_special_tokens=False), *end] if isinstance(r, str) else list(r)
+            for r in self.responses
+        ]
         try:
             logprobs = None if self.logprobs is None else [self.logprobs]
-            return Rollouts.from_lists([prompt], [ids], [self.rewards], logprobs, None if self.answers is None else [self.answers])
+            return Rollouts.from_lists(
+                [prompt], [ids], [self.rewards], logprobs, None if self.answers is None else [self.answers]
+            )
         except ValueError as error:
             raise UserError(f"rollouts: prompt_id {self.prompt_id}: {str(error).removeprefix('prompt 0: ')}") from error
 
@@ -51,9 +56,13 @@ def read_rollouts(file: Path) -> list[ForeignPrompt]:
     try:
         table = pl.read_parquet(file) if file.suffix == ".parquet" else pl.read_ndjson(file, infer_schema_length=None)
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise UserError(f"rollouts={file}: cannot be read as {file.suffix[1:]}: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"rollouts={file}: cannot be read as {file.suffix[1:]}: {str(error).splitlines()[0]}"
+        ) from error
     if missing := [name for name in COLUMNS if name not in table.columns]:
-        raise UserError(f"rollouts={file}: column {missing[0]} is missing; needed are {', '.join(COLUMNS)}, optional are logprobs, answer")
+        raise UserError(
+            f"rollouts={file}: column {missing[0]} is missing; needed are {', '.join(COLUMNS)}, optional are logprobs, answer"
+        )
     if table.is_empty():
         raise UserError(f"rollouts={file}: has no rows")
     for number, row in enumerate(table.iter_rows(named=True)):
@@ -82,4 +91,6 @@ def _check(file: Path, number: int, row: dict[str, Any]) -> None:
             raise UserError(f"rollouts={file}: row {number} has an empty {name}")
     reward = row["reward"]
     if reward is not None and (isinstance(reward, str) or math.isinf(reward)):
-        raise UserError(f"rollouts={file}: row {number} has reward {reward}; a finite number, or null for unscorable, is needed")
+        raise UserError(
+            f"rollouts={file}: row {number} has reward {reward}; a finite number, or null for unscorable, is needed"
+        )

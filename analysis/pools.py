@@ -55,7 +55,9 @@ class PromptPool:
     @classmethod
     def load(cls, path: Path) -> "PromptPool":
         with np.load(path, allow_pickle=False) as arrays:
-            return cls(**{f.name: arrays[f.name] if f.type is np.ndarray else f.type(arrays[f.name]) for f in fields(cls)})
+            return cls(
+                **{f.name: arrays[f.name] if f.type is np.ndarray else f.type(arrays[f.name]) for f in fields(cls)}
+            )
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,15 @@ class Measurement:
         return max(2, int(self.memory_gib * GIB / (length * 4 * (2 * sides + 2 * attention))))
 
 
-def measure_pool(policy: Policy, prompt_id: str, prompt: str, responses: list[str], rollouts: Rollouts, how: Measurement) -> PromptPool:
+def measure_pool(
+    policy: Policy, prompt_id: str, prompt: str, responses: list[str], rollouts: Rollouts, how: Measurement
+) -> PromptPool:
     """Everything about the responses to one prompt (rollouts of P = 1). Raises UserError where fewer than two have a reward."""
     keep = rollouts.scorable_N.nonzero().squeeze(1)
     if len(keep) < 2:
-        raise UserError(f"prompt {prompt_id}: {len(keep)} of {rollouts.group_size} responses have a reward; a pool needs two")
+        raise UserError(
+            f"prompt {prompt_id}: {len(keep)} of {rollouts.group_size} responses have a reward; a pool needs two"
+        )
     ids_NL, attended_NL, response_NL = sequences(rollouts)
     fit = how.responses_per_pass(policy, ids_NL.shape[1])
     inputs = (ids_NL[keep], attended_NL[keep], response_NL[keep])
@@ -88,7 +94,10 @@ def measure_pool(policy: Policy, prompt_id: str, prompt: str, responses: list[st
     gap = 0.0
     if rollouts.logprobs_NT is not None:
         gap = float((seen.logprobs_MT - rollouts.logprobs_NT).abs()[rollouts.mask_NT].mean())
-    by_token = [token_norms(policy, tuple(x[n : n + 1] for x in inputs), fit) for n in range(min(how.token_responses, len(keep)))]
+    by_token = [
+        token_norms(policy, tuple(x[n : n + 1] for x in inputs), fit)
+        for n in range(min(how.token_responses, len(keep)))
+    ]
     return PromptPool(
         prompt_id=prompt_id,
         prompt=prompt,
@@ -127,7 +136,9 @@ def token_norms(policy: Policy, inputs: tuple[Tensor, ...], fit: int) -> tuple[f
     width = int(places[-1]) + 1
     masks_TL = torch.nn.functional.one_hot(places, width)
     repeated = (x[:, :width].expand(len(places), -1) for x in (ids_1L, attended_1L))
-    gram_TT = score_gram(policy.model, *repeated, masks_TL, temperature=policy.temperature, responses_per_pass=fit, verify=False)
+    gram_TT = score_gram(
+        policy.model, *repeated, masks_TL, temperature=policy.temperature, responses_per_pass=fit, verify=False
+    )
     assert isinstance(gram_TT, Tensor)
     return float(gram_TT.sum()), float(gram_TT.trace())
 
@@ -167,7 +178,9 @@ class PoolFolder:
             found = json.loads(record.read_text())
             for key in sorted({*found, *setting}):
                 if found.get(key) != setting.get(key):
-                    raise UserError(f"{path}: its pools were made with {key}={found.get(key)}, not {setting.get(key)}; choose another output")
+                    raise UserError(
+                        f"{path}: its pools were made with {key}={found.get(key)}, not {setting.get(key)}; choose another output"
+                    )
         else:
             partial = path / f".setting.json.{os.getpid()}"
             partial.write_text(json.dumps(setting, indent=1, sort_keys=True) + "\n")

@@ -4,7 +4,14 @@ import polars as pl
 
 from analysis.runs import Runs
 
-OF_THE_MACHINE = ("tracking.", "checkpoint.", "threads", "device", "rollout.max_sequences", "optim.tokens_per_microbatch")
+OF_THE_MACHINE = (
+    "tracking.",
+    "checkpoint.",
+    "threads",
+    "device",
+    "rollout.max_sequences",
+    "optim.tokens_per_microbatch",
+)
 
 
 def with_groups(runs: Runs) -> pl.DataFrame:

@@ -53,7 +53,9 @@ def run_study(config: VarianceConfig, folder: Path) -> Study | None:
     """Measure what is missing of this shard; where no pool is missing after that, write the result and return it."""
     waiting = measure(config, folder)
     if waiting:
-        print(f"{folder}: this shard is done, {waiting} pools of others are missing; the last to finish writes the result")
+        print(
+            f"{folder}: this shard is done, {waiting} pools of others are missing; the last to finish writes the result"
+        )
         return None
     return conclude(config, folder)
 

@@ -99,7 +99,15 @@ def _complaints(config: VarianceConfig) -> Iterator[str]:
         yield f"rollout.temperature={rollout.temperature}: must be above 0"
     if rollout.max_new_tokens is not None and rollout.max_new_tokens < 1:
         yield f"rollout.max_new_tokens={rollout.max_new_tokens}: must be at least 1"
-    for key, least in {"prompts": 2, "responses": 4, "first_prompt": 0, "token_responses": 1, "num_bootstrap": 100, "num_partitions": 1, "threads": 1}.items():
+    for key, least in {
+        "prompts": 2,
+        "responses": 4,
+        "first_prompt": 0,
+        "token_responses": 1,
+        "num_bootstrap": 100,
+        "num_partitions": 1,
+        "threads": 1,
+    }.items():
         if getattr(config, key) < least:
             yield f"{key}={getattr(config, key)}: must be at least {least}"
     for key in ("memory_gib", "reward_timeout_s"):
@@ -120,7 +128,9 @@ def _complaints(config: VarianceConfig) -> Iterator[str]:
         yield f"reference={config.reference}: must be one of the estimators, {', '.join(config.estimators)}"
     if len(set(config.estimators)) < len(config.estimators):
         yield "estimators names one twice"
-    coupled = [estimator.name for estimator in resolve(list(dict.fromkeys(config.estimators))) if estimator.couples_prompts]
+    coupled = [
+        estimator.name for estimator in resolve(list(dict.fromkeys(config.estimators))) if estimator.couples_prompts
+    ]
     if coupled and config.prompts_per_batch is None:
         yield f"prompts_per_batch=null: {', '.join(coupled)} couples the prompts of a batch; say how many it has (2 to {config.prompts})"
     if config.prompts_per_batch is not None and not 2 <= config.prompts_per_batch <= config.prompts:
@@ -173,7 +183,11 @@ def stages(config: VarianceConfig) -> list[Stage]:
     if many and all(step is not None for step, _ in found):
         steps = sorted({step for step, _ in found if step is not None})
         return [_stage(step, [w for s, w in found if s == step]) for step in steps]
-    return [_stage(step, [w]) if step is not None else Stage(w.folder.name, w.folder.name, None, [w]) for step, w in found if w.folder or step == 0]
+    return [
+        _stage(step, [w]) if step is not None else Stage(w.folder.name, w.folder.name, None, [w])
+        for step, w in found
+        if w.folder or step == 0
+    ]
 
 
 def _stage(step: int, weights: list[Weights]) -> Stage:
@@ -185,16 +199,23 @@ def _weights(path: Path, model: ModelConfig | None) -> list[tuple[int | None, We
     if (path / "checkpoints").is_dir():
         run = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
         base = model or build(ModelConfig, run["model"], "model")
-        saved = [(int(c.name.rpartition("-")[2]), Weights(base, c / "policy", run)) for c in checkpoints(path / "checkpoints")]
+        saved = [
+            (int(c.name.rpartition("-")[2]), Weights(base, c / "policy", run))
+            for c in checkpoints(path / "checkpoints")
+        ]
         return [(0, Weights(base, None, run)), *saved]
     if (path / "policy").is_dir():
         run_file = path.parent.parent / "config.yaml"
         run = yaml.safe_load(run_file.read_text(encoding="utf-8")) if run_file.is_file() else None
-        base = model or (build(ModelConfig, run["model"], "model") if run else ModelConfig("pretrained", str(path / "policy")))
+        base = model or (
+            build(ModelConfig, run["model"], "model") if run else ModelConfig("pretrained", str(path / "policy"))
+        )
         return [(int(path.name.rpartition("-")[2]), Weights(base, path / "policy", run))]
     if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
         return [(None, Weights(model or ModelConfig("pretrained", str(path)), path, None))]
-    raise UserError(f"checkpoint={path}: neither a run folder (checkpoints/), a checkpoint (policy/) nor a folder of transformers (config.json)")
+    raise UserError(
+        f"checkpoint={path}: neither a run folder (checkpoints/), a checkpoint (policy/) nor a folder of transformers (config.json)"
+    )
 
 
 def study_name(overrides: Any) -> str:

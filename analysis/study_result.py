@@ -51,7 +51,13 @@ MATERIAL: dict[str, dict[str, Any]] = {
     | dict.fromkeys(("second", "signal", "reference", "cross", "error"), pl.Float64),
     "audit_terms": {"policy": pl.String, "prompt_id": pl.String, "scope": pl.String, "measure": pl.String}
     | dict.fromkeys(("a", "b", "c"), pl.Float64),
-    "responses": {"policy": pl.String, "prompt_id": pl.String, "response": pl.Int64, "reward": pl.Float64, "length": pl.Int64}
+    "responses": {
+        "policy": pl.String,
+        "prompt_id": pl.String,
+        "response": pl.Int64,
+        "reward": pl.Float64,
+        "length": pl.Int64,
+    }
     | dict.fromkeys(("norm2", "logit_energy", "head_norm2"), pl.Float64),
 }
 
@@ -87,7 +93,9 @@ class Study:
     def of(cls, rows: Mapping[str, Iterable[Mapping[str, Any]]], **others: Any) -> "Study":
         """From lists of rows, checked against the columns above."""
         schemas = {name: schema for name, schema in (TABLES | MATERIAL).items() if name not in others}
-        return cls(**{name: pl.DataFrame(list(rows[name]), schema=schema) for name, schema in schemas.items()}, **others)
+        return cls(
+            **{name: pl.DataFrame(list(rows[name]), schema=schema) for name, schema in schemas.items()}, **others
+        )
 
     @property
     def estimators(self) -> list[str]:
@@ -109,9 +117,14 @@ class Study:
         where = {"policy": policy or self.last_policy, "group_size": group_size or self.default_group_size}
         return _some(self.moments.filter(measure=measure, **where), f"{measure} at {where}")
 
-    def compare(self, policy: str | None = None, group_size: int | None = None, measure: str = "relative_variance") -> pl.DataFrame:
+    def compare(
+        self, policy: str | None = None, group_size: int | None = None, measure: str = "relative_variance"
+    ) -> pl.DataFrame:
         """Every other estimator's measure over the reference's."""
-        where: dict[str, Any] = {"policy": policy or self.last_policy, "group_size": group_size or self.default_group_size}
+        where: dict[str, Any] = {
+            "policy": policy or self.last_policy,
+            "group_size": group_size or self.default_group_size,
+        }
         return _some(self.comparisons.filter(measure=measure, **where), f"a comparison at {where}")
 
     def audit(self, measure: str, policy: str | None = None, scope: str = "all") -> dict[str, Any]:
@@ -125,9 +138,14 @@ class Study:
         content = {"schema": SCHEMA, "settings": self.settings, "versions": self.versions, "policies": self.policies}
         content |= {name: getattr(self, name).to_dicts() for name in TABLES}
         text = json.dumps(content, indent=1, allow_nan=False)
-        writers = {"variance.parquet": self.moments.write_parquet, "result.json": lambda path: path.write_text(text + "\n")}
+        writers = {
+            "variance.parquet": self.moments.write_parquet,
+            "result.json": lambda path: path.write_text(text + "\n"),
+        }
         writers |= {f"{name}.parquet": getattr(self, name).write_parquet for name in MATERIAL}
-        for name in sorted(writers, key=lambda name: name == "result.json"):  # the result last: it says that all is there
+        for name in sorted(
+            writers, key=lambda name: name == "result.json"
+        ):  # the result last: it says that all is there
             partial = folder / f".{name}.{os.getpid()}"
             writers[name](partial)
             partial.replace(folder / name)
@@ -142,7 +160,9 @@ def load(folder: Path | str) -> Study:
     if content.get("schema") != SCHEMA:
         raise UserError(f"{path}: schema {content.get('schema')!r}, this version reads {SCHEMA!r}")
     material = {name: pl.read_parquet(path.with_name(f"{name}.parquet")) for name in MATERIAL}
-    return Study.of(content, **material, settings=content["settings"], policies=content["policies"], versions=content["versions"])
+    return Study.of(
+        content, **material, settings=content["settings"], policies=content["policies"], versions=content["versions"]
+    )
 
 
 def _some(rows: pl.DataFrame, what: str) -> pl.DataFrame:

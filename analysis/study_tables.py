@@ -16,7 +16,7 @@ from analysis.figure_style import save
 from analysis.group_size import equal_variance_group_size
 from analysis.pool import Pool
 from analysis.pools import PromptPool
-from analysis.stats import Array, holm, resample_counts
+from analysis.stats import Array, resample_counts
 from analysis.study_config import Stage, VarianceConfig
 from analysis.study_result import Study, default_group_size, estimate
 from analysis.table import COMPARABLE, Table
@@ -27,21 +27,29 @@ from opo.surroundings import versions
 
 def analyse(config: VarianceConfig, planned: Sequence[Stage], pools: Mapping[str, list[PromptPool]]) -> Study:
     """All tables of a study. The same partitions and resamples for every estimator, so that comparisons are paired."""
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in ("moments", "comparisons", "equal_variance", "audits")}
+    rows: dict[str, list[dict[str, Any]]] = {
+        name: [] for name in ("moments", "comparisons", "equal_variance", "audits")
+    }
     rows |= {name: [] for name in ("prompts", "audit_terms", "responses")}
     for stage in planned:
         mine, where = pools[stage.name], {"policy": stage.name, "step": stage.step}
         for size in config.group_sizes:
             table = _compare(config, mine, size)
-            rows["moments"] += [where | row | estimate(row["value"], row["low"], row["high"]) for row in table.to_dicts()]
+            rows["moments"] += [
+                where | row | estimate(row["value"], row["low"], row["high"]) for row in table.to_dicts()
+            ]
             rows["comparisons"] += [where | row for row in _comparisons(table, config.reference)]
-            rows["prompts"] += [{"policy": stage.name} | row for row in _prompt_rows(table, [pool.prompt_id for pool in mine])]
+            rows["prompts"] += [
+                {"policy": stage.name} | row for row in _prompt_rows(table, [pool.prompt_id for pool in mine])
+            ]
         rows["equal_variance"] += [where | row for row in _equal_variance(config, mine)]
         terms = audit_terms(mine)
         rows["audit_terms"] += [{"policy": stage.name} | row for row in terms]
         rows["audits"] += [where | row for row in _audits(config, terms)]
         rows["responses"] += [row for pool in mine for row in _responses(stage.name, pool)]
-    return Study.of(rows, settings=_settings(config), policies=[_policy(s, pools[s.name]) for s in planned], versions=versions())
+    return Study.of(
+        rows, settings=_settings(config), policies=[_policy(s, pools[s.name]) for s in planned], versions=versions()
+    )
 
 
 def _meter(pools: Sequence[PromptPool]) -> list[Pool]:
@@ -62,10 +70,15 @@ def _equal_variance(config: VarianceConfig, pools: Sequence[PromptPool]) -> list
     for name in config.estimators:
         if name in coupled or name == config.reference or min(len(pool) for pool in meter) < 6:
             continue
-        found = equal_variance_group_size(meter, size, name, config.reference, rng_for(config.seed, "equal variance", size))
+        found = equal_variance_group_size(
+            meter, size, name, config.reference, rng_for(config.seed, "equal variance", size)
+        )
         low, high = found.interval
         value = found.size if found.size > 0 else np.inf
-        rows.append({"estimator": name, "reference": config.reference, "group_size": size} | estimate(value, low or np.inf, high))
+        rows.append(
+            {"estimator": name, "reference": config.reference, "group_size": size}
+            | estimate(value, low or np.inf, high)
+        )
     return rows
 
 
@@ -116,7 +129,17 @@ def _responses(policy: str, pool: PromptPool) -> list[dict[str, Any]]:
 
 
 def _settings(config: VarianceConfig) -> dict[str, Any]:
-    keys = ("estimators", "reference", "group_sizes", "prompts_per_batch", "num_bootstrap", "num_partitions", "seed", "split", "rollouts")
+    keys = (
+        "estimators",
+        "reference",
+        "group_sizes",
+        "prompts_per_batch",
+        "num_bootstrap",
+        "num_partitions",
+        "seed",
+        "split",
+        "rollouts",
+    )
     return {key: getattr(config, key) for key in keys}
 
 
@@ -135,7 +158,9 @@ def _policy(stage: Stage, pools: Sequence[PromptPool]) -> dict[str, Any]:
         "unscorable": sum(pool.unscorable for pool in pools),
         "reward_mean": mean([pool.rewards_R for pool in pools]),
         "length_mean": mean([pool.lengths_R for pool in pools]),
-        "entropy_like_nats": float(-np.concatenate([p.logprobs_R for p in pools]).sum() / sum(p.lengths_R.sum() for p in pools)),
+        "entropy_like_nats": float(
+            -np.concatenate([p.logprobs_R for p in pools]).sum() / sum(p.lengths_R.sum() for p in pools)
+        ),
         "gap_nats": max(pool.gap_nats for pool in pools),
         "constant_prompts": sum(bool(np.ptp(pool.rewards_R) == 0) for pool in pools),
     }

@@ -1,0 +1,223 @@
+"""`opo verify`: the main job from end to end, short enough to wait for.
+
+OPO, GRPO, GRPO with several updates per rollout and PPO are trained on the built-in policy, three seeds each; gradient variance is
+measured on frozen responses of OPO's start, middle and end; every claim of the ledger that this can decide is judged; a page says
+what came out and what it does not say. What is finished is recognised, so the same command goes on after an interruption.
+"""
+
+import multiprocessing
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from hydra import compose, initialize_config_module
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from analysis import figures_runs, study
+from analysis.claims import judge, save
+from analysis.claims_evidence import Evidence, diversity_evidence, runs_evidence, study_evidence
+from analysis.figure_style import save as save_figure
+from analysis.report import write_report
+from analysis.report_runs import ends
+from analysis.run_groups import with_groups
+from analysis.runs import load as load_runs
+from analysis.study_config import VarianceConfig
+from analysis.study_config import load_config as load_study_config
+from analysis.study_tables import moments_table
+from opo.build import build
+from opo.errors import UserError
+from opo.hydra_app import plain, run_name
+
+TRAININGS: dict[str, list[str]] = {
+    "opo": [],
+    "grpo": [],
+    "grpo off-policy": ["algo.updates_per_rollout=4", "algo.minibatches=4"],
+    "ppo": [],
+}
+
+
+@dataclass
+class VerifyConfig:
+    """How long the trainings are and how much is measured."""
+
+    steps: int = 30
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    prompts: int = 24
+    responses: int = 64
+    group_sizes: list[int] = field(default_factory=lambda: [2, 4, 8, 16])
+    jobs: int = 2
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run: its folder's name and the overrides of `opo train` that make it."""
+
+    name: str
+    overrides: list[str]
+
+    @property
+    def command(self) -> str:
+        return " ".join(["opo train", *self.overrides])
+
+
+def load_config(values: Mapping[str, Any]) -> VerifyConfig:
+    """The typed config; raises UserError, one line, naming the first key that is wrong."""
+    config = build(VerifyConfig, values)
+    for key, least in {"steps": 2, "prompts": 8, "responses": 4, "jobs": 1}.items():
+        if getattr(config, key) < least:
+            raise UserError(f"{key}={getattr(config, key)}: must be at least {least}")
+    if len(set(config.seeds)) < 2 or len(set(config.seeds)) < len(config.seeds):
+        raise UserError(
+            f"seeds={config.seeds}: at least two different ones are needed, three for a verdict on training"
+        )
+    load_study_config(_study_values(config, []))
+    return config
+
+
+def main(values: dict[str, Any], folder: Path) -> None:
+    """Train, measure, judge, and write the page."""
+    config, console = load_config(values), Console()
+    console = Console(width=max(console.width, 110))
+    plans = trainings(config)
+    with _workers(config.jobs) as pool:
+        _finish(console, "training", {pool.submit(_train, plan, folder / plan.name): plan.name for plan in plans})
+        chosen = load_study_config(
+            _study_values(config, [str(folder / plan.name) for plan in plans if plan.name.startswith("opo-")])
+        )
+        where = folder / "variance"
+        shards = [_shard(chosen, which, config.jobs) for which in range(config.jobs)]
+        _finish(
+            console, "measuring", {pool.submit(study.measure, shard, where): f"shard {shard.shard}" for shard in shards}
+        )
+    measured = study.conclude(chosen, where)
+    runs = with_groups(load_runs(*(folder / plan.name for plan in plans)))
+    evidence: dict[str, Evidence] = study_evidence(measured) | runs_evidence(runs) | diversity_evidence(runs, folder)
+    ledger = judge(evidence)
+    save(ledger, folder)
+    for metric in figures_runs.CURVES:
+        save_figure(
+            figures_runs.training_curves(runs, metric, by="group", window=3),
+            folder / "figures",
+            metric.replace("/", "-"),
+        )
+    by_tokens = figures_runs.training_curves(runs, "train/reward_mean", x="train/tokens", by="group", window=3)
+    save_figure(by_tokens, folder / "figures", "reward-against-tokens")
+    save_figure(figures_runs.ledger(ledger), folder / "figures", "ledger")
+    page = write_report(folder)
+    console.print(runs_table(runs), moments_table(measured), ledger_table(ledger))
+    print(
+        f"{page}: what was found, and what it does not say. Beside it: claims.json, figures/, variance/ and the run folders."
+    )
+
+
+def trainings(config: VerifyConfig) -> list[Training]:
+    """The runs, seed by seed, so that an interrupted verify has all algorithms of its first seeds."""
+    plans = []
+    for seed in config.seeds:
+        for name, changes in TRAININGS.items():
+            algo = name.split()[0]
+            middle = (config.steps + 1) // 2
+            shared = [
+                f"steps={config.steps}",
+                "study=verify",
+                "threads=1",
+                f"checkpoint.every={middle}",
+                "tracking.completions=128",
+            ]
+            overrides = [f"algo={algo}", f"seed={seed}", *changes, *shared]
+            label = run_name({"algo": algo, "task": "arithmetic"}, seed, changes)
+            plans.append(Training(label, overrides))
+    return plans
+
+
+def _study_values(config: VerifyConfig, checkpoints: list[str]) -> dict[str, Any]:
+    estimators = [
+        "none",
+        "group_mean",
+        "leave_one_out",
+        "length_weighted",
+        "length_weighted_loo",
+        "score_norm_weighted",
+    ]
+    estimators += [
+        "score_norm_weighted_loo",
+        "logit_energy_weighted",
+        "logit_energy_weighted_loo",
+        "group_standardized",
+    ]
+    keys = ("prompts", "responses", "group_sizes")
+    return {key: getattr(config, key) for key in keys} | {
+        "checkpoint": checkpoints,
+        "estimators": estimators,
+        "threads": 1,
+    }
+
+
+def _shard(config: VarianceConfig, which: int, count: int) -> VarianceConfig:
+    values = dict(vars(config))
+    return VarianceConfig(**(values | {"shard": f"{which}/{count}"}))
+
+
+def _train(plan: Training, path: Path) -> None:
+    """In a worker: compose as `opo train` would and run."""
+    from opo.trainer import train
+    from opo.validate import load_config as load_run_config
+
+    with initialize_config_module("conf", version_base="1.3"):
+        values = plain(compose("train", plan.overrides))
+    train(load_run_config(values), path)
+
+
+@contextmanager
+def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Fresh processes of one thread each: a training changes its process, and a fork would copy this one's threads."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        yield pool
+
+
+def _finish(console: Console, what: str, jobs: dict[Future[Any], str]) -> None:
+    """Wait for all, saying which is done; the first failure cancels those that have not begun and is raised."""
+    for number, job in enumerate(as_completed(jobs), 1):
+        if job.exception() is not None:
+            for other in jobs:
+                other.cancel()
+        job.result()
+        console.print(f"{what} {number}/{len(jobs)}: {jobs[job]}", highlight=False)
+
+
+def runs_table(runs: pl.DataFrame) -> RichTable:
+    """What the trainings came to."""
+    block = ends(runs)
+    table = RichTable(title=block.caption, title_justify="left", box=box.SIMPLE_HEAD)
+    for name in block.columns:
+        table.add_column(name, justify="left" if name == "algorithm" else "right")
+    for row in block.rows:
+        table.add_row(*row)
+    return table
+
+
+def ledger_table(ledger: list[dict[str, Any]]) -> RichTable:
+    """The ledger for the terminal."""
+    table = RichTable(title="Ledger", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("claim", ratio=5)
+    for name in ("effect [95 %]", "claimed", "verdict", "would resolve"):
+        table.add_column(name, ratio=2)
+    for claim in ledger:
+        needed = f"about {claim['would_resolve']:,} {claim['unit']}" if claim["would_resolve"] else ""
+        table.add_row(
+            claim["claim"],
+            figures_runs.effect_text(claim),
+            figures_runs.threshold_text(claim),
+            claim["verdict"],
+            needed,
+        )
+    return table
