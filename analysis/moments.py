@@ -23,7 +23,7 @@ from typing import Self
 
 import numpy as np
 
-from analysis.stats import Array, log_product_interval, proportionality, ratio_interval
+from analysis.stats import Array, product_of_means, proportionality, ratio_interval
 
 Interval = tuple[float, float]
 
@@ -165,25 +165,28 @@ class Row:
         if scale and proportionality(m.signal, m.cross):  # g is a multiple of an unbiased estimate
             sign = float(np.sign(scale))
             return sign, (sign, sign)
-        means = m.cross.mean(), m.signal.mean(), m.reference.mean()
-        if min(means[1:]) <= 0:
-            return 0.0, (-1.0, 1.0)
-        value = float(np.clip(means[0] / np.sqrt(means[1] * means[2]), -1, 1))
-        if means[0] <= 0:
+        value = float(np.sign(m.cross.mean())) * _root(self._explained(m.signal))
+        if value <= 0:
             return value, (-1.0, 1.0)
-        low, high = log_product_interval([m.cross, m.signal, m.reference], [1, -0.5, -0.5], self.counts_BP)
-        return value, (min(low, 1.0), min(high, 1.0))
+        low, high = self._explained_interval(m.signal)
+        return value, (_root(low), _root(high))
 
     def _mse_rescaled(self) -> tuple[float, Interval]:
+        low, high = self._explained_interval(self.moments.second)
+        return 1 - self._explained(self.moments.second), (1 - high, 1 - low)
+
+    def _explained(self, norm_P: Array) -> float:
+        """X^2 / (R n), the share of grad E r along g where n is |E g|^2 or E|g|^2; 0 where R or n is not above zero."""
+        cross, reference, norm = (x.mean() for x in (self.moments.cross, self.moments.reference, norm_P))
+        return float(min(cross**2 / (reference * norm), 1.0)) if min(reference, norm) > 0 else 0.0
+
+    def _explained_interval(self, norm_P: Array) -> Interval:
         m = self.moments
-        cross, reference, second = float(m.cross.mean()), float(m.reference.mean()), float(m.second.mean())
-        if reference <= 0 or second <= 0:
-            return 1.0, (0.0, 1.0)
-        value = float(np.clip(1 - cross**2 / (reference * second), 0, 1))
-        if cross <= 0:
-            return value, (0.0, 1.0)
-        low, high = log_product_interval([m.cross, m.reference, m.second], [2, -1, -1], self.counts_BP)
-        return value, (1 - min(high, 1.0), 1 - min(low, 1.0))
+        if min(m.reference.mean(), norm_P.mean()) <= 0:
+            return 0.0, 1.0
+        square_P, norms_P = product_of_means(m.cross, m.cross), product_of_means(m.reference, norm_P)
+        low, high = ratio_interval(square_P, norms_P, self.counts_BP)
+        return min(low, 1.0), min(high, 1.0)
 
     def _mean_signal(self) -> Array:
         """Jackknife pseudo-values, (P,), whose mean is M = mean over p != q of <E g_p, E g_q>."""

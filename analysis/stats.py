@@ -47,39 +47,38 @@ def ratio_interval(
     if constant is not None:
         return max(floor, constant), max(floor, constant)
     theta = mean_x / mean_y if mean_y > 0 else np.inf
-    residual_P = numerator_P - theta * denominator_P if np.isfinite(theta) else -denominator_P
+    residual_P = _residual(numerator_P, denominator_P)
     q_low, q_high = critical_values(studentised_means(residual_P, counts_BP), num_prompts, level)
     low = _fieller_end(numerator_P, denominator_P, q_high, theta, upward=False)
     high = _fieller_end(numerator_P, denominator_P, q_low, theta, upward=True)
-    return max(floor, low), max(floor, high)
+    return float(max(floor, low)), float(max(floor, high))
 
 
-def log_product_interval(
-    values_KP: Sequence[Array], exponents_K: Sequence[float], counts_BP: Array, level: float = 0.95
-) -> tuple[float, float]:
-    """Interval for prod_k E[x_k]^a_k by inverting the studentised log; (0, inf) where a mean is not above zero."""
-    estimate, error, t_B = _studentised_log_product(values_KP, exponents_K, counts_BP)
-    if not np.isfinite(estimate):
-        return 0.0, np.inf
-    if error == 0:
-        return float(np.exp(estimate)), float(np.exp(estimate))
-    q_low, q_high = critical_values(t_B, counts_BP.shape[1], level)
-    with np.errstate(over="ignore"):
-        return float(np.exp(estimate - q_high * error)), float(np.exp(estimate - q_low * error))
-
-
-def log_product_p_value(values_KP: Sequence[Array], exponents_K: Sequence[float], counts_BP: Array) -> float:
-    """Two-sided p-value of prod_k E[x_k]^a_k = 1: the smallest alpha whose interval leaves 1 out; never below 2 / (B + 1)."""
-    estimate, error, t_B = _studentised_log_product(values_KP, exponents_K, counts_BP)
-    if not np.isfinite(estimate) or (error == 0 and abs(estimate) <= _ROUNDING):
+def ratio_p_value(numerator_P: Array, denominator_P: Array, counts_BP: Array, theta: float = 1.0) -> float:
+    """Two-sided p-value of E[x] / E[y] = theta: the smallest alpha whose set leaves theta out; never below 2 / (B + 1)."""
+    num_prompts, alpha_A = len(numerator_P), np.arange(2, len(counts_BP) + 1, 2) / (len(counts_BP) + 1)
+    constant = proportionality(numerator_P, denominator_P)
+    if constant is not None:
+        return 1.0 if abs(constant - theta) <= _ROUNDING else float(alpha_A[0])
+    if num_prompts < 2:
         return 1.0
-    smallest = 2 / (len(t_B) + 1)
-    if error == 0:
-        return smallest
-    alpha_A = np.arange(2, len(t_B) + 1, 2) / (len(t_B) + 1)
-    low_A, high_A = critical_values(t_B, counts_BP.shape[1], 1 - alpha_A)
-    covered_A = (low_A <= estimate / error) & (estimate / error <= high_A)
-    return float(alpha_A[covered_A].max(initial=smallest))
+    difference_P = numerator_P - theta * denominator_P
+    t = difference_P.mean() / (difference_P.std(ddof=1) / np.sqrt(num_prompts))
+    residual_P = _residual(numerator_P, denominator_P)
+    low_A, high_A = critical_values(studentised_means(residual_P, counts_BP), num_prompts, 1 - alpha_A)
+    return float(alpha_A[(low_A <= t) & (t <= high_A)].max(initial=alpha_A[0]))
+
+
+def product_of_means(*values_P: Array) -> Array:
+    """Pseudo-values, one a prompt, whose mean is the product of the means and whose spread is its spread, to first order.
+
+    y_p = m + sum_k (m / m_k) (x_kp - m_k) with m = prod_k m_k: the influence of prompt p on the product. Ratios of products of
+    means are ratios of means of these.
+    """
+    means = [values.mean() for values in values_P]
+    others = [float(np.prod(means[:k] + means[k + 1 :])) for k in range(len(means))]
+    spread = sum(other * (values - mean) for other, values, mean in zip(others, values_P, means, strict=True))
+    return float(np.prod(means)) + np.asarray(spread, dtype=np.float64)
 
 
 def holm(p_values: Sequence[float]) -> Array:
@@ -119,38 +118,15 @@ def critical_values(t_B: Array, num_prompts: int, level: float | Array) -> tuple
     """Quantiles of t* moved a quarter of the way to Student's where those are wider."""
     tail = (1 - np.asarray(level)) / 2
     wide = student.ppf(1 - tail, num_prompts - 1)
-    # Resamples in which the statistic does not exist are +inf here and count against either end.
-    low = -np.quantile(np.where(np.isnan(t_B), np.inf, -t_B), 1 - tail, method="higher")
-    high = np.quantile(np.where(np.isnan(t_B), np.inf, t_B), 1 - tail, method="higher")
+    low, high = np.quantile(t_B, tail, method="lower"), np.quantile(t_B, 1 - tail, method="higher")
     blend = _TOWARDS_STUDENT
     return (1 - blend) * low + blend * np.minimum(low, -wide), (1 - blend) * high + blend * np.maximum(high, wide)
 
 
-def _studentised_log_product(
-    values_KP: Sequence[Array], exponents_K: Sequence[float], counts_BP: Array
-) -> tuple[float, float, Array]:
-    """sum_k a_k log mean(x_k), its standard error by the delta method, and t* (NaN where a resampled mean is not above zero)."""
-    x_KP, a_K = np.stack(values_KP), np.asarray(exponents_K, dtype=np.float64)
-    num_prompts = x_KP.shape[1]
-    mean_K = x_KP.mean(1)
-    if (mean_K <= 0).any() or num_prompts < 2:
-        return np.nan, np.nan, np.empty(0)
-    estimate = float(a_K @ np.log(mean_K))
-    influence_P = a_K @ (x_KP / mean_K[:, None])
-    influence_P = influence_P - influence_P.mean()
-    if np.abs(influence_P).max() <= _ROUNDING * np.abs(a_K).sum() * np.abs(x_KP / mean_K[:, None]).max():
-        return estimate, 0.0, np.zeros(len(counts_BP))
-    error = float(np.sqrt(influence_P @ influence_P / (num_prompts * (num_prompts - 1))))
-    mean_KB = x_KP @ counts_BP.T / num_prompts
-    exists_B = (mean_KB > 0).all(0)
-    safe_KB = np.where(mean_KB > 0, mean_KB, 1.0)
-    # The mean square of sum_k a_k x_k / mean_b(x_k) over a resample is a quadratic form in a / mean_b.
-    moments_KKB = np.einsum("kp,lp,bp->klb", x_KP, x_KP, counts_BP, optimize=True) / num_prompts
-    scaled_KB = a_K[:, None] / safe_KB
-    square_B = np.einsum("kb,klb,lb->b", scaled_KB, moments_KKB, scaled_KB, optimize=True) - a_K.sum() ** 2
-    error_B = np.sqrt(np.maximum(square_B, 0.0) / (num_prompts - 1))
-    t_B = _divide(a_K @ np.log(safe_KB) - estimate, error_B, float(np.abs(influence_P).max()))
-    return estimate, error, np.where(exists_B, t_B, np.nan)
+def _residual(numerator_P: Array, denominator_P: Array) -> Array:
+    """x - theta y at the estimated theta, which has mean zero; -y where theta is infinite."""
+    mean_y = denominator_P.mean()
+    return numerator_P - numerator_P.mean() / mean_y * denominator_P if mean_y > 0 else -denominator_P
 
 
 def _fieller_end(x_P: Array, y_P: Array, critical: Array, theta: float, upward: bool) -> float:

@@ -1,13 +1,13 @@
 """A table of estimators measured on the same groups, and their differences from one of them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from analysis.moments import Interval, Moments, Row
-from analysis.stats import Array, holm, log_product_interval, log_product_p_value, proportionality
+from analysis.stats import Array, holm, product_of_means, proportionality, ratio_interval, ratio_p_value
 
 COMPARABLE = ("relative_variance", "trace_cov")
 
@@ -16,8 +16,8 @@ COMPARABLE = ("relative_variance", "trace_cov")
 class Difference:
     """An estimator's measure over the reference's: `ratio` with its 95 % interval; 1 is no difference.
 
-    `p_value` is of a ratio of 1, two-sided; `p_holm` holds for all differences of the table together. Where a signal is not
-    above zero the ratio is unknown: inf, interval (0, inf), p-value 1, not resolved.
+    `p_value` is of a ratio of 1, two-sided; `p_holm` holds for all differences of the table together. The ratio is inf, and its
+    interval has no upper end, where the estimator's signal is not above zero.
     """
 
     name: str
@@ -90,21 +90,15 @@ class Table:
 
 def ratio_between(row: Row, base: Row, measure: str) -> tuple[float, Interval, float]:
     """Ratio of a measure of two rows of the same prompts, its interval and its p-value."""
-    pairs = [(row.moments.trace, base.moments.trace)]
+    numerator_P, denominator_P = row.moments.trace, base.moments.trace
     if measure == "relative_variance":
-        pairs.append((base.moments.signal, row.moments.signal))
-    constants = [proportionality(x, y) for x, y in pairs]
-    if all(constants):  # one estimate is a multiple of the other: the ratio is known, whatever the signal
-        exact = float(np.prod([c for c in constants if c]))
-        return exact, (exact, exact), 1.0 if abs(exact - 1) < 1e-9 else 0.0
-    numerators, denominators = (list(side) for side in zip(*pairs, strict=True))
-    values: Sequence[Array] = [*numerators, *denominators]
-    if min(x.mean() for x in values) <= 0:
-        return np.inf, (0.0, np.inf), 1.0
-    exponents = [1.0] * len(numerators) + [-1.0] * len(denominators)
-    ratio = float(np.exp(sum(a * np.log(x.mean()) for a, x in zip(exponents, values, strict=True))))
-    interval = log_product_interval(values, exponents, row.counts_BP)
-    return ratio, interval, log_product_p_value(values, exponents, row.counts_BP)
+        numerator_P = product_of_means(row.moments.trace, base.moments.signal)
+        denominator_P = product_of_means(base.moments.trace, row.moments.signal)
+    constant = proportionality(numerator_P, denominator_P)
+    mean = denominator_P.mean()
+    ratio = constant if constant is not None else max(numerator_P.mean(), 0.0) / mean if mean > 0 else np.inf
+    interval = ratio_interval(numerator_P, denominator_P, row.counts_BP)
+    return float(ratio), interval, ratio_p_value(numerator_P, denominator_P, row.counts_BP)
 
 
 def table_of(
