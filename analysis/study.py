@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 import yaml
-from rich.console import Console
 
 from analysis.foreign import ForeignPrompt, read_rollouts
 from analysis.pools import Measurement, PoolFolder, PromptPool, measure_pool
 from analysis.study_config import Stage, VarianceConfig, Weights, load_config, stages
 from analysis.study_result import Study
 from analysis.study_tables import analyse, moments_table, write_figures
+from analysis.terminal import wide_console
 from opo.atomic import write_text
 from opo.build import build
 from opo.collect import Collector, stop_token_ids
@@ -44,8 +44,7 @@ def main(values: dict[str, Any], folder: Path) -> None:
     write_text(folder / "config.yaml", yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
     study = run_study(load_config(values), folder)
     if study is not None:
-        terminal = Console()
-        terminal.print(moments_table(study), width=max(terminal.width, 110))
+        wide_console().print(moments_table(study))
         print(f"{folder}/result.json, variance.parquet and figures/ are written")
 
 

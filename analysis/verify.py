@@ -32,6 +32,7 @@ from analysis.runs import load as load_runs
 from analysis.study_config import VarianceConfig
 from analysis.study_config import load_config as load_study_config
 from analysis.study_tables import moments_table
+from analysis.terminal import wide_console
 from opo.build import build
 from opo.errors import UserError
 from opo.hydra_app import plain, run_name
@@ -84,8 +85,7 @@ def load_config(values: Mapping[str, Any]) -> VerifyConfig:
 
 def main(values: dict[str, Any], folder: Path) -> None:
     """Train, measure, judge, and write the page."""
-    config, console = load_config(values), Console()
-    console = Console(width=max(console.width, 110))
+    config, console = load_config(values), wide_console()
     plans = trainings(config)
     with _workers(config.jobs) as pool:
         _finish(console, "training", {pool.submit(_train, plan, folder / plan.name): plan.name for plan in plans})
