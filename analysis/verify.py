@@ -172,7 +172,7 @@ def _train(plan: Training, path: Path) -> None:
     from opo.validate import load_config as load_run_config
 
     with initialize_config_module("conf", version_base="1.3"):
-        values = plain(compose("train", plan.overrides))
+        values = plain(compose("train", plan.overrides), "train")
     train(load_run_config(values), path)
 
 
