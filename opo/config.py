@@ -43,7 +43,7 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     lora_rank: int = 0  # 0: all parameters are trained
     lora_alpha: float = 16.0
-    lora_targets: Any = "all-linear"  # module names, or all-linear
+    lora_targets: str | list[str] = "all-linear"  # or names of modules
     tiny: TinyConfig = field(default_factory=TinyConfig)
 
 
