@@ -30,11 +30,15 @@ class Batch:
     ) -> Self:
         """Check shapes and masks and move everything to the model's device. Raises ValueError in one line."""
         if input_ids.dim() != 2 or 0 in input_ids.shape or input_ids.is_floating_point():
-            raise ValueError(f"input_ids must be a non-empty (N, L) integer tensor, not {tuple(input_ids.shape)} {input_ids.dtype}")
+            raise ValueError(
+                f"input_ids must be a non-empty (N, L) integer tensor, not {tuple(input_ids.shape)} {input_ids.dtype}"
+            )
         given = {"attention_mask": attention_mask, "response_mask": response_mask, "token_weights": token_weights}
         for name, x in given.items():
             if x is not None and x.shape != input_ids.shape:
-                raise ValueError(f"{name} has shape {tuple(x.shape)}, input_ids {tuple(input_ids.shape)}: they must be equal")
+                raise ValueError(
+                    f"{name} has shape {tuple(x.shape)}, input_ids {tuple(input_ids.shape)}: they must be equal"
+                )
         for name, x in (("attention_mask", attention_mask), ("response_mask", response_mask)):
             if not ((x == 0) | (x == 1)).all():
                 raise ValueError(f"{name} may hold only zeros and ones")
@@ -43,16 +47,19 @@ class Batch:
         attended, response = attention_mask.bool(), response_mask.bool()
         if (response & ~attended).any():
             raise ValueError(f"response_mask marks padding at (n, t) = {first_index(response & ~attended)}")
-        response[:, 0] = False
-        response &= (attended.cumsum(1) > 1) | ~attended  # the first attended token has nothing before it
+        response = response & (attended.cumsum(1) > 1)  # the first attended token has nothing before it
         before = torch.nn.functional.pad(attended, (1, -1))
         if (response & ~before).any():
-            raise ValueError(f"attention_mask has a hole just before the response token (n, t) = {first_index(response & ~before)}")
+            raise ValueError(
+                f"attention_mask has a hole just before the response token (n, t) = {first_index(response & ~before)}"
+            )
         weights = response.double() if token_weights is None else token_weights.double().where(response, 0.0)
         if not weights.isfinite().all():
             raise ValueError(f"token_weights is not finite at (n, t) = {first_index(~weights.isfinite())}")
         device = next(model.parameters()).device
-        return cls(input_ids.to(device), attended.long().to(device), weights.to(device, working_dtype(model)), temperature)
+        return cls(
+            input_ids.to(device), attended.long().to(device), weights.to(device, working_dtype(model)), temperature
+        )
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -83,8 +90,11 @@ def causal_model(model: nn.Module) -> nn.Module:
     """The transformers model inside a peft wrapper, with its adapters in place."""
     configs = getattr(model, "peft_config", {})
     if any(getattr(config, "is_prompt_learning", False) for config in configs.values()):
-        raise ValueError("peft prompt learning adds tokens to the sequence: only adapters on layers (such as LoRA) are supported")
-    inner = model.get_base_model() if configs and hasattr(model, "get_base_model") else model
+        raise ValueError(
+            "peft prompt learning adds tokens to the sequence: only adapters on layers (such as LoRA) are supported"
+        )
+    unwrap: Any = getattr(model, "get_base_model", None) if configs else None
+    inner = model if unwrap is None else unwrap()
     if getattr(getattr(inner, "config", None), "is_encoder_decoder", False):
         raise ValueError(f"{type(inner).__name__} is an encoder-decoder: only causal decoders are supported")
     return inner

@@ -5,7 +5,7 @@ training step spends on weight gradients is spent on the Gram matrix instead.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -53,7 +53,7 @@ class Capture:
         model: nn.Module,
         parameters: dict[nn.Parameter, str],
         dtype: torch.dtype,
-        emit: Callable[[nn.Parameter, list[Use]], None],
+        emit: Callable[[nn.Parameter, Sequence[Use]], None],
     ) -> None:
         self.parameters, self.dtype, self.emit = parameters, dtype, emit
         self.names = {module: name for name, module in model.named_modules()}
@@ -88,7 +88,9 @@ class Capture:
                 handle.remove()
 
     @contextmanager
-    def batch(self, num_responses: int, length: int, first: int = 0, mode: Literal["body", "head"] = "body") -> Iterator[None]:
+    def batch(
+        self, num_responses: int, length: int, first: int = 0, mode: Literal["body", "head"] = "body"
+    ) -> Iterator[None]:
         """Listen to calls on these responses. Uses by the head wait for `flush`: others of the same parameter follow."""
         self.num_responses, self.length, self.first, self.mode = num_responses, length, first, mode
         try:
@@ -164,7 +166,9 @@ class Capture:
                 found = Call(module, (args, kwargs), is_output, n, length).uses(detached, kept, self.dtype)
             else:
                 x = args[0] if args else next(iter(kwargs.values()))
-                found = rule(module, self._by_response(x, module, n, length), self._by_response(kept[0], module, n, length))
+                found = rule(
+                    module, self._by_response(x, module, n, length), self._by_response(kept[0], module, n, length)
+                )
             for local, p in owned.items():
                 found[local].first = first
                 self.uses[p].append(found[local])

@@ -15,10 +15,12 @@ from torch.nn import functional as F
 
 from analysis.gram_batch import logits_of
 from analysis.gram_capture import Capture
-from analysis.gram_layers import Outer, linear, rule_of
+from analysis.gram_layers import RecomputedOuter, linear, rule_of
 
 CHUNK_LOGITS = 2**22  # logits computed at once
-KEPT_LOGITS = 2**26  # gradients of logits kept at once; beyond this they are computed again for each slice of the vocabulary
+KEPT_LOGITS = (
+    2**26
+)  # gradients of logits kept at once; beyond this they are computed again for each slice of the vocabulary
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,10 @@ class Tail:
 
     def __init__(self, model: nn.Module) -> None:
         name = type(model).__name__
-        if not hasattr(model, "get_decoder"):
+        get_decoder: Any = getattr(model, "get_decoder", None)
+        if get_decoder is None:
             raise ValueError(f"{name} has no get_decoder(), so its head cannot be run alone; use method='loop'")
-        self.model, self.decoder = model, model.get_decoder()
+        self.model, self.decoder = model, get_decoder()
         if self.decoder is model:
             raise ValueError(f"{name} has no decoder apart from its head; use method='loop'")
 
@@ -105,7 +108,7 @@ class Head:
         self.hidden_NSD = hidden_NLD.detach().gather(1, index_NSD)
         wide = self._wide_layers(capture)
         capture.recomputed = set(wide)
-        self.log_mass_NS = torch.zeros(place_NS.shape, dtype=self.dtype, device=place_NS.device)
+        self.log_mass_NS = torch.full(place_NS.shape, torch.inf, dtype=self.dtype, device=place_NS.device)
         grad_NSD = torch.zeros_like(self.hidden_NSD)
         vocabulary = self.tail.logits(self.hidden_NSD[:1, :1]).shape[-1]
         for n, s in self._chunks(max(1, CHUNK_LOGITS // vocabulary)):
@@ -145,11 +148,8 @@ class Head:
     def _wide_layers(self, capture: Capture) -> list[nn.Linear]:
         """Trainable layers of the head whose output gradients are too many to be kept."""
         places = self.terms.place_NS.numel()
-        return [
-            m
-            for m in capture.census
-            if rule_of(m) is linear and "weight" in capture.owners[m] and places * m.out_features > KEPT_LOGITS
-        ]
+        layers = [m for m in capture.census if isinstance(m, nn.Linear) and rule_of(m) is linear]
+        return [m for m in layers if "weight" in capture.owners[m] and places * m.out_features > KEPT_LOGITS]
 
     def _recompute_later(self, layer: nn.Linear, capture: Capture) -> None:
         """Register the use of a wide layer's weight whose output gradients are made again, slice by slice of its outputs."""
@@ -169,9 +169,13 @@ class Head:
             scaled.sub_(self.log_mass_NS[..., None]).exp_()
             mass_NS.add_(scaled.sum(-1))
             grad_logits = self._logit_gradient(scaled, self.terms.token_NS - low, self.terms.weight_NS)
-            if high == layer.out_features and not torch.allclose(mass_NS, torch.ones_like(mass_NS), atol=1e-2):
-                raise ValueError(f"{type(self.tail.model).__name__}: its logits are not an elementwise function of its head's")
+            if high == layer.out_features and ((mass_NS - 1).abs() > 1e-2)[self.terms.weight_NS != 0].any():
+                name = type(self.tail.model).__name__
+                raise ValueError(
+                    f"{name}: its logits are no elementwise function of its head's output; use method='loop'"
+                )
             return torch.autograd.grad(logits, raw[0], grad_logits.to(logits.dtype))[0].to(self.dtype)
 
-        capture.waiting.add(layer.weight)
-        capture.uses[layer.weight].append(Outer(left_rows, self.hidden_NSD.to(self.dtype)))
+        weight = capture.owners[layer]["weight"]
+        capture.waiting.add(weight)
+        capture.uses[weight].append(RecomputedOuter(left_rows, self.hidden_NSD.to(self.dtype)))

@@ -5,7 +5,8 @@ a layer was applied to one response. `write` adds rows [low, high) of the N grad
 the responses from `first` on, because the head is applied to a few responses at a time.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +20,9 @@ from transformers.pytorch_utils import Conv1D
 
 @dataclass
 class Outer:
-    """Gradient sum_t left_t right_t^T: a weight that multiplies its input. `left_NTR` may be a function of (low, high)."""
+    """Gradient sum_t left_t right_t^T: a weight that multiplies its input."""
 
-    left_NTR: Tensor | Callable[[int, int], Tensor]
+    left_NTR: Tensor
     right_NTC: Tensor
     first: int = 0
 
@@ -30,17 +31,35 @@ class Outer:
         return self.right_NTC.device
 
     def transposed(self) -> "Outer":
-        assert isinstance(self.left_NTR, Tensor)
         return Outer(self.right_NTC, self.left_NTR, self.first)
 
     def write(self, out_NRC: Tensor, low: int, high: int, fresh: bool) -> None:
-        left_NTr = self.left_NTR[..., low:high] if isinstance(self.left_NTR, Tensor) else self.left_NTR(low, high)
-        if fresh and len(self.right_NTC) == len(out_NRC):
-            torch.bmm(left_NTr.mT, self.right_NTC, out=out_NRC)
-            return
-        if fresh:
-            out_NRC.zero_()
-        out_NRC[self.first : self.first + len(self.right_NTC)].baddbmm_(left_NTr.mT, self.right_NTC)
+        add_outer(out_NRC, self.left_NTR[..., low:high], self.right_NTC, self.first, fresh)
+
+
+@dataclass
+class RecomputedOuter:
+    """The same for a wide layer, whose output gradients are made when asked for: left_rows(low, high) gives (N, T, high - low)."""
+
+    left_rows: Callable[[int, int], Tensor]
+    right_NTC: Tensor
+    first: int = 0
+
+    @property
+    def device(self) -> torch.device:
+        return self.right_NTC.device
+
+    def write(self, out_NRC: Tensor, low: int, high: int, fresh: bool) -> None:
+        add_outer(out_NRC, self.left_rows(low, high), self.right_NTC, self.first, fresh)
+
+
+def add_outer(out_NRC: Tensor, left_NTr: Tensor, right_NTC: Tensor, first: int, fresh: bool) -> None:
+    if fresh and len(right_NTC) == len(out_NRC):
+        torch.bmm(left_NTr.mT, right_NTC, out=out_NRC)
+        return
+    if fresh:
+        out_NRC.zero_()
+    out_NRC[first : first + len(right_NTC)].baddbmm_(left_NTr.mT, right_NTC)
 
 
 @dataclass
@@ -79,11 +98,11 @@ class Dense:
         out_NRC[self.first : self.first + len(self.grad_NRC)] += self.grad_NRC[:, low:high]
 
 
-Use = Outer | Lookup | Dense
+Use = Outer | RecomputedOuter | Lookup | Dense
 
 
 def row_blocks(
-    uses: list[Use], buffer: Tensor, shape: tuple[int, int, int], step: int, scale_RC: Tensor | None = None
+    uses: Sequence[Use], buffer: Tensor, shape: tuple[int, int, int], step: int, scale_RC: Tensor | None = None
 ) -> Iterator[tuple[int, Tensor]]:
     """The sum of these uses as (N, rows * C) blocks in one buffer, each with its first row; scaled elementwise."""
     n, rows, columns = shape
@@ -119,20 +138,23 @@ def layer_norm(module: nn.LayerNorm, x_NTC: Tensor, grad_NTC: Tensor) -> dict[st
 
 
 def rms_norm(module: nn.Module, x_NTC: Tensor, grad_NTC: Tensor) -> dict[str, Use]:
-    size_NT1 = (x_NTC.square().mean(-1, keepdim=True) + rms_epsilon(module)).rsqrt()
-    return {"weight": Dense(((x_NTC * grad_NTC).mT @ size_NT1).mT)}
+    inverse_NT1 = (x_NTC.square().mean(-1, keepdim=True) + rms_epsilon(module)).rsqrt()
+    return {"weight": Dense(((x_NTC * grad_NTC).mT @ inverse_NT1).mT)}
 
 
-def rms_epsilon(module: nn.Module) -> float | None:
-    return getattr(module, "variance_epsilon", getattr(module, "eps", None))
+def rms_epsilon(module: nn.Module) -> float:
+    return getattr(module, "variance_epsilon", getattr(module, "eps", math.nan))
 
 
 def is_rms_norm(module: nn.Module, x: Tensor, output: Tensor) -> bool:
-    """Whether the layer did x / rms(x) * (weight + c) with c = 0 or 1, judged by what it made of a few tokens."""
+    """Whether the layer did x / rms(x) * (weight + c) with c = 0 or 1, judged by what it made of a few tokens.
+
+    In float64 the answer is no: these layers round to float32 inside, and only the replay reproduces that.
+    """
     epsilon, weight = rms_epsilon(module), getattr(module, "weight", None)
-    if x.dtype == torch.float64:  # layers round to float32 inside; in a float64 model only the replay has the same digits
+    if x.dtype == torch.float64 or not isinstance(epsilon, float) or not isinstance(weight, Tensor):
         return False
-    if not isinstance(epsilon, float) or weight is None or weight.shape != x.shape[-1:] or output.shape != x.shape:
+    if weight.shape != x.shape[-1:] or output.shape != x.shape:
         return False
     x, output = (y.detach().flatten(0, -2)[:: max(1, y[..., 0].numel() // 8)].double() for y in (x, output))
     expected = x * (x.square().mean(-1, keepdim=True) + epsilon).rsqrt()

@@ -1,6 +1,6 @@
 """The exact Gram matrix of per-response gradients, parameter by parameter and a few rows at a time."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -20,43 +20,47 @@ class GramSink:
         self.squared_norms: dict[str, Tensor] = {}
         self._buffer = torch.empty(0)
 
-    def take(self, name: str, shape: torch.Size, uses: list[Use], dtype: torch.dtype) -> None:
+    def take(self, name: str, shape: torch.Size, uses: Sequence[Use], dtype: torch.dtype) -> None:
         """Add one parameter, all of whose uses are given."""
         rows, columns = as_matrix(shape)
         scale = self.scales[name].reshape(rows, columns) if name in self.scales else None
-        use, device = uses[0], uses[0].device
-        if all(isinstance(u, Lookup) for u in uses):  # rows that were never read are zero
-            ids = torch.cat([u.ids_NT.flatten() for u in uses]).unique()
-            uses = [Lookup(torch.searchsorted(ids, u.ids_NT), u.grad_NTC, u.first) for u in uses]
+        lookups = [use for use in uses if isinstance(use, Lookup)]
+        outers = [use for use in uses if isinstance(use, Outer)]
+        if len(lookups) == len(uses):  # rows that were never read are zero
+            ids = torch.cat([use.ids_NT.flatten() for use in lookups]).unique()
+            uses = [Lookup(torch.searchsorted(ids, use.ids_NT), use.grad_NTC, use.first) for use in lookups]
             rows, scale = len(ids), None if scale is None else scale[ids]
-        if len(uses) == 1 and scale is None and isinstance(use, Outer) and self._tokens_are_cheaper(use, rows, columns):
-            gram = token_gram(use.left_NTR, use.right_NTC)
+        if len(outers) == len(uses) and rows < columns:
+            # More rows than columns make larger products of each chunk; the Gram of the transposed gradients is the same.
+            uses = outers = [use.transposed() for use in outers]
+            rows, columns, scale = columns, rows, None if scale is None else scale.T
+        if len(outers) == len(uses) == 1 and scale is None and self._tokens_are_cheaper(outers[0], rows, columns):
+            gram = token_gram(outers[0].left_NTR, outers[0].right_NTC)
         else:
-            n = self.num_responses
-            if rows < columns and all(isinstance(u, Outer) and isinstance(u.left_NTR, Tensor) for u in uses):
-                # More rows than columns make larger products of each chunk; the Gram of the transposed gradients is the same.
-                uses, rows, columns = [u.transposed() for u in uses if isinstance(u, Outer)], columns, rows
-                scale = None if scale is None else scale.T
-            step = max(1, min(rows, chunk_elements(device) // (n * columns)))
-            step -= step % 16 if step > 16 else 0
-            if self._buffer.numel() < n * step * columns or self._buffer.dtype != dtype or self._buffer.device != device:
-                self._buffer = torch.empty(n * step * columns, dtype=dtype, device=device)
-            gram = torch.zeros(n, n, dtype=torch.float64, device=device)
-            for _, block_ND in row_blocks(uses, self._buffer, (n, rows, columns), step, scale):
-                add_product(gram, block_ND)
-            gram = gram.triu() + gram.triu(1).T
+            gram = self._gram_by_rows(uses, rows, columns, scale, dtype)
         group = self.group_of(name)
         self.grams[group] = self.grams[group] + gram if group in self.grams else gram
         self.squared_norms[name] = gram.diagonal()
 
+    def _gram_by_rows(
+        self, uses: Sequence[Use], rows: int, columns: int, scale: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        n, device = self.num_responses, uses[0].device
+        step = max(1, min(rows, chunk_elements(device) // (n * columns)))
+        step -= step % 16 if step > 16 else 0
+        if self._buffer.numel() < n * step * columns or self._buffer.dtype != dtype or self._buffer.device != device:
+            self._buffer = torch.empty(n * step * columns, dtype=dtype, device=device)
+        gram = torch.zeros(n, n, dtype=torch.float64, device=device)
+        for _, block_ND in row_blocks(uses, self._buffer, (n, rows, columns), step, scale):
+            add_product(gram, block_ND)
+        return gram.triu() + gram.triu(1).T
+
     def _tokens_are_cheaper(self, use: Outer, rows: int, columns: int) -> bool:
         """Compare the multiply-adds of the two ways; products over fewer than 32 tokens are bound by memory, hence the 32."""
         n, length = use.right_NTC.shape[:2]
-        if not isinstance(use.left_NTR, Tensor) or n < self.num_responses:
-            return False
         by_tokens = (n * length) ** 2 * (rows + columns + 32) * 0.6
         by_rows = n * rows * columns * (max(length, 32) + 0.6 * n)
-        return by_tokens < by_rows
+        return n == self.num_responses and by_tokens < by_rows
 
 
 def chunk_elements(device: torch.device) -> int:

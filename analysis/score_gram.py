@@ -5,7 +5,7 @@ weight that multiplies its input, z_n = sum_t b_nt a_nt^T with inputs a and outp
 gradients of a few rows at a time, and their products give K. N gradients are never held, parameter gradients never computed.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from typing import Any, Literal, Protocol
 
@@ -16,12 +16,14 @@ from analysis.gram_batch import Batch, causal_model, log_probability, model_inpu
 from analysis.gram_capture import Capture, evaluating, frozen
 from analysis.gram_head import Head, Tail, Terms
 from analysis.gram_layers import Use
-from analysis.gram_sinks import GramSink, add_product, chunk_elements
+from analysis.gram_sinks import GramSink, chunk_elements
 from analysis.gram_split import Split, grouping
 
 # Relative error up to which the norm of a parameter's score may differ from autograd's before the model is refused.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2}
-HALF_TOLERANCE = 0.5  # half precision: rounding differs between one response alone and a batch; a missed use is off by more
+HALF_TOLERANCE = (
+    0.5  # half precision: rounding differs between one response alone and a batch; a missed use is off by more
+)
 
 
 class Sink(Protocol):
@@ -29,7 +31,7 @@ class Sink(Protocol):
 
     squared_norms: dict[str, Tensor]
 
-    def take(self, name: str, shape: torch.Size, uses: list[Use], dtype: torch.dtype) -> None: ...
+    def take(self, name: str, shape: torch.Size, uses: Sequence[Use], dtype: torch.dtype) -> None: ...
 
 
 def score_gram(
@@ -95,7 +97,7 @@ def send_scores(model: nn.Module, batch: Batch, parameters: dict[nn.Parameter, s
     inner, dtype = causal_model(model), working_dtype(model)
     tail = Tail(inner)
 
-    def emit(p: nn.Parameter, uses: list[Use]) -> None:
+    def emit(p: nn.Parameter, uses: Sequence[Use]) -> None:
         sink.take(parameters[p], p.shape, uses, dtype)
 
     with evaluating(model), frozen(parameters):
@@ -130,7 +132,9 @@ def metric_scales(
             raise ValueError(f"metric has no second moments for the trainable parameter {name}")
         v = metric[name]
         if v.shape != p.shape or not v.isfinite().all() or (v < 0).any() or (eps <= 0 and (v == 0).any()):
-            raise ValueError(f"metric of {name} must be finite, positive or zero with metric_eps > 0, of shape {tuple(p.shape)}")
+            raise ValueError(
+                f"metric of {name} must be finite, positive or zero with metric_eps > 0, of shape {tuple(p.shape)}"
+            )
         dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
         scales[name] = (v.to(p.device, torch.float64).sqrt() + eps).rsqrt().to(dtype)
     return scales
@@ -169,7 +173,9 @@ def loop_grams(
 
 def score_of(inner: nn.Module, batch: Batch, parameters: dict[nn.Parameter, str]) -> dict[str, Tensor]:
     """Gradient of the summed log-probability by plain autograd; zero where a parameter has no part in it."""
-    grads = torch.autograd.grad(log_probability(inner, batch), list(parameters), allow_unused=True, materialize_grads=True)
+    grads = torch.autograd.grad(
+        log_probability(inner, batch), list(parameters), allow_unused=True, materialize_grads=True
+    )
     return dict(zip(parameters.values(), grads, strict=True))
 
 

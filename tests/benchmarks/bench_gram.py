@@ -8,6 +8,7 @@ Memory: peak resident size of one process each, SmolLM2-135M's shape with random
 
 import argparse
 import copy
+import importlib
 import importlib.util
 import resource
 import statistics
@@ -23,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from analysis.score_gram import score_gram
 
-SMALL = dict(
+SMALL = LlamaConfig(
     vocab_size=512,
     hidden_size=256,
     intermediate_size=688,
@@ -32,7 +33,7 @@ SMALL = dict(
     num_key_value_heads=8,
     tie_word_embeddings=False,
 )
-SMOLLM2_135M = dict(
+SMOLLM2_135M = LlamaConfig(
     vocab_size=49152,
     hidden_size=576,
     intermediate_size=1536,
@@ -89,7 +90,7 @@ def vmapped(model: LlamaForCausalLM, inputs: Inputs) -> None:
 
     grads = vmap(grad(loss), in_dims=(None, 0, 0, 0))(parameters, *inputs)
     flat_NP = torch.cat([g.flatten(1) for g in grads.values()], 1)
-    flat_NP @ flat_NP.T
+    torch.mm(flat_NP, flat_NP.T)
 
 
 ARMS: dict[str, Callable[[LlamaForCausalLM, Inputs], None]] = {
@@ -111,9 +112,9 @@ DELIVERS = {
 
 def ghost_arm(model: LlamaForCausalLM) -> Callable[[LlamaForCausalLM, Inputs], None]:
     """Per-response gradient norms by Opacus' ghost clipping, on a copy that it may alter."""
-    from opacus.grad_sample import GradSampleModuleFastGradientClipping
+    opacus = importlib.import_module("opacus.grad_sample")
 
-    wrapped = GradSampleModuleFastGradientClipping(
+    wrapped = opacus.GradSampleModuleFastGradientClipping(
         copy.deepcopy(model).train(), batch_first=True, loss_reduction="sum", max_grad_norm=1.0, use_ghost_clipping=True
     )
 
@@ -127,10 +128,10 @@ def ghost_arm(model: LlamaForCausalLM) -> Callable[[LlamaForCausalLM, Inputs], N
 
 def time_arms(names: list[str], repeats: int) -> None:
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**SMALL)).eval()
-    eager = LlamaForCausalLM(LlamaConfig(**SMALL), attn_implementation="eager").eval()
-    eager.load_state_dict(model.state_dict())
-    inputs = inputs_of(SMALL["vocab_size"], responses=64, prompt=1, tokens=63)
+    model = LlamaForCausalLM(SMALL).eval()
+    eager = copy.deepcopy(model)
+    eager.set_attn_implementation("eager")
+    inputs = inputs_of(SMALL.vocab_size, responses=64, prompt=1, tokens=63)
     arms = dict(ARMS)
     if "ghost" in names:
         if importlib.util.find_spec("opacus"):
@@ -146,7 +147,9 @@ def time_arms(names: list[str], repeats: int) -> None:
             if repeat:
                 seconds[name].append(time.perf_counter() - started)
     count = sum(p.numel() for p in model.parameters())
-    print(f"{count / 1e6:.1f}M parameters, 64 responses x 64 tokens, {torch.get_num_threads()} thread, float32, {repeats} repeats")
+    print(
+        f"{count / 1e6:.1f}M parameters, 64 responses x 64 tokens, {torch.get_num_threads()} thread, float32, {repeats} repeats"
+    )
     print(f"{'arm':18}{'median s':>10}{'min s':>10}{'x plain':>10}  delivers")
     unit = statistics.median(seconds["plain"])
     for name, values in seconds.items():
@@ -157,8 +160,8 @@ def time_arms(names: list[str], repeats: int) -> None:
 def peak_of(name: str) -> None:
     """Run one arm once in this process and print its peak resident size in MiB."""
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**SMOLLM2_135M)).eval()
-    ARMS[name](model, inputs_of(SMOLLM2_135M["vocab_size"], responses=48, prompt=16, tokens=64))
+    model = LlamaForCausalLM(SMOLLM2_135M).eval()
+    ARMS[name](model, inputs_of(SMOLLM2_135M.vocab_size, responses=48, prompt=16, tokens=64))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
