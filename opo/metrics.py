@@ -31,17 +31,9 @@ METRICS: dict[str, Metric] = {
     "train/kl_init_nats": Metric(
         "nats per token", "k3 estimate of KL(policy || initial policy), mean over sampled tokens"
     ),
-    "train/kl_reference_nats": Metric(
-        "nats per token", "KL(policy || reference) in the estimate that is penalised, mean over tokens"
-    ),
-    "train/kl_update_nats": Metric(
-        "nats per token", "k3 estimate of KL(sampling policy || policy after this batch's updates)"
-    ),
     "train/ratio_mean": Metric("1", "importance ratio policy / sampling policy, mean over tokens and updates"),
     "train/ratio_max": Metric("1", "largest token importance ratio of this batch's updates"),
     "train/clip_fraction": Metric("fraction", "share of tokens whose gradient the algorithm's clipping removed"),
-    "train/advantage_mean": Metric("reward", "mean over responses (over tokens where they differ within a response)"),
-    "train/advantage_std": Metric("reward", "standard deviation (n - 1) of the same"),
     "train/constant_groups_fraction": Metric("fraction", "share of prompts whose responses all have one reward"),
     "train/unscorable_count": Metric(
         "responses", "whose reward could not be computed; they are left out of every baseline"
@@ -49,9 +41,6 @@ METRICS: dict[str, Metric] = {
     "train/updates": Metric("updates", "optimizer steps so far"),
     "train/tokens": Metric("tokens", "response tokens sampled for training so far"),
     "critic/loss": Metric("reward^2", "value loss, mean over updates"),
-    "critic/explained_variance": Metric(
-        "1", "1 - Var(return - value) / Var(return) over sampled tokens, before the updates"
-    ),
     "critic/grad_norm": Metric("1", "Euclidean norm of the critic's gradient before clipping, mean over updates"),
     "length/tokens_mean": Metric("tokens", "response length, the end-of-text included where it was sampled"),
     "length/tokens_min": Metric("tokens", "shortest response of the batch"),
@@ -72,14 +61,11 @@ METRICS: dict[str, Metric] = {
     "mismatch/ess_fraction": Metric(
         "fraction", "effective sample size of the responses' weights trainer / sampler, over their number"
     ),
-    "mismatch/version_lag": Metric("updates", "largest number of updates between a token's sampling and its first use"),
     "eval/reward_mean": Metric("reward", "mean over held-out prompts"),
     "eval/reward_low": Metric("reward", "lower end of its 95 % interval over prompts"),
     "eval/reward_high": Metric("reward", "upper end of its 95 % interval over prompts"),
-    "eval/pass_at_k": Metric("fraction", "unbiased chance that one of k = evaluate.group_size responses is right"),
     "eval/length_tokens_mean": Metric("tokens", "response length on held-out prompts"),
     "time/rollout_s": Metric("s", "sampling and scoring"),
-    "time/reward_s": Metric("s", "scoring alone"),
     "time/logprob_s": Metric("s", "log-probabilities of reference, critic and others, before the updates"),
     "time/update_s": Metric("s", "forward and backward passes and optimizer steps"),
     "time/eval_s": Metric("s", "evaluation on held-out prompts"),

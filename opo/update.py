@@ -9,7 +9,7 @@ from torch import Tensor
 
 from opo.algorithms import ALGORITHMS, token_weights
 from opo.batch import Rollouts
-from opo.certificate import Certificate, measure_gap, truncated_ratios
+from opo.certificate import Certificate, measure_gap, truncated_ratios, truncated_ratios
 from opo.config import AlgoConfig, RunConfig
 from opo.critic_network import Critic, update_critic
 from opo.errors import StoppedRun
@@ -81,10 +81,12 @@ def update_on(
             weights_NT = token_weights(loss, current_NT)
         elif config.certificate.on_breach == "correct":
             measured = policy.measure(rollouts, prompts, optim.tokens_per_microbatch, shared_prefix=optim.shared_prefix)
-            pair = (rollouts.logprobs_NT[rows], measured.logprobs_MT[rows], rollouts.mask_NT[rows])
-            if certificate.check(state.step + 1, rollouts.version, state.version, measure_gap(*pair)):
-                ratios_RT = truncated_ratios(*pair, config.certificate.cap)
-                weights_NT = weights_NT.index_copy(0, rows, weights_NT[rows] * ratios_RT)
+            gap = measure_gap(current_NT[rows], measured.logprobs_MT[rows], rollouts.mask_NT[rows])
+            if certificate.check(state.step + 1, rollouts.version, state.version, gap):
+                inside_NT = torch.zeros_like(rollouts.mask_NT).index_copy(0, rows, rollouts.mask_NT[rows])
+                weights_NT = weights_NT * truncated_ratios(
+                    current_NT, measured.logprobs_MT, inside_NT, config.certificate.cap
+                )
         tally.add(rows, current_NT, weights_NT)
         seen = accumulate(
             policy,
@@ -97,7 +99,7 @@ def update_on(
             shared_prefix=optim.shared_prefix,
         )
         norm = gradient_norm(policy.parameters())
-        if not math.isfinite(norm):
+        if not math.isfinite(norm) or not bool(seen.logprobs_NT.isfinite().all()):
             stop_nonfinite(path, state.step, rollouts, weights_NT, seen.logprobs_NT)
         if update == 0:
             gap = measure_gap(rollouts.logprobs_NT[rows], seen.logprobs_NT[rows], rollouts.mask_NT[rows])
