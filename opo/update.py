@@ -4,12 +4,13 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from opo.algorithms import ALGORITHMS, token_weights
 from opo.batch import Rollouts
-from opo.certificate import Certificate, measure_gap, truncated_ratios, truncated_ratios
+from opo.certificate import Certificate, measure_gap, truncated_ratios
 from opo.config import AlgoConfig, RunConfig
 from opo.critic_network import Critic, update_critic
 from opo.errors import StoppedRun
