@@ -149,7 +149,7 @@ class RunConfig:
     checkpoint: CheckpointConfig
     tracking: TrackingConfig
     certificate: CertificateConfig
-    steps: int = 100
+    steps: int = 80
     seed: int = 0
     study: str = "default"
     device: str = "auto"
