@@ -1,0 +1,80 @@
+"""Minibatches, schedules and the gradient of a whole batch."""
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from small import random_rollouts, small_gpt2
+
+from opo.algorithms import ALGORITHMS, token_weights
+from opo.config import AlgoConfig
+from opo.gradient import accumulate, clip_gradients, gradient_norm
+from opo.policy import Policy
+from opo.update import learning_rate, loss_of, minibatch
+
+
+def config(prompts: int, minibatches: int) -> Any:
+    return SimpleNamespace(
+        algo=AlgoConfig(minibatches=minibatches), rollout=SimpleNamespace(num_prompts=prompts), seed=3
+    )
+
+
+@pytest.mark.parametrize("minibatches", [1, 2, 4])
+def test_every_epoch_uses_every_prompt_once(minibatches):
+    asked = config(8, minibatches)
+    for epoch in range(3):
+        parts = [minibatch(asked, 5, epoch * minibatches + part) for part in range(minibatches)]
+        assert sorted(p for part in parts for p in part) == list(range(8))
+        assert {len(part) for part in parts} == {8 // minibatches}
+    if minibatches > 1:
+        assert minibatch(asked, 5, 0) != minibatch(asked, 5, minibatches)  # another epoch, another permutation
+        assert minibatch(asked, 5, 0) == minibatch(asked, 5, 0)
+
+
+def test_schedules_in_closed_form():
+    assert learning_rate(2.0, "constant", 0, 7, 10) == 2.0
+    assert learning_rate(2.0, "linear", 0, 5, 10) == pytest.approx(1.0)
+    assert learning_rate(2.0, "cosine", 0, 5, 10) == pytest.approx(1.0)
+    assert learning_rate(2.0, "cosine", 0, 2, 8) == pytest.approx(1 + math.cos(math.pi / 4))
+    assert [learning_rate(1.0, "linear", 4, u, 8) for u in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+def gradient(model: Any) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("name", ["opo", "grpo", "rloo", "dapo", "reinforce_pp"])
+def test_the_gradient_is_that_of_the_loss_through_the_model(name):
+    """Weights carried through the model part by part equal autograd through loss and model at once."""
+    model, rollouts = small_gpt2(), random_rollouts(prompts=4, group=4, seed=2)
+    policy = Policy(model, None)  # type: ignore[arg-type]
+    measured = policy.measure(rollouts, [0, 1, 2, 3], 10_000).logprobs_MT
+    rollouts = rollouts.with_(logprobs_NT=measured)
+    algo = AlgoConfig(name=name, knobs={k: p.default for k, p in ALGORITHMS[name].knobs.items()})
+    model.zero_grad()
+    accumulate(policy, rollouts, [0, 1, 2, 3], token_weights(loss_of(algo, rollouts), measured), token_budget=25)
+    parts = gradient(model)
+
+    model.zero_grad()
+    logprobs_NT = torch.zeros_like(measured)
+    for n in range(16):
+        prompt, length = rollouts.prompt_ids[n // 4], int(rollouts.lengths_N[n])
+        ids = torch.cat([torch.tensor(prompt), rollouts.tokens_NT[n, :length]])[None]
+        logits_TV = model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
+        row_T = logits_TV.log_softmax(-1).gather(1, rollouts.tokens_NT[n, :length, None]).squeeze(1)
+        logprobs_NT = logprobs_NT.index_put((torch.tensor([n]), torch.arange(length)), row_T)
+    loss_of(algo, rollouts)(logprobs_NT).backward()
+    assert (parts - gradient(model)).norm() <= 1e-12 * gradient(model).norm()
+
+
+def test_clipping_scales_to_the_norm_and_reports_the_unclipped_one():
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.tensor([3.0, 4.0])
+    norm = gradient_norm([parameter])
+    assert norm == pytest.approx(5.0)
+    assert clip_gradients([parameter], norm, 1.0)
+    assert parameter.grad.norm().item() == pytest.approx(1.0, rel=1e-5)
+    assert not clip_gradients([parameter], 1.0, 0.0)
+    assert not clip_gradients([parameter], 1.0, 2.0)
