@@ -105,7 +105,11 @@ def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
     accepted = inspect.signature(model.forward).parameters
     inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     if "position_ids" in accepted:
-        inputs["position_ids"] = (batch.attention_mask.cumsum(1) - 1).clamp(min=0)
+        positions_NL = (batch.attention_mask.cumsum(1) - 1).clamp(min=0)
+        tables = sum(isinstance(module, nn.Embedding) for module in model.modules())
+        shared = tables == 1 and bool((positions_NL == positions_NL[:1]).all())
+        # One row is enough for rotary positions and faster; a table of positions must be read by every response.
+        inputs["position_ids"] = positions_NL[:1] if shared else positions_NL
     if "use_cache" in accepted:
         inputs["use_cache"] = False
     return inputs

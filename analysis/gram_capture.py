@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from analysis.gram_layers import Call, Use, is_rms_norm, rms_norm, rule_of
+from analysis.gram_layers import Call, Use, rule_by_values, rule_of
 
 
 @contextmanager
@@ -55,7 +55,7 @@ class Capture:
         dtype: torch.dtype,
         emit: Callable[[nn.Parameter, Sequence[Use]], None],
     ) -> None:
-        self.parameters, self.dtype, self.emit = parameters, dtype, emit
+        self.dtype, self.emit = dtype, emit
         self.names = {module: name for name, module in model.named_modules()}
         self.owners: dict[nn.Module, dict[str, nn.Parameter]] = defaultdict(dict)
         modules = dict(model.named_modules(remove_duplicate=False))
@@ -148,7 +148,7 @@ class Capture:
     ) -> None:
         rule = rule_of(module)
         if rule is None and len(outputs) == 1 and set(owned) == {"weight"} and args:
-            rule = rms_norm if is_rms_norm(module, args[0], outputs[0]) else None
+            rule = rule_by_values(module, args[0], outputs[0])
         n, length, first, mode = self.num_responses, self.length, self.first, self.mode
         saved = [(args, kwargs)]  # a cell, emptied when the gradient arrives: the graph outlives what it saved
         versions = [x._version for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]

@@ -20,7 +20,7 @@ from analysis.gram_layers import RecomputedOuter, linear, rule_of
 CHUNK_LOGITS = 2**22  # logits computed at once
 KEPT_LOGITS = (
     2**26
-)  # gradients of logits kept at once; beyond this they are computed again for each slice of the vocabulary
+)  # gradients of logits kept at once; more of them are computed again for each slice of the vocabulary
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,7 @@ class Dense:
 
 
 Use = Outer | RecomputedOuter | Lookup | Dense
+Rule = Callable[..., dict[str, Use]]  # of the layer, its input and its output's gradient, both (N, T, features)
 
 
 def row_blocks(
@@ -122,19 +123,20 @@ def as_matrix(shape: torch.Size) -> tuple[int, int]:
 
 
 def linear(module: nn.Linear, x_NTC: Tensor, grad_NTR: Tensor) -> dict[str, Use]:
-    return {"weight": Outer(grad_NTR, x_NTC), "bias": Dense(grad_NTR.sum(1, keepdim=True))}
+    return {"weight": Outer(grad_NTR, x_NTC), **bias_of(module, grad_NTR)}
 
 
 def conv1d(module: Conv1D, x_NTR: Tensor, grad_NTC: Tensor) -> dict[str, Use]:
-    return {"weight": Outer(x_NTR, grad_NTC), "bias": Dense(grad_NTC.sum(1, keepdim=True))}
+    return {"weight": Outer(x_NTR, grad_NTC), **bias_of(module, grad_NTC)}
 
 
 def layer_norm(module: nn.LayerNorm, x_NTC: Tensor, grad_NTC: Tensor) -> dict[str, Use]:
     normal_NTC = F.layer_norm(x_NTC, module.normalized_shape, eps=module.eps)
-    return {
-        "weight": Dense((normal_NTC * grad_NTC).sum(1, keepdim=True)),
-        "bias": Dense(grad_NTC.sum(1, keepdim=True)),
-    }
+    return {"weight": Dense((normal_NTC * grad_NTC).sum(1, keepdim=True)), **bias_of(module, grad_NTC)}
+
+
+def bias_of(module: nn.Linear | Conv1D | nn.LayerNorm, grad_NTC: Tensor) -> dict[str, Use]:
+    return {} if module.bias is None else {"bias": Dense(grad_NTC.sum(1, keepdim=True))}
 
 
 def rms_norm(module: nn.Module, x_NTC: Tensor, grad_NTC: Tensor) -> dict[str, Use]:
@@ -168,8 +170,24 @@ def embedding(module: nn.Embedding, ids_NT: Tensor, grad_NTC: Tensor) -> dict[st
     return {"weight": Lookup(ids_NT, grad_NTC)}
 
 
+def scaled_embedding(module: nn.Embedding, ids_NT: Tensor, grad_NTC: Tensor) -> dict[str, Use]:
+    return embedding(module, ids_NT, grad_NTC * scale_of(module))
+
+
+def scale_of(module: nn.Module) -> float:
+    return float(getattr(module, "embed_scale", math.nan))
+
+
+def is_scaled_embedding(module: nn.Module, ids: Tensor, output: Tensor) -> bool:
+    """Whether the layer looked up rows and multiplied them by its `embed_scale`, judged by what it made of all tokens."""
+    if not isinstance(module, nn.Embedding) or ids.is_floating_point() or output.shape[:-1] != ids.shape:
+        return False
+    expected = module.weight.detach()[ids] * scale_of(module)
+    return torch.allclose(expected.float(), output.detach().float(), rtol=2e-2 if output.dtype.itemsize < 4 else 1e-5)
+
+
 # Keyed by the function that runs, not by the class: a subclass with a forward of its own is another layer.
-RULES: dict[Any, Callable[..., dict[str, Use]]] = {
+RULES: dict[Any, Rule] = {
     nn.Linear.forward: linear,
     Conv1D.forward: conv1d,
     nn.LayerNorm.forward: layer_norm,
@@ -177,13 +195,20 @@ RULES: dict[Any, Callable[..., dict[str, Use]]] = {
 }
 
 
-def rule_of(module: nn.Module) -> Callable[..., dict[str, Use]] | None:
+def rule_of(module: nn.Module) -> Rule | None:
     """The closed form for this layer by the code that it runs, or None."""
     if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.scale_grad_by_freq):
         return None
     if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) != 1:
         return None
     return RULES.get(getattr(module.forward, "__func__", None))
+
+
+def rule_by_values(module: nn.Module, x: Tensor, output: Tensor) -> Rule | None:
+    """The closed form for a layer with a single weight by what it has just made of its input, or None."""
+    if is_rms_norm(module, x, output):
+        return rms_norm
+    return scaled_embedding if is_scaled_embedding(module, x, output) else None
 
 
 @dataclass

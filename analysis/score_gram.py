@@ -189,7 +189,10 @@ def verify_norms(
     n = int(torch.where(has_terms, batch.attention_mask.sum(1), batch.attention_mask.shape[1] + 1).argmin())
     with evaluating(model):
         score = score_of(causal_model(model), batch.alone(n), parameters)
-    expected = {name: float((g * scales[name] if name in scales else g).double().norm()) for name, g in score.items()}
+    expected = {
+        name: float(torch.linalg.vector_norm(g * scales[name] if name in scales else g, dtype=torch.float64))
+        for name, g in score.items()
+    }
     half = any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters())
     tolerance = HALF_TOLERANCE if half else TOLERANCE[working_dtype(model)]
     floor = 1e-3 * sum(x * x for x in expected.values()) ** 0.5
