@@ -4,6 +4,7 @@ Exit status: 0 done, 2 a configuration or file that cannot be used (one line on 
 """
 
 import argparse
+import itertools
 import os
 import re
 import sys
@@ -60,6 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         fail(str(error), 1)
     except KeyboardInterrupt:
         fail("interrupted", 1)
+    except BrokenPipeError:  # `opo ... | head`: what reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def fail(message: str, status: int) -> NoReturn:
@@ -175,6 +179,8 @@ def take_apart(name: str, arguments: list[str]) -> "tuple[Invocation, bool]":
     path = None if given.config_path is None else str(Path(given.config_path).absolute())
     if path is not None and not Path(path).is_dir():
         raise UserError(f"--config-path {given.config_path}: no such folder")
+    if given.help and path is None:
+        overrides += ["hydra/help=opo", f"hydra.help.header={quoted(first_comment(config_file(name)))}"]
     shows_only = given.help or given.hydra_help or given.version or bool(given.cfg) or bool(given.info)
     return Invocation(given.config_name.removesuffix(".yaml"), overrides, flags, path, given.multirun), shows_only
 
@@ -189,10 +195,21 @@ def rewritten(override: str) -> list[str]:
         options = {file.stem for file in config_file("model").with_suffix("").glob("*.yaml")}
         paths = value.split(",")
         if all(path and path not in options and ("/" in path or Path(path).exists()) for path in paths):
-            return ["model=pretrained", "model.path=" + ",".join(f"'{path}'" for path in paths)]
+            return ["model=pretrained", "model.path=" + ",".join(map(quoted, paths))]
     if equals and plain_path and "=" in value:
-        return [f"{key}=" + ",".join(f"'{part}'" for part in value.split(","))]
+        return [f"{key}=" + ",".join(map(quoted, value.split(",")))]
     return [override]
+
+
+def quoted(text: str) -> str:
+    """A string in Hydra's grammar."""
+    return "'" + text.replace("'", "\\'") + "'"
+
+
+def first_comment(file: Path) -> str:
+    """The comment that opens a config file, without the number signs."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), file.read_text(encoding="utf-8").splitlines())
+    return "\n".join(line.removeprefix("#").strip() for line in lines)
 
 
 def complete(arguments: list[str]) -> int:

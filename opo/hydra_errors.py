@@ -29,11 +29,10 @@ def one_line(error: Exception, known_keys: Callable[[], Sequence[str]]) -> str:
         return f"{found.group(1)}: several values are several runs, which need -m; one value with a comma needs quotes"
     if found := re.search(r"An item is already at '([^']+)'", text):
         return f"+{found.group(1)}: the key exists; leave out the +"
-    if found := re.search(r"Missing mandatory value: (\S+)", text):
-        return f"{found.group(1)}: a value is needed and there is no default"
     first = text.splitlines()[0]
     if found := re.search(r"full_key: (\S+)", text):
-        return f"{found.group(1)}: {first}"
+        missing = first.startswith("Missing mandatory value")
+        return f"{found.group(1)}: {'a value is needed and there is no default' if missing else first}"
     return first
 
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
+
 from opo.algorithms import ALGORITHMS
 from opo.build import build, convert
 from opo.cli import take_apart
@@ -63,9 +64,8 @@ def test_every_choice_composes_and_is_accepted(group: str, choice: str, tmp_path
     (tmp_path / "config.json").write_text("{}")
     rows = [f'{{"question": "What is {n} + {n}?", "answer": "{2 * n}"}}' for n in range(40)]
     (tmp_path / "questions.jsonl").write_text("\n".join(rows))
-    if (group, choice) == ("rollout", "vllm"):
-        if find_spec("vllm") is None:
-            pytest.skip("vLLM is not installed")
+    if (group, choice) == ("rollout", "vllm") and find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed")
     config = load_config(composed(f"{group}={choice}", *needs.get((group, choice), [])))
     if group == "algo":
         assert config.algo.name == choice
