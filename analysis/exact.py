@@ -15,6 +15,7 @@ from itertools import combinations_with_replacement, product
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from scipy.special import gammaln
 from torch import Tensor
 
@@ -95,9 +96,7 @@ class Population:
         return float((self.probabilities * weights) @ self.rewards / (self.probabilities @ weights))
 
 
-def softmax_bandit(
-    logits: Sequence[float], rewards: Sequence[float], lengths: Sequence[float] | None = None
-) -> Population:
+def softmax_bandit(logits: ArrayLike, rewards: ArrayLike, lengths: ArrayLike | None = None) -> Population:
     """One choice among Y arms, z(y) = e_y - pi; lengths are free numbers (ones by default)."""
     logits_Y = np.asarray(logits, dtype=np.float64)
     pi_Y = np.exp(logits_Y - logits_Y.max())

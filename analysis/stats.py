@@ -131,15 +131,17 @@ def _residual(numerator_P: Array, denominator_P: Array) -> Array:
 
 def _fieller_end(x_P: Array, y_P: Array, critical: Array, theta: float, upward: bool) -> float:
     """Where the squared test leaves acceptance: the root of mean(d)^2 = q^2 var(d) / P, d = x - theta y, on one side of theta."""
-    covariance = np.cov(x_P, y_P) * float(critical) ** 2 / len(x_P)
-    if not np.isfinite(covariance).all():
+    if not np.isfinite(critical):  # too few prompts for the level
         return np.inf if upward else -np.inf
+    covariance = np.cov(x_P, y_P) * float(critical) ** 2 / len(x_P)
     a = y_P.mean() ** 2 - covariance[1, 1]
     b = x_P.mean() * y_P.mean() - covariance[0, 1]
     c = x_P.mean() ** 2 - covariance[0, 0]
     if upward and (a <= 0 or not np.isfinite(theta)):
         return np.inf
-    root = np.sqrt(max(b * b - a * c, 0.0))
+    if b * b < a * c:  # every theta is accepted
+        return np.inf if upward else -np.inf
+    root = np.sqrt(b * b - a * c)
     # Both roots without cancellation, a = 0 included.
     pivot = b + np.copysign(root, b)
     roots = sorted([pivot / a if a != 0 else -np.copysign(np.inf, theta), c / pivot if pivot != 0 else 0.0])

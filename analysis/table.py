@@ -9,6 +9,7 @@ import numpy as np
 from analysis.moments import Interval, Moments, Row
 from analysis.stats import Array, holm, product_of_means, proportionality, ratio_interval, ratio_p_value
 
+_ROUNDING = 1e-9
 COMPARABLE = ("relative_variance", "trace_cov")
 
 
@@ -30,8 +31,8 @@ class Difference:
 
     @property
     def resolved(self) -> bool:
-        """Whether the interval leaves out 1."""
-        return not self.interval[0] <= 1 <= self.interval[1]
+        """Whether the interval leaves out 1, by more than rounding."""
+        return self.interval[0] > 1 + _ROUNDING or self.interval[1] < 1 - _ROUNDING
 
 
 @dataclass(frozen=True, eq=False)
