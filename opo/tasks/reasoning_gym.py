@@ -7,8 +7,11 @@ of a dataset of its own, under a seed drawn from (seed, split, index).
 import os
 import random
 import re
+import sys
 from dataclasses import dataclass, field
 from functools import lru_cache
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any, Literal
 
 from opo.build import near
@@ -96,11 +99,20 @@ class ReasoningGym:
         )
 
 
+def _without_compiler() -> None:
+    """An empty pycosat where there is none: reasoning-gym imports it always and uses it for its zebra puzzles alone."""
+    if "pycosat" not in sys.modules and find_spec("pycosat") is None:
+        sys.modules["pycosat"] = ModuleType("pycosat")
+
+
 def _create(config: ReasoningGymConfig, seed: int):
     """The dataset of one item under this seed. Raises UserError for a name or option that reasoning-gym does not have."""
+    _without_compiler()
     from reasoning_gym.composite import DatasetSpec  # takes a second to import, which only this task should pay
     from reasoning_gym.factory import DATASETS
 
+    if config.dataset == "zebra_puzzles" and not hasattr(sys.modules["pycosat"], "itersolve"):
+        raise UserError("task.dataset=zebra_puzzles: needs pycosat, which pip builds with a C compiler; choose another")
     if config.dataset not in DATASETS:
         raise UserError(
             f"task.dataset={config.dataset}: reasoning-gym has no such dataset{near(config.dataset, DATASETS)}; "

@@ -1,0 +1,77 @@
+"""What makes today's installation next year's: pins that hold everything, and targets that say what they are."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parent.parent
+LOCKS = {file.stem: file.read_text().splitlines() for file in (ROOT / ".lock").glob("*.txt")}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def pins(*files: str) -> dict[str, Requirement]:
+    requirements = [Requirement(line) for file in files for line in LOCKS[file]]
+    return {canonicalize_name(requirement.name): requirement for requirement in requirements}
+
+
+@pytest.mark.parametrize("file", sorted(LOCKS))
+def test_every_line_of_a_lock_is_one_exact_version(file: str) -> None:
+    for requirement in pins(file).values():
+        assert re.fullmatch(r"==[\w.]+", str(requirement.specifier)), requirement
+
+
+def test_the_locks_hold_what_the_project_asks_for_in_versions_it_accepts() -> None:
+    held = pins(*LOCKS)
+    extras = {extra: lines for extra, lines in PROJECT["optional-dependencies"].items() if extra != "vllm"}
+    for line in [*PROJECT["dependencies"], *(line for lines in extras.values() for line in lines)]:
+        wanted = Requirement(line)
+        (version,) = held[canonicalize_name(wanted.name)].specifier
+        assert wanted.specifier.contains(version.version), line
+
+
+def test_no_lock_draws_in_cuda_builds() -> None:
+    assert not {"torchvision", "torchaudio", "torchcodec"} & pins(*LOCKS).keys()
+    assert not [name for name in pins(*LOCKS) if name.startswith("nvidia")]
+
+
+def test_no_package_is_pinned_twice() -> None:
+    names = [canonicalize_name(Requirement(line).name) for lines in LOCKS.values() for line in lines]
+    assert len(names) == len(set(names))
+
+
+def test_make_alone_lists_its_targets() -> None:
+    shown = subprocess.run(["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    phony = re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert phony
+    assert [line.split()[1] for line in shown.splitlines()] == phony.group(1).split()
+
+
+def test_continuous_integration_runs_the_test_command() -> None:
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert script.read_text().splitlines()[-1] == "exec make test"
+
+
+def test_reasoning_gym_works_where_nothing_can_be_compiled() -> None:
+    code = """
+import importlib.util, sys
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name == "pycosat" else found(name, package)
+from opo.errors import UserError
+from opo.tasks.reasoning_gym import ReasoningGym, ReasoningGymConfig
+assert ReasoningGym(ReasoningGymConfig(dataset="chain_sum")).prompt(0).answer
+try:
+    ReasoningGym(ReasoningGymConfig(dataset="zebra_puzzles"))
+except UserError as error:
+    sys.exit("needs pycosat" not in str(error))
+sys.exit("zebra puzzles were made without their solver")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
