@@ -21,7 +21,7 @@ from analysis.study_result import Study
 from opo.seeding import rng_for
 
 NUM_BOOTSTRAP = 4000
-LAST = 0.1  # the part of a training that "at equal tokens" looks at: its last tenth
+LAST = 0.1  # the part of the steps that "at equal tokens" looks at
 
 RAW = "Raw traces of estimators with different means cannot be compared: the in-sample mean is (1 - 1/G) leave-one-out exactly."
 VARIANCE_IDS = {  # claim -> (estimator, reference, measure, note)
@@ -143,7 +143,7 @@ def runs_evidence(runs: pl.DataFrame) -> dict[str, Evidence]:
     if chosen.is_empty():
         return {}
     tokens = float(chosen.group_by("group", "seed").agg(pl.col("train/tokens").max())["train/tokens"].min())  # pyright: ignore
-    note = f"Mean over the last tenth of the first {tokens:,.0f} generated tokens; seeds are paired."
+    note = f"Mean over the last tenth of the steps that fit into {tokens:,.0f} generated tokens; seeds are paired."
     plans: list[tuple[str, str, str, str, bool]] = [
         ("reward_above_grpo", "opo", "grpo", "train/reward_mean", False),
         ("reward_above_ppo", "opo", "ppo", "train/reward_mean", False),
@@ -160,10 +160,13 @@ def runs_evidence(runs: pl.DataFrame) -> dict[str, Evidence]:
 
 
 def final_values(runs: pl.DataFrame, metric: str, tokens: float) -> dict[int, float]:
-    """By seed: the metric's mean over the steps between 90 and 100 % of so many generated tokens."""
-    window = runs.filter(pl.col(metric).is_not_null() & pl.col("train/tokens").is_between((1 - LAST) * tokens, tokens))
-    means = window.group_by("seed").agg(pl.col(metric).mean())
-    return {int(seed): float(value) for seed, value in means.iter_rows()}
+    """By seed: the metric's mean over the last tenth of the steps (one at least) that fit into so many generated tokens."""
+    found = {}
+    for (seed,), run in runs.filter(pl.col("train/tokens") <= tokens).group_by("seed"):
+        values = run.sort("step").tail(max(1, round(LAST * len(run))))[metric].drop_nulls()
+        if len(values):
+            found[int(seed)] = float(values.mean())  # pyright: ignore[reportArgumentType]
+    return found
 
 
 def paired_evidence(ours: Mapping[int, float], theirs: Mapping[int, float], ratio: bool, note: str) -> Evidence | None:

@@ -12,7 +12,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from analysis.figure_style import FAINT, INK, axes, colour, marker, styled
+from analysis.figure_style import FAINT, INK, PALETTE, axes, colour, marker, styled
 from analysis.study_result import Study
 
 LABELS = {
@@ -34,7 +34,8 @@ MAIN = (
     "score_norm_weighted_loo",
     "group_standardized",
 )
-WITHIN = "#56b4e9"
+WITHIN = PALETTE[5]
+WIDEST = 8.0  # a ratio beyond this, or below its inverse, is drawn as an arrow
 
 
 @styled()
@@ -70,11 +71,13 @@ def ratio_forest(
     rows = study.compare(policy, group_size).sort("value", descending=True, nulls_last=False)
     names = rows["estimator"].to_list()
     ax = axes(ax, 6.4, 1.1 + 0.34 * len(names))
-    _intervals(ax, rows)
+    _intervals(ax, rows, span=(1 / WIDEST, WIDEST))
     ax.axvline(1, color=INK, linewidth=0.8)
     ax.set_yticks(range(len(names)), names)
     ax.set_xlabel(f"relative variance, as a multiple of {rows['reference'][0]}'s")
-    _log_when_wide(ax, rows, "x")
+    ax.set_xscale("log")
+    ax.set_xlim(max(ax.get_xlim()[0], 0.9 / WIDEST), min(ax.get_xlim()[1], 1.1 * WIDEST))
+    _plain_log_ticks(ax, "x")
     ax.grid(axis="x")
     ax.set_title(f"{study.policy(rows['policy'][0])['label']}: groups of {rows['group_size'][0]}")
     return ax
@@ -185,9 +188,9 @@ def norm_against_length(study: Study, policy: str | None = None, ax: Axes | None
 
     if fit["value"] is not None:
         interval = f"{fit['value']:.2f} [{_text(fit['low'])}, {_text(fit['high'])}]"
-        ax.plot(span, power(fit["value"]), color="#d55e00", label=f"fitted within prompts: exponent {interval}")
+        ax.plot(span, power(fit["value"]), color=PALETTE[0], label=f"fitted within prompts: exponent {interval}")
         if fit["low"] is not None and fit["high"] is not None:
-            ax.fill_between(span, power(fit["low"]), power(fit["high"]), color="#d55e00", alpha=0.2, linewidth=0)
+            ax.fill_between(span, power(fit["low"]), power(fit["high"]), color=PALETTE[0], alpha=0.2, linewidth=0)
     ax.plot(span, power(1.0), color=INK, linestyle="--", linewidth=1.2, label="exponent 1 (norm² ∝ length)")
     ax.set(xscale="log", yscale="log", xlabel="response length, tokens", ylabel="squared score norm ‖z‖²")
     _plain_log_ticks(ax, "x")
@@ -208,31 +211,38 @@ def _in_order(rows: pl.DataFrame, names: list[str]) -> pl.DataFrame:
 
 
 def _intervals(
-    ax: Axes, rows: pl.DataFrame, scale: float = 1.0, colours: list[str] | None = None, points: bool = True
+    ax: Axes,
+    rows: pl.DataFrame,
+    scale: float = 1.0,
+    colours: list[str] | None = None,
+    points: bool = True,
+    span: tuple[float, float] | None = None,
 ) -> None:
-    """Horizontal points with their intervals, one row each; an open end runs to the edge as an arrow."""
+    """Horizontal points with their intervals, one row each; an end that is open, or beyond `span`, is an arrow at the edge."""
     finite = [x * scale for x in (*rows["value"], *rows["low"], *rows["high"]) if x is not None]
-    edge = max(finite, default=1.0) * 1.25
+    left, right = span or (-np.inf, max(finite, default=1.0) * 1.25)
     for y, row in enumerate(rows.iter_rows(named=True)):
-        shade = colours[y] if colours else "#d55e00" if row["estimator"] in HIGHLIGHT else "#0072b2"
+        shade = colours[y] if colours else PALETTE[0] if row["estimator"] in HIGHLIGHT else PALETTE[1]
         value, low, high = (None if row[k] is None else row[k] * scale for k in ("value", "low", "high"))
-        if low is not None:
-            end = edge if high is None else high
-            ax.plot([low, end], [y, y], color=shade, solid_capstyle="butt")
-            if high is None:
-                ax.plot([edge], [y], marker=">", color=shade, clip_on=False)
-        if points and value is not None:
-            ax.plot([value], [y], marker="o", color=shade)
         if value is None:
-            ax.annotate(
-                "not resolved",
-                (0.98, y),
-                xycoords=("axes fraction", "data"),
-                ha="right",
-                va="bottom",
-                fontsize=8.5,
-                color=FAINT,
-            )
+            where = {
+                "xycoords": ("axes fraction", "data"),
+                "ha": "right",
+                "va": "bottom",
+                "fontsize": 8.5,
+                "color": FAINT,
+            }
+            ax.annotate("not resolved", (0.98, y), **where)
+            continue
+        ends = [left if low is None else max(low, left), right if high is None else min(high, right)]
+        if np.isfinite(ends).all():
+            ax.plot(ends, [y, y], color=shade, solid_capstyle="butt")
+        if high is None or high > right:
+            ax.plot([right], [y], marker=">", color=shade, clip_on=False)
+        if low is not None and low < left:
+            ax.plot([left], [y], marker="<", color=shade, clip_on=False)
+        if points:
+            ax.plot([value], [y], marker="o", color=shade)
     ax.set_ylim(-0.6, len(rows) - 0.4)
 
 
@@ -270,7 +280,7 @@ def _log_when_wide(ax: Axes, rows: pl.DataFrame, axis: str) -> None:
 
 def _plain_log_ticks(ax: Axes, axis: str) -> None:
     low, high = ax.get_xlim() if axis == "x" else ax.get_ylim()
-    steps = (1, 2, 5) if high / low < 300 else (1,)
+    steps = (1, 1.5, 2, 3, 5, 7) if high / low < 8 else (1, 2, 5) if high / low < 300 else (1,)
     ticks = [m * 10.0**e for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1) for m in steps]
     target = ax.xaxis if axis == "x" else ax.yaxis
     target.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))

@@ -41,7 +41,7 @@ def ends(frame: pl.DataFrame) -> Block:
         cells = [spread(list(final_values(mine, column, tokens).values())) for column in present]
         rows.append([str(group), str(mine["seed"].n_unique()), "-" if start is None else f"{start:.3f}", *cells])
     columns = ["algorithm", "seeds", "reward at first", *(figures_runs.AXIS_LABELS[column] for column in present)]
-    caption = f"Mean over the last tenth of the first {tokens:,.0f} generated tokens, which every run has: mean over seeds (lowest to highest)"
+    caption = f"At {tokens:,.0f} generated tokens, which every run has (the last tenth of the steps up to there): mean over seeds (lowest to highest)"
     return table(caption, columns, rows)
 
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from analysis.claims import judge, save
 from analysis.claims_evidence import Evidence, diversity_evidence, runs_evidence, study_evidence
 from analysis.figure_style import save as save_figure
 from analysis.report import write_report
-from analysis.report_runs import ends
+from analysis.report_runs import WINDOW, ends
 from analysis.run_groups import with_groups
 from analysis.runs import load as load_runs
 from analysis.study_config import VarianceConfig
@@ -87,35 +87,43 @@ def main(values: dict[str, Any], folder: Path) -> None:
     """Train, measure, judge, and write the page."""
     config, console = load_config(values), wide_console()
     plans = trainings(config)
+    chosen = work(config, plans, folder, console)
+    page, tables = conclude(chosen, folder)
+    console.print(*tables)
+    print(
+        f"{page}: what was found, and what it does not say. Beside it: claims.json, figures/, variance/ and the run folders."
+    )
+
+
+def work(config: VerifyConfig, plans: list[Training], folder: Path, console: Console) -> VarianceConfig:
+    """The trainings, then the pools of the variance study on OPO's checkpoints; returns that study's config."""
     with _workers(config.jobs) as pool:
         _finish(console, "training", {pool.submit(_train, plan, folder / plan.name): plan.name for plan in plans})
-        chosen = load_study_config(
-            _study_values(config, [str(folder / plan.name) for plan in plans if plan.name.startswith("opo-")])
-        )
-        where = folder / "variance"
-        shards = [_shard(chosen, which, config.jobs) for which in range(config.jobs)]
+        checkpoints = [str(folder / plan.name) for plan in plans if plan.name.startswith("opo-")]
+        chosen = load_study_config(_study_values(config, checkpoints))
+        shards = [replace(chosen, shard=f"{which}/{config.jobs}") for which in range(config.jobs)]
         _finish(
-            console, "measuring", {pool.submit(study.measure, shard, where): f"shard {shard.shard}" for shard in shards}
+            console,
+            "measuring",
+            {pool.submit(study.measure, s, folder / "variance"): f"shard {s.shard}" for s in shards},
         )
-    measured = study.conclude(chosen, where)
-    runs = with_groups(load_runs(*(folder / plan.name for plan in plans)))
+    return chosen
+
+
+def conclude(chosen: VarianceConfig, folder: Path) -> tuple[Path, list[RichTable]]:
+    """Tables, figures, ledger and page from what is on disk."""
+    measured = study.conclude(chosen, folder / "variance")
+    runs = with_groups(load_runs(folder))
     evidence: dict[str, Evidence] = study_evidence(measured) | runs_evidence(runs) | diversity_evidence(runs, folder)
     ledger = judge(evidence)
     save(ledger, folder)
     for metric in figures_runs.CURVES:
-        save_figure(
-            figures_runs.training_curves(runs, metric, by="group", window=3),
-            folder / "figures",
-            metric.replace("/", "-"),
-        )
-    by_tokens = figures_runs.training_curves(runs, "train/reward_mean", x="train/tokens", by="group", window=3)
+        curves = figures_runs.training_curves(runs, metric, by="group", window=WINDOW)
+        save_figure(curves, folder / "figures", metric.replace("/", "-"))
+    by_tokens = figures_runs.training_curves(runs, "train/reward_mean", x="train/tokens", by="group", window=WINDOW)
     save_figure(by_tokens, folder / "figures", "reward-against-tokens")
     save_figure(figures_runs.ledger(ledger), folder / "figures", "ledger")
-    page = write_report(folder)
-    console.print(runs_table(runs), moments_table(measured), ledger_table(ledger))
-    print(
-        f"{page}: what was found, and what it does not say. Beside it: claims.json, figures/, variance/ and the run folders."
-    )
+    return write_report(folder), [runs_table(runs), moments_table(measured), ledger_table(ledger)]
 
 
 def trainings(config: VerifyConfig) -> list[Training]:
@@ -159,11 +167,6 @@ def _study_values(config: VerifyConfig, checkpoints: list[str]) -> dict[str, Any
         "estimators": estimators,
         "threads": 1,
     }
-
-
-def _shard(config: VarianceConfig, which: int, count: int) -> VarianceConfig:
-    values = dict(vars(config))
-    return VarianceConfig(**(values | {"shard": f"{which}/{count}"}))
 
 
 def _train(plan: Training, path: Path) -> None:
