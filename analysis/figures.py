@@ -117,7 +117,7 @@ def equal_variance(
     )
     names = rows["estimator"].to_list()
     ax = axes(ax, 6.4, 1.1 + 0.34 * len(names))
-    _intervals(ax, rows)
+    _intervals(ax, rows, span=(0, 4 * size))
     ax.axvline(size, color=INK, linewidth=0.8)
     ax.set_yticks(range(len(names)), names)
     ax.set_xlabel(f"group size at which {rows['reference'][0]} has the same relative variance")
@@ -224,7 +224,7 @@ def _intervals(
     for y, row in enumerate(rows.iter_rows(named=True)):
         shade = colours[y] if colours else PALETTE[0] if row["estimator"] in HIGHLIGHT else PALETTE[1]
         value, low, high = (None if row[k] is None else row[k] * scale for k in ("value", "low", "high"))
-        if value is None:
+        if value is None and low is None:
             where = {
                 "xycoords": ("axes fraction", "data"),
                 "ha": "right",
@@ -239,9 +239,9 @@ def _intervals(
             ax.plot(ends, [y, y], color=shade, solid_capstyle="butt")
         if high is None or high > right:
             ax.plot([right], [y], marker=">", color=shade, clip_on=False)
-        if low is not None and low < left:
+        if np.isfinite(left) and (low is None or low < left):
             ax.plot([left], [y], marker="<", color=shade, clip_on=False)
-        if points:
+        if points and value is not None and value <= right:
             ax.plot([value], [y], marker="o", color=shade)
     ax.set_ylim(-0.6, len(rows) - 0.4)
 
