@@ -51,7 +51,7 @@ def load_config(values: Mapping[str, Any]) -> EvaluateConfig:
     if task is not None:
         if not isinstance(task, Mapping) or task.get("name") not in TASKS:
             raise UserError(f"task={task}: choose one of {', '.join(TASKS)}")
-        task = build(TASKS[task["name"]][0], {k: v for k, v in task.items()}, "task")
+        task = build(TASKS[task["name"]][0], task, "task")
     config = build(EvaluateConfig, {**{k: v for k, v in values.items() if k != "task"}, "task": None})
     config.task = task
     if config.prompts < 2:

@@ -43,7 +43,7 @@ class Collected:
         ]
 
 
-def stop_token_ids(tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...]) -> tuple[int, ...]:
+def stop_token_ids(tokenizer: Any, stop: tuple[str, ...]) -> tuple[int, ...]:
     """End-of-text, and every token whose text contains one of the task's stop strings (each within one token)."""
     ends = {tokenizer.eos_token_id} - {None}
     if stop:
@@ -52,7 +52,7 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...]) ->
     return tuple(sorted(ends))
 
 
-def response_text(tokenizer: PreTrainedTokenizerBase, ids: list[int], stop: tuple[str, ...]) -> str:
+def response_text(tokenizer: Any, ids: list[int], stop: tuple[str, ...]) -> str:
     """The response as text, without special tokens, cut before the first stop string."""
     text = tokenizer.decode(ids, skip_special_tokens=True)
     for s in stop:

@@ -42,7 +42,7 @@ class ModelConfig:
     path: str | None = None  # a folder or hub id; null for tiny and smollm2
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     lora_rank: int = 0  # 0: all parameters are trained
-    lora_alpha: float = 16.0
+    lora_alpha: int = 16
     lora_targets: str | list[str] = "all-linear"  # or names of modules
     tiny: TinyConfig = field(default_factory=TinyConfig)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from opo.batch import Rollouts
 from opo.forward import Microbatch, microbatches, response_hidden
@@ -27,7 +27,7 @@ class TokenScores:
 class Policy:
     """What is trained. Temperature is part of it: it divides the logits here as it does in the sampler."""
 
-    model: PreTrainedModel | Any
+    model: Any  # a causal model of transformers, or peft's wrapper around one
     tokenizer: PreTrainedTokenizerBase
     temperature: float = 1.0
     stop_token_ids: tuple[int, ...] = ()
@@ -38,7 +38,7 @@ class Policy:
         return self.causal_lm.base_model if self.causal_lm.base_model is not self.causal_lm else self.causal_lm.model
 
     @property
-    def causal_lm(self) -> PreTrainedModel | Any:
+    def causal_lm(self) -> Any:
         """The transformers model itself, also where LoRA adapters are wrapped around it."""
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 

@@ -40,7 +40,7 @@ def _convert(folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
         values = {k: v for k, v in quantised.config.to_dict().items() if k != "quantization_config"}
         # save_pretrained refuses a model that was read from GGUF: the same weights in a fresh one are saved instead
-        model = LlamaForCausalLM(LlamaConfig(**values)).to(torch.float32)
+        model = LlamaForCausalLM(LlamaConfig(**values)).float()
         model.load_state_dict(quantised.state_dict())
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

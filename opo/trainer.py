@@ -30,8 +30,8 @@ from opo.measure import Clock, batch_metrics
 from opo.prepare import needs_reference, prepare
 from opo.progress import Progress
 from opo.rewards import RewardRunner
-from opo.rollout.engine import make_sampler
 from opo.rollout.base import Sampling
+from opo.rollout.engine import make_sampler
 from opo.runs import RunFolder
 from opo.seeding import generator_for
 from opo.state import Interrupt, TrainingState

@@ -1,8 +1,8 @@
 import pytest
 import torch
+from small import random_rollouts
 
 from opo.batch import Rollouts
-from small import random_rollouts
 
 
 def test_padding_starts_after_each_response():

@@ -1,13 +1,15 @@
 """The shared prefix, the cut into micro-batches and padding change nothing but the work."""
 
+from typing import Any
+
 import pytest
 import torch
+from small import random_rollouts, small_gpt2
 
 from opo.batch import Rollouts
 from opo.forward import microbatches, response_hidden
 from opo.gradient import accumulate
 from opo.policy import Policy
-from small import random_rollouts, small_gpt2
 
 
 def plain_gradient(
@@ -82,11 +84,10 @@ def test_microbatches_hold_every_response_once_and_keep_the_budget(token_budget)
 def test_prompt_is_encoded_once_for_its_group():
     model, rollouts = small_gpt2(), random_rollouts(prompts=2, group=3)
     fed = []
-    hook = model.transformer.register_forward_pre_hook(
-        lambda m, a, kw: fed.append(kw["input_ids"].shape), with_kwargs=True
-    )
+    decoder: Any = model.transformer
+    hook = decoder.register_forward_pre_hook(lambda m, a, kw: fed.append(kw["input_ids"].shape), with_kwargs=True)
     (part,) = microbatches(rollouts, [0, 1], 10_000)
-    response_hidden(model.transformer, rollouts, part)
+    response_hidden(decoder, rollouts, part)
     hook.remove()
     assert fed[0][0] == 2  # two prompts
     assert fed[1] == (6, int(rollouts.lengths_N.max()) - 1)  # six responses, without their prompts

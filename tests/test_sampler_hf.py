@@ -3,12 +3,12 @@
 import pytest
 import torch
 from scipy import stats
+from small import VOCABULARY, small_gpt2, small_llama
 
 from opo.batch import Rollouts
 from opo.policy import Policy
 from opo.rollout.base import Sampling
 from opo.rollout.hf import HfSampler, invert_cdf, policy_logprobs
-from small import VOCABULARY, small_gpt2, small_llama
 
 PROMPTS = [[3, 4, 5], [6], [7, 8, 9, 10, 11]]
 
@@ -37,7 +37,8 @@ def test_a_stop_token_ends_a_response_and_belongs_to_it():
     )
     responses = [r for group in samples.response_ids for r in group]
     finished = [f for group in samples.finished for f in group]
-    assert any(finished) and not all(finished)
+    assert any(finished)
+    assert not all(finished)
     for response, done in zip(responses, finished, strict=True):
         assert done == (response[-1] in (0, 1, 2, 3))
         assert len(response) == 10 or done

@@ -16,7 +16,14 @@ def make_sampler(config: RunConfig, policy: Policy) -> Iterator[Sampler]:
     if config.rollout.engine == "vllm":
         from opo.rollout.vllm import VllmSampler  # an optional dependency, and seconds of imports
 
-        sampler: Sampler = VllmSampler(model_source(config.model), policy.tokenizer, config)
+        sampler: Sampler = VllmSampler(
+            model_source(config.model),
+            dtype=config.model.dtype,
+            max_model_len=config.rollout.max_model_len,
+            max_sequences=config.rollout.max_sequences,
+            kv_cache_gib=config.rollout.kv_cache_gib,
+            gpu_memory_utilization=config.rollout.gpu_memory_utilization,
+        )
     else:
         sampler = HfSampler(config.rollout.max_sequences)
     try:
