@@ -15,6 +15,10 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from analysis.gram_layers import Call, Use, rule_by_values, rule_of
 
+# body and head: up to the decoder's last hidden state and after it; again: a layer of the body that is recomputed; census: only
+# note which layers run.
+Mode = Literal["off", "census", "body", "again", "head"]
+
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
@@ -40,6 +44,19 @@ def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     finally:
         for p in parameters:
             p.requires_grad_(True)
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Another function in place of the module's forward; one that was set on the instance comes back."""
+    own = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
 
 
 class Capture:
@@ -69,7 +86,7 @@ class Capture:
                     key = f"{last}.{key}"
                 self.owners[modules[path]][key] = p
         self.num_responses = self.length = self.first = 0
-        self.mode: Literal["off", "census", "body", "head"] = "off"
+        self.mode: Mode = "off"
         self.census: set[nn.Module] = set()  # layers that ran after the decoder
         self.recomputed: set[nn.Module] = set()  # heads whose weight is dealt with by slices of the vocabulary
         self.expected: dict[nn.Parameter, int] = defaultdict(int)
@@ -88,9 +105,7 @@ class Capture:
                 handle.remove()
 
     @contextmanager
-    def batch(
-        self, num_responses: int, length: int, first: int = 0, mode: Literal["body", "head"] = "body"
-    ) -> Iterator[None]:
+    def batch(self, num_responses: int, length: int, first: int = 0, mode: Mode = "body") -> Iterator[None]:
         """Listen to calls on these responses. Uses by the head wait for `flush`: others of the same parameter follow."""
         self.num_responses, self.length, self.first, self.mode = num_responses, length, first, mode
         try:
@@ -110,7 +125,7 @@ class Capture:
     def _called(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if self.mode == "census":
             self.census.add(module)
-        if self.mode not in ("body", "head"):
+        if self.mode in ("off", "census"):
             return None
         owned = self.owners[module]
         if self.mode == "head" and module in self.recomputed:
@@ -118,6 +133,13 @@ class Capture:
         leaves, spec = tree_flatten(output)
         is_float = [isinstance(x, Tensor) and x.is_floating_point() for x in leaves]
         if not owned or not any(is_float):
+            return None
+        if self.mode == "head":
+            self.waiting.update(owned.values())
+        elif self.mode == "body":
+            for p in owned.values():
+                self.expected[p] += 1
+        if not torch.is_grad_enabled():  # a layer that will be recomputed
             return None
         if not any(x.requires_grad for x, f in zip(leaves, is_float, strict=True) if f):
             # Nothing trainable came before, so the graph begins here; a clone because later layers may write in place.
@@ -129,11 +151,6 @@ class Capture:
             # One output may be computed from another; clones receive only the gradient that comes from outside the layer.
             leaves = [x.clone() if h else x for x, h in zip(leaves, heard, strict=True)]
             output = tree_unflatten(leaves, spec)
-        if self.mode == "head":
-            self.waiting.update(owned.values())
-        else:
-            for p in owned.values():
-                self.expected[p] += 1
         self._listen([x for x, h in zip(leaves, heard, strict=True) if h], module, owned, args, kwargs, heard)
         return output
 
@@ -172,7 +189,7 @@ class Capture:
             for local, p in owned.items():
                 found[local].first = first
                 self.uses[p].append(found[local])
-                if mode == "body":
+                if mode != "head":
                     self.expected[p] -= 1
                     if not self.expected[p] and p not in self.waiting:
                         self.flush([p])

@@ -5,7 +5,6 @@ replaced for the moment by a function that returns the hidden states to be score
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from analysis.gram_batch import logits_of
-from analysis.gram_capture import Capture
+from analysis.gram_capture import Capture, replaced_forward
 from analysis.gram_layers import RecomputedOuter, linear, rule_of
 
 CHUNK_LOGITS = 2**22  # logits computed at once
@@ -71,18 +70,6 @@ class Tail:
         """What the model makes of these hidden states, whatever their shape but the last dimension."""
         with replaced_forward(self.decoder, lambda *args, **kwargs: with_hidden(self.output, hidden)):
             return logits_of(self.model(**self.inputs))
-
-
-@contextmanager
-def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    own = vars(module).get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
-        if own is not None:
-            module.forward = own
 
 
 def with_hidden(output: Any, hidden: Tensor) -> Any:

@@ -82,6 +82,7 @@ def sketch_gram(
     metric: Mapping[str, Tensor] | None = None,
     metric_eps: float = 1e-8,
     responses_per_pass: int | None = None,
+    recompute: bool = False,
     verify: bool = True,
 ) -> Sketch:
     """Estimate of `score_gram` from a random projection to `dim` dimensions; arguments and errors as there.
@@ -98,7 +99,7 @@ def sketch_gram(
     for low in range(0, len(batch), step):
         part = batch.select(range(low, min(low + step, len(batch))))
         sink = SketchSink(len(part), dim, seed, scales, part.input_ids.device)
-        send_scores(model, part, parameters, sink)
+        send_scores(model, part, parameters, sink, recompute)
         if verify and low == 0:
             verify_norms(model, part, parameters, scales, sink)
         sketches.append(sink.sketch_ND)

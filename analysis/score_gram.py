@@ -6,6 +6,7 @@ gradients of a few rows at a time, and their products give K. N gradients are ne
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import combinations
 from typing import Any, Literal, Protocol
 
@@ -16,6 +17,7 @@ from analysis.gram_batch import Batch, causal_model, log_probability, model_inpu
 from analysis.gram_capture import Capture, evaluating, frozen
 from analysis.gram_head import Head, Tail, Terms
 from analysis.gram_layers import Use
+from analysis.gram_recompute import recomputed_layers
 from analysis.gram_sinks import GramSink, chunk_elements
 from analysis.gram_split import Split, grouping
 
@@ -47,6 +49,7 @@ def score_gram(
     metric_eps: float = 1e-8,
     split: Split | None = None,
     responses_per_pass: int | None = None,
+    recompute: bool = False,
     verify: bool = True,
 ) -> Any:
     """(N, N) float64 Gram matrix of the scores of N responses over all parameters with requires_grad.
@@ -58,7 +61,9 @@ def score_gram(
 
     metric: second moments v (Adam's exp_avg_sq) of every trainable parameter by name; the Gram is then that of P^{-1/2} z with
     P = diag(sqrt(v) + metric_eps). split: "layer", "kind" or "parameter" gives a dict of Grams that sum to the whole.
-    responses_per_pass: at most so many responses are in the model at once; blocks of half as many are combined in all pairs.
+    recompute: keep the input of each decoder layer only and run the layer again in the backward pass: a forward pass more in
+    time, the activations of one layer in memory. responses_per_pass: at most so many responses are in the model at once; blocks
+    of half as many are combined in all pairs, so that time grows with the number of blocks: try recompute first.
     method="loop" is the slow reference, one backward pass per response. verify=True compares the norm of each parameter's
     score for the shortest response with autograd's: a layer that is not captured exactly is refused by name, never missed.
 
@@ -80,7 +85,7 @@ def score_gram(
         for rows in passes(n, responses_per_pass or n):
             sink = GramSink(len(rows), group_of, scales)
             part = batch.select(rows)
-            send_scores(model, part, parameters, sink)
+            send_scores(model, part, parameters, sink, recompute)
             if verify and not grams:
                 verify_norms(model, part, parameters, scales, sink)
             for group, gram in sink.grams.items():
@@ -92,7 +97,9 @@ def score_gram(
     return total if split is None else grams
 
 
-def send_scores(model: nn.Module, batch: Batch, parameters: dict[nn.Parameter, str], sink: Sink) -> None:
+def send_scores(
+    model: nn.Module, batch: Batch, parameters: dict[nn.Parameter, str], sink: Sink, recompute: bool = False
+) -> None:
     """One forward and one backward pass over the batch; every parameter's per-response gradients go to the sink."""
     inner, dtype = causal_model(model), working_dtype(model)
     tail = Tail(inner)
@@ -104,7 +111,8 @@ def send_scores(model: nn.Module, batch: Batch, parameters: dict[nn.Parameter, s
         capture = Capture(model, parameters, dtype, emit)
         terms = Terms.of(batch.input_ids, batch.weights_NL)
         with capture.hooked():
-            with capture.batch(*batch.input_ids.shape, mode="body"):
+            rerun = recomputed_layers(inner, capture, *batch.input_ids.shape) if recompute else nullcontext()
+            with rerun, capture.batch(*batch.input_ids.shape):
                 hidden_NLD = tail.hidden(model_inputs(inner, batch), capture.count_head)
             grad_NLD = Head(tail, terms, batch.temperature, dtype).backward(hidden_NLD, capture)
             if hidden_NLD.requires_grad:

@@ -231,6 +231,21 @@ def test_blocks_equal_one_pass():
         assert all(relative(blocks[kind], whole[kind]) < 1e-10 for kind in whole)
 
 
+@pytest.mark.parametrize("name", ["llama-tied", "gpt2", "gpt-neox", "opt", "gemma2", "mixtral", "gpt-oss"])
+def test_recomputed_layers_give_the_same(name: str):
+    model, inputs = build(name), batch()
+    whole = score_gram(model, **inputs)
+    assert relative(score_gram(model, **inputs, recompute=True), whole) < 1e-12
+    model.get_input_embeddings().requires_grad_(False)  # now the first layer's input needs no gradient
+    assert relative(score_gram(model, **inputs, recompute=True), score_gram(model, **inputs)) < 1e-12
+
+
+def test_a_recomputed_layer_used_twice_keeps_its_cross_terms():
+    model, inputs = build("llama-tied"), batch()
+    model.model.layers[1] = model.model.layers[0]
+    assert relative(score_gram(model, **inputs, recompute=True), score_gram(model, **inputs, method="loop")) < 1e-8
+
+
 def test_the_metric_scales_every_coordinate():
     model, inputs = build("llama-tied"), batch()
     rng = torch.Generator().manual_seed(2)

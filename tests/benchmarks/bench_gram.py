@@ -1,6 +1,6 @@
 """Time and memory of the exact score Gram beside one training step and beside other ways to per-response gradients.
 
-    OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_gram [--repeats 5] [--arms plain,hooks,loop,vmap,ghost] [--memory]
+    OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_gram [--repeats 5] [--arms plain,hooks,loop] [--memory]
 
 Time: a 6.6M-parameter Llama, 64 responses of 64 tokens, one thread, float32; the arms take turns in one process, medians.
 Memory: peak resident size of one process each, SmolLM2-135M's shape with random weights, 48 responses of 64 tokens.
@@ -78,6 +78,10 @@ def hooks_unverified(model: LlamaForCausalLM, inputs: Inputs) -> None:
     score_gram(model, *inputs, verify=False)
 
 
+def hooks_recompute(model: LlamaForCausalLM, inputs: Inputs) -> None:
+    score_gram(model, *inputs, recompute=True)
+
+
 def vmapped(model: LlamaForCausalLM, inputs: Inputs) -> None:
     """torch.func.vmap(grad) over responses, then one product; the model must use eager attention."""
     parameters = {name: p.detach() for name, p in model.named_parameters()}
@@ -97,6 +101,7 @@ ARMS: dict[str, Callable[[LlamaForCausalLM, Inputs], None]] = {
     "plain": plain,
     "hooks": hooks,
     "hooks_unverified": hooks_unverified,
+    "hooks_recompute": hooks_recompute,
     "loop": loop,
     "vmap": vmapped,
 }
@@ -104,6 +109,7 @@ DELIVERS = {
     "plain": "mean gradient",
     "hooks": "exact N x N Gram, verified on one response",
     "hooks_unverified": "exact N x N Gram",
+    "hooks_recompute": "the same, with the memory of one layer",
     "loop": "exact N x N Gram, one backward per response",
     "vmap": "exact N x N Gram, all N gradients held",
     "ghost": "norms only (Opacus)",
@@ -168,7 +174,7 @@ def peak_of(name: str) -> None:
 def compare_memory() -> None:
     print("peak resident size, SmolLM2-135M's shape, 48 responses x (16 + 64) tokens")
     peaks = {}
-    for name in ("plain", "hooks"):
+    for name in ("plain", "hooks", "hooks_recompute"):
         command = [sys.executable, "-m", "tests.benchmarks.bench_gram", "--peak-of", name]
         peaks[name] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
         print(f"{name:18}{peaks[name]:8.0f} MiB {peaks[name] / peaks['plain']:8.2f} x plain")
@@ -177,7 +183,7 @@ def compare_memory() -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--arms", default="plain,hooks,hooks_unverified,loop,vmap,ghost")
+    parser.add_argument("--arms", default="plain,hooks,hooks_unverified,hooks_recompute,loop,vmap,ghost")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--peak-of", choices=list(ARMS), help=argparse.SUPPRESS)
     options = parser.parse_args()
