@@ -189,7 +189,7 @@ def test_composites_mix_datasets():
         ({"options": {"min_terms": 9}}, r"task.options: max_terms must be >= min_terms"),
         ({"options": {"seed": 1}}, r"task.options.seed: not an option"),
         ({"template": "few_shot"}, r"task.template=few_shot: task.examples"),
-        ({"template": "few"}, r"task.template=few: choose one of"),
+        ({"template": "few"}, r"task.template=few: not one of plain"),
         ({"question": "{metadata[sum]}"}, r"task.question=.*'sum'.*expression"),
         ({"dataset": "composite"}, r"task.options: .*at least one dataset"),
         (
