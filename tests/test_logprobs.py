@@ -177,9 +177,16 @@ def test_a_target_outside_the_vocabulary_is_never_a_number() -> None:
 
 
 SMALL: Any = {
-    **dict.fromkeys(("hidden_size", "intermediate_size"), 32),
-    **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_key_value_heads"), 1),
-    **{"vocab_size": 40, "initializer_range": 0.5, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1},
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+    "vocab_size": 40,
+    "initializer_range": 0.5,
+    "pad_token_id": 0,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
 }
 MODELS = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SMALL)),

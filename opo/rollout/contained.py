@@ -1,0 +1,53 @@
+"""Foreign code run without a trace in this process."""
+
+import os
+import random
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def same_generators() -> Iterator[None]:
+    """Every global random generator leaves as it came in."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+
+
+@contextmanager
+def contained(environment: dict[str, str]) -> Iterator[None]:
+    """With these variables in the environment, nothing on the terminal, and generators, threads and hooks as they were.
+
+    Made for vLLM, which reads its settings from the environment, seeds every global generator, puts a function that does nothing
+    in the place of `torch.set_num_threads`, and writes to the terminal from C++ as well, hence the file descriptor.
+    """
+    before = {key: os.environ.get(key) for key in environment}
+    threads, set_num_threads, excepthook = torch.get_num_threads(), torch.set_num_threads, sys.excepthook
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.environ.update(environment)
+    os.dup2(nowhere, 2)
+    try:
+        with same_generators(), warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+        torch.set_num_threads = set_num_threads
+        torch.set_num_threads(threads)
+        sys.excepthook = excepthook
