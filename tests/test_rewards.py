@@ -40,7 +40,13 @@ def wait_until(condition):
 
 @pytest.fixture(scope="module")
 def runner():
-    with RewardRunner(Hostile(), timeout_s=0.5, workers=1) as runner:
+    with RewardRunner(Hostile(), timeout_s=60.0, workers=1) as runner:
+        yield runner
+
+
+@pytest.fixture(scope="module")
+def impatient():
+    with RewardRunner(Hostile(), timeout_s=1.5, workers=1) as runner:
         yield runner
 
 
@@ -61,8 +67,8 @@ def runner():
         ("give -inf", "not finite: -inf"),
     ],
 )
-def test_unscorable_is_nan_with_its_reason_and_leaves_the_others_alone(runner, response, reason):
-    scored = score(runner, "give 0.1", response, "give 1e-300", "give 0")
+def test_unscorable_is_nan_with_its_reason_and_leaves_the_others_alone(runner, impatient, response, reason):
+    scored = score(impatient if reason == "timeout" else runner, "give 0.1", response, "give 1e-300", "give 0")
     assert scored.reasons == {(0, 1): reason}
     assert scored.counts() == {reason.partition(":")[0]: 1}
     assert scored.rewards_PG.dtype == torch.float64
@@ -103,17 +109,17 @@ def test_a_worker_killed_while_idle_costs_nothing(runner):
     assert scored.rewards_PG[0, 1] != pid
 
 
-def test_a_stopped_worker_is_a_timeout_not_a_stopped_parent(runner):
-    (pid,) = score(runner, "report_pid").rewards_PG[0].int().tolist()
+def test_a_stopped_worker_is_a_timeout_not_a_stopped_parent(impatient):
+    (pid,) = score(impatient, "report_pid").rewards_PG[0].int().tolist()
     os.kill(pid, signal.SIGSTOP)
-    scored = score(runner, "length " + "x" * 1_000_000, "give 2")
+    scored = score(impatient, "length " + "x" * 1_000_000, "give 2")
     assert scored.reasons == {(0, 0): "timeout"}
     assert scored.rewards_PG[0, 1] == 2
 
 
-def test_what_a_scorer_started_dies_with_it(runner, tmp_path):
+def test_what_a_scorer_started_dies_with_it(impatient, tmp_path):
     note = tmp_path / "pid"
-    assert score(runner, f"leave_a_child {note}").counts() == {"timeout": 1}
+    assert score(impatient, f"leave_a_child {note}").counts() == {"timeout": 1}
     child = int(note.read_text())
     assert wait_until(lambda: not alive(child))
 
