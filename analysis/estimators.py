@@ -3,8 +3,9 @@
 An estimator is a name and a function from groups to A. Three kinds share one door, `resolve`:
 
     a baseline of `opo.baselines`      A_i = r_i - b_i
-    an algorithm of `opo.algorithms`   A_i = N w_i, with w the weight its loss gives to every token score of response i in
-                                       a batch of N responses; known up to the loss's scale
+    an algorithm of `opo.algorithms`   A_i = N w_i, with w_i the weight that its loss gives to every token score of
+                                       response i in a batch of N responses; known up to the loss's scale, so of
+                                       their measures only the scale-free ones mean anything (not bias, not mse)
     anything else                      fn(rewards_MG, lengths_MG) -> weights_MG, numpy arrays, groups on the first axis
 
 Where an estimator couples prompts, its groups come as (M, P, G): M batches of P prompts.
@@ -26,6 +27,11 @@ Array = NDArray[np.float64]
 WeightFunction = Callable[[Array, Array], Array]
 
 _COUPLED_BASELINES = {"shrinkage", "batch_mean", "batch_length_weighted"}
+_WEIGHTED_BY = {
+    "length_weighted": "lengths",
+    "score_norm_weighted": "score_norms",
+    "logit_energy_weighted": "logit_energy",
+}
 _STD_EPS = 1e-6
 _TOKENS_AT_ONCE = 2_000_000
 
@@ -44,20 +50,20 @@ class Groups:
 
 @dataclass(frozen=True)
 class Estimator:
-    """A named weighting. `weighting` is the field of Groups that weights its baseline, "equal", or None where there is none."""
+    """A named weighting. `averaging` is the field of Groups that weights a group's baseline, "equal", or None."""
 
     name: str
     weights: Callable[[Groups], Array]
     couples_prompts: bool = False
-    weighting: str | None = None
+    averaging: str | None = None
 
     def effective_sample_size(self, groups: Groups) -> float | None:
-        """Mean over groups of (sum w)^2 / sum w^2: how many responses the baseline really averages; None without one."""
-        if self.weighting is None:
+        """Mean over groups of (sum w)^2 / sum w^2, how many responses the baseline really averages, or None."""
+        if self.averaging is None:
             return None
-        if self.weighting == "equal":
+        if self.averaging == "equal":
             return float(groups.rewards.shape[-1])
-        w_MG = baseline_weights(self.name, self.weighting, groups)
+        w_MG = baseline_weights(self.name, self.averaging, groups)
         square_M = (w_MG**2).sum(-1)
         size_M = np.where(square_M > 0, w_MG.sum(-1) ** 2 / np.where(square_M > 0, square_M, 1.0), w_MG.shape[-1])
         return float(size_M.mean())
@@ -89,16 +95,16 @@ def known_names() -> list[str]:
 
 def _one(name: str, what: str | WeightFunction | Estimator) -> Estimator:
     if isinstance(what, Estimator):
-        return Estimator(name, what.weights, what.couples_prompts, what.weighting)
+        return Estimator(name, what.weights, what.couples_prompts, what.averaging)
     if callable(what):
         return Estimator(name, partial(_custom, name, what))
     if what in BASELINES:
-        weighting = {"none": None, "shrinkage": None}.get(what, "equal")
-        for prefix, field in (("length", "lengths"), ("score_norm", "score_norms"), ("logit_energy", "logit_energy")):
-            weighting = field if f"{prefix}_weighted" in what else weighting
-        return Estimator(name, partial(_minus_baseline, what, weighting), what in _COUPLED_BASELINES, weighting)
+        coupled = what in _COUPLED_BASELINES
+        field = next((f for prefix, f in _WEIGHTED_BY.items() if prefix in what), None)
+        averaging = None if coupled or what == "none" else field or "equal"
+        return Estimator(name, partial(_minus_baseline, what, field), coupled, averaging)
     if what == "group_standardized":
-        return Estimator(name, _group_standardized, weighting="equal")
+        return Estimator(name, _group_standardized, averaging="equal")
     if what in ALGORITHMS:
         if ALGORITHMS[what].token_level:
             raise ValueError(
@@ -116,9 +122,9 @@ def baseline_weights(name: str, field: str, groups: Groups) -> Array:
     return w_MG
 
 
-def _minus_baseline(name: str, weighting: str | None, groups: Groups) -> Array:
+def _minus_baseline(name: str, field: str | None, groups: Groups) -> Array:
     """A_i = r_i - b_i."""
-    w = None if weighting in (None, "equal") else torch.from_numpy(baseline_weights(name, weighting, groups))
+    w = None if field is None else torch.from_numpy(baseline_weights(name, field, groups))
     # A group is a prompt to the baseline; the groups of one batch of prompts share an axis.
     return groups.rewards - BASELINES[name](torch.from_numpy(groups.rewards), w).numpy()
 
@@ -138,7 +144,7 @@ def _custom(name: str, function: WeightFunction, groups: Groups) -> Array:
 
 
 def _algorithm(name: str, groups: Groups) -> Array:
-    """A_i = N w_i from the loss of the algorithm, one batch at a time where it couples prompts, else many groups at once."""
+    """A_i = N w_i from the algorithm's loss: one batch at a time where it couples prompts, else many groups at once."""
     if not np.array_equal(groups.lengths, np.round(groups.lengths)):
         raise ValueError(f"estimator {name!r} counts tokens: lengths must be whole numbers")
     if ALGORITHMS[name].couples_prompts:

@@ -1,8 +1,8 @@
 """Policies small enough to enumerate: the true gradient, its covariance and every estimator's moments in float64.
 
-A `Population` is one prompt with all responses y that can occur: pi(y), the score z(y) = grad log pi(y), reward, length and logit
-energy. Everything that `analysis.variance` estimates from a pool is known here, so the whole chain can be tested against it, and
-the notebooks can show what sampling hides.
+A `Population` is one prompt with all responses y that can occur: pi(y), the score z(y) = grad log pi(y), reward, length
+and logit energy. Everything that `analysis.variance` estimates from a pool is known here, so the whole chain can be
+tested against it, and the notebooks can show what sampling hides.
 
 With mu = E r, S = E|z|^2 and V_b = E[(r - b)^2 |z|^2] - |grad E r|^2, a group of G with a constant baseline has
 tr Cov(g) = V_b / G, and V_b = V_{b*} + S (b - b*)^2 with b* = E[|z|^2 r] / S (Greensmith, Bartlett, Baxter 2004).
@@ -29,7 +29,7 @@ _GROUPS_AT_ONCE = 20_000
 
 @dataclass(frozen=True, eq=False)
 class Population:
-    """All Y responses to one prompt: probabilities, rewards, lengths, logit energies (Y,) and scores (Y, D), float64."""
+    """All Y responses to one prompt: probabilities, rewards, lengths, logit energies (Y,), scores (Y, D), float64."""
 
     probabilities: Array
     scores: Array
@@ -115,8 +115,8 @@ def autoregressive(
 ) -> Population:
     """Any differentiable policy over a small vocabulary, enumerated token by token.
 
-    `next_logits` maps the tokens so far to the logits (V,) of the next one. A response ends with the token `end`, or is cut off at
-    `max_tokens`. Scores are of all `parameters` in their order, by automatic differentiation.
+    `next_logits` maps the tokens so far to the logits (V,) of the next one. A response ends with the token `end`, or is
+    cut off at `max_tokens`. Scores are of all `parameters` in their order, by automatic differentiation.
     """
     found = list(_responses(next_logits, (), max_tokens, end))
     scores = []
@@ -139,7 +139,7 @@ def tabular(
     rng: np.random.Generator,
     spread: float = 1.0,
 ) -> Population:
-    """An autoregressive policy with logits of its own for every prefix, normal with standard deviation `spread`; 0 ends."""
+    """An autoregressive policy with logits of its own for every prefix, normal with deviation `spread`; 0 ends."""
     prefixes = [p for n in range(max_tokens) for p in product(range(1, num_tokens), repeat=n)]
     table = torch.tensor(rng.normal(size=(len(prefixes), num_tokens)) * spread, dtype=torch.float64, requires_grad=True)
     place = {prefix: row for row, prefix in enumerate(prefixes)}
@@ -151,9 +151,10 @@ def exact_moments(
 ) -> Moments:
     """The true moments of one group's estimate for each prompt, by enumeration.
 
-    E|g|^2 is the sum over all multisets of G responses of their multinomial probability times c^T K c, and E g likewise:
-    estimators do not look at the order of a group. For an estimator that couples prompts the prompts are one batch, and all
-    combinations of their multisets are enumerated. There are (Y + G - 1 choose G) multisets for each prompt.
+    E|g|^2 is the sum over all multisets of G responses of their multinomial probability times c^T K c, and E g
+    likewise: estimators do not look at the order of a group. For an estimator that couples prompts the prompts are one
+    batch, and all combinations of their multisets are enumerated. There are (Y + G - 1 choose G) multisets for each
+    prompt.
     """
     (chosen,) = resolve({"estimator": estimator})
     batches = [list(populations)] if chosen.couples_prompts else [[population] for population in populations]
@@ -192,7 +193,7 @@ def _gather(values_PY: Sequence[Array], outcomes_PMG: Sequence[Index], coupled: 
 
 
 def _outcomes(batch: Sequence[Population], group_size: int) -> Iterator[tuple[list[Index], Array]]:
-    """All combinations of one multiset of G responses for each prompt, in blocks: P arrays (M, G) and their chances (M,)."""
+    """All combinations of a multiset of G responses for each prompt, in blocks: P arrays (M, G), and chances (M,)."""
     parts = [_multisets(population.probabilities, group_size) for population in batch]
     shape = tuple(len(chance) for _, chance in parts)
     total = int(np.prod(shape))

@@ -1,20 +1,20 @@
 """What is reported of an estimator: functions of means over prompts of its moments, each with its interval.
 
-With T = tr Cov(g), S = |E g|^2, R = |grad E r|^2, X = <E g, grad E r>, D = |E g - grad E r|^2, each a mean over prompts of unbiased
-estimates (`analysis.variance` has them):
+With T = tr Cov(g), S = |E g|^2, R = |grad E r|^2, X = <E g, grad E r>, D = |E g - grad E r|^2, each a mean over prompts
+of unbiased estimates (`analysis.variance` has them):
 
-    relative_variance = T / S                 snr = S / T                    noise_scale = G T / S, in responses to a prompt
-    cosine = X / sqrt(S R)                    bias = sqrt(D / R)             mse = (T + D) / R
+    relative_variance = T / S      snr = S / T             noise_scale = G T / S, in responses to a prompt
+    cosine = X / sqrt(S R)         bias = sqrt(D / R)      mse = (T + D) / R
     mse_rescaled = 1 - X^2 / (R (T + S)), the least mse that a rescaling c g can have, at c = X / (T + S)
 
-Ratios of unbiased means are consistent, not unbiased. An estimated S or R can be at or below zero, since it is a product of noisy
-vectors: the ratio over it is then inf, its interval has no upper end, and nothing is ever NaN. With inner products across
-prompts, M = |mean over prompts of E g|^2 is the mean over pairs of prompts of <E g_p, E g_q>, and
+Ratios of unbiased means are consistent, not unbiased. An estimated S or R can be at or below zero, since it is a
+product of noisy vectors: the ratio over it is then inf, its interval has no upper end, and nothing is ever NaN. With
+inner products across prompts, M = |mean over prompts of E g|^2 is the mean over pairs of prompts of <E g_p, E g_q>, and
 
     between = S - M = tr Var_prompt(E g)      within = T                     critical_prompts = (T + S - M) / M,
 
-the number of prompts at which a batch's gradient noise equals its signal (law of total variance; McCandlish et al. 2018, with a
-prompt and its G responses as the unit).
+the number of prompts at which a batch's gradient noise equals its signal (law of total variance; McCandlish et al.
+2018, with a prompt and its G responses as the unit).
 """
 
 from collections.abc import Sequence
@@ -54,10 +54,11 @@ class Moments:
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One estimator at one group size. Every measure is a property; `interval` gives its 95 % interval for fresh prompts.
+    """One estimator at one group size. Every measure is a property; `interval` is for fresh prompts, 95 %.
 
-    `effective_sample_size` is (sum w)^2 / sum w^2 of the baseline's weights, a mean over groups; None without a baseline of
-    weights. `products_PP` holds unbiased <E g_p, E g_q> off its diagonal, where inner products across prompts are known.
+    `effective_sample_size` is (sum w)^2 / sum w^2 of the baseline's weights, a mean over groups; None without a
+    baseline of weights. `products_PP` holds unbiased <E g_p, E g_q> off its diagonal, where inner products across
+    prompts are known.
     """
 
     name: str

@@ -15,7 +15,7 @@ Index = NDArray[np.int64]
 
 
 def partitions(size: int, group_size: int, num_partitions: int, rng: np.random.Generator) -> Index:
-    """M random partitions of a pool into B = floor(N / G) disjoint groups, (M, B, G) places; N mod G sit out by chance."""
+    """M random partitions of a pool into B = floor(N / G) disjoint groups, (M, B, G) places; N mod G sit out."""
     num_groups = size // group_size
     order_MN = rng.permuted(np.tile(np.arange(size), (num_partitions, 1)), axis=1)
     return order_MN[:, : num_groups * group_size].reshape(num_partitions, num_groups, group_size)
@@ -44,7 +44,7 @@ def groups_of(pools: Sequence[Pool], indices: Sequence[Index]) -> Groups:
 def compositions(num_prompts: int, prompts_per_batch: int, num_partitions: int, rng: np.random.Generator) -> Index:
     """For each partition, the prompts in random batches, (M, batches, P).
 
-    The last batch is filled up with prompts of the first one, which only keep it company: see `owned`.
+    The last batch is filled up with prompts of the first one, which only keep it company.
     """
     num_batches = -(-num_prompts // prompts_per_batch)
     order_MP = rng.permuted(np.tile(np.arange(num_prompts), (num_partitions, 1)), axis=1)
@@ -56,10 +56,10 @@ def compositions(num_prompts: int, prompts_per_batch: int, num_partitions: int, 
 def coupled_weights(
     estimator: Estimator, pools: Sequence[Pool], indices: Sequence[Index], batches_MbP: Index
 ) -> list[Array]:
-    """Weights of an estimator that couples prompts, (M, B, G) for each pool, B the smallest number of groups of any pool.
+    """Weights of an estimator that couples prompts, (M, B, G) for each pool, B the fewest groups of any pool.
 
-    In partition m, the groups number k of the prompts of one batch are one replicate of that batch, for every k: no response is in
-    two replicates, so the estimates of two groups are independent given the prompts of the batch.
+    In partition m, the groups number k of the prompts of one batch are one replicate of that batch, for every k: no
+    response is in two replicates, so the estimates of two groups are independent given the prompts of the batch.
     """
     num_partitions, num_batches, batch_size = batches_MbP.shape
     num_groups = min(index.shape[1] for index in indices)

@@ -74,9 +74,9 @@ def plan(
 ) -> Plan:
     """Designs at which `ratio`, the true ratio of the estimator's measure to the reference's, is told from 1.
 
-    `pools` are a pilot; `responses` the pool sizes to plan for, by default 4, 8, 16 and 32 groups. The interval of `level`
-    then leaves out 1 with probability `power`. `options` go to `compare`. Raises ValueError where the pilot has fewer
-    than five prompts or four groups a pool, or its signal is not above zero (then compare `measure="trace_cov"`).
+    `pools` are a pilot; `responses` the pool sizes to plan for, by default 4, 8, 16 and 32 groups. The interval of
+    `level` then leaves out 1 with probability `power`. `options` go to `compare`. Raises ValueError where the pilot has
+    fewer than five prompts or four groups a pool, or its signal is not above zero (then compare `measure="trace_cov"`).
     """
     if measure not in COMPARABLE:
         raise ValueError(f"measure {measure!r} cannot be planned for: choose from {', '.join(COMPARABLE)}")
@@ -114,7 +114,7 @@ def plan(
 def _measured(
     pools: Sequence[Pool], group_size: int, names: Sequence[str], measure: str, rng: np.random.Generator, options: Any
 ) -> Array:
-    """The per-prompt moments that the ratio is made of, (2, P) or (4, P): traces, then signals, estimator before reference."""
+    """Per-prompt moments that make the ratio, (2, P) or (4, P): traces, then signals, estimator before reference."""
     table = compare(pools, group_size, names, rng, num_bootstrap=1, **options)
     rows = [table[names[0]].moments, table[names[-1]].moments]
     found = [row.trace for row in rows]

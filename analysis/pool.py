@@ -61,14 +61,17 @@ def gram_matrix(matrix: Any, size: int) -> Array:
         raise ValueError(f"gram has shape {gram.shape}, for {size} responses it must be {(size, size)}")
     if not np.isfinite(gram).all():
         raise ValueError(f"gram is not finite in row {int(np.argmin(np.isfinite(gram).all(1)))}")
-    if (np.diag(gram) < 0).any() or np.abs(gram - gram.T).max(initial=0.0) > 1e-4 * np.abs(gram).max(initial=0.0):
+    largest, norms = np.abs(gram).max(initial=0.0), np.diag(gram)
+    if (norms < -1e-9 * largest).any() or np.abs(gram - gram.T).max(initial=0.0) > 1e-4 * largest:
         raise ValueError("gram is not a Gram matrix: it must be symmetric, with a diagonal >= 0")
-    return (gram + gram.T) / 2
+    symmetric = (gram + gram.T) / 2
+    np.fill_diagonal(symmetric, np.maximum(norms, 0.0))  # a score of zero may come out at -1e-20
+    return symmetric
 
 
 def _vector(name: str, values: Any, size: int | None) -> Array:
     vector = _float64(name, values)
-    if vector.ndim != 1 or len(vector) != (len(vector) if size is None else size):
+    if vector.ndim != 1 or size not in (None, len(vector)):
         raise ValueError(f"{name} has shape {vector.shape}, it must be one number for each response")
     if not np.isfinite(vector).all():
         bad = int(np.argmin(np.isfinite(vector)))

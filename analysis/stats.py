@@ -1,15 +1,15 @@
 """Intervals over prompts that hold at two dozen prompts, and tests with Holm's correction.
 
 The unit is a prompt: x_p is one prompt's unbiased moment, and what is reported is a function of means over prompts. A
-percentile bootstrap is too short here (it covers 88-93 %), because a mean over few prompts that differ in scale is skewed.
-So every interval inverts a studentised test, whose critical values come from resampled prompts:
+percentile bootstrap is too short here (it covers 87-93 %), because a mean over few prompts that differ in scale is
+skewed. So every interval inverts a studentised test, whose critical values come from resampled prompts:
 
     t*_b = (mean_b(x) - mean(x)) / se_b(x)         for B resamples of the P prompts,
 
-and lie a quarter of the way from the quantiles of t* to Student's where Student's are wider: resampling underestimates both tails
-a little at P = 24, and Student's alone overestimate them where scales differ much. `tests/benchmarks/bench_coverage.py` shows
-what that covers. Resamples are passed as counts, one matrix for all measures and estimators, so comparisons are paired.
-Sources: Efron 1979 (bootstrap-t); Fieller 1954 (ratios); Holm 1979.
+and lie a quarter of the way from the quantiles of t* to Student's where Student's are wider: resampling underestimates
+both tails a little at P = 24, and Student's alone overestimate them where scales differ much.
+`tests/benchmarks/bench_coverage.py` shows what that covers. Resamples are passed as counts, one matrix for all measures
+and estimators, so comparisons are paired. Sources: Efron 1979 (bootstrap-t); Fieller 1954 (ratios); Holm 1979.
 """
 
 from collections.abc import Sequence
@@ -34,9 +34,9 @@ def ratio_interval(
 ) -> tuple[float, float]:
     """Interval for theta = E[x] / E[y] over fresh prompts: all theta with q_low <= t(theta) <= q_high (Fieller's set).
 
-    t(theta) is the studentised mean of x - theta y, so the denominator's noise is in it, and the upper end is inf where the
-    denominator is not clearly above zero. A denominator of ones gives the interval of a plain mean. `nonnegative` says that
-    theta cannot be below zero.
+    t(theta) is the studentised mean of x - theta y, so the denominator's noise is in it, and the upper end is inf where
+    the denominator is not clearly above zero. A denominator of ones gives the interval of a plain mean. `nonnegative`
+    says that theta cannot be below zero.
     """
     num_prompts = len(numerator_P)
     floor = 0.0 if nonnegative else -np.inf
@@ -55,7 +55,7 @@ def ratio_interval(
 
 
 def ratio_p_value(numerator_P: Array, denominator_P: Array, counts_BP: Array, theta: float = 1.0) -> float:
-    """Two-sided p-value of E[x] / E[y] = theta: the smallest alpha whose set leaves theta out; never below 2 / (B + 1)."""
+    """Two-sided p-value of E[x] / E[y] = theta: the least alpha whose set leaves theta out, at least 2 / (B + 1)."""
     num_prompts, alpha_A = len(numerator_P), np.arange(2, len(counts_BP) + 1, 2) / (len(counts_BP) + 1)
     constant = proportionality(numerator_P, denominator_P)
     if constant is not None:
@@ -70,10 +70,10 @@ def ratio_p_value(numerator_P: Array, denominator_P: Array, counts_BP: Array, th
 
 
 def product_of_means(*values_P: Array) -> Array:
-    """Pseudo-values, one a prompt, whose mean is the product of the means and whose spread is its spread, to first order.
+    """Pseudo-values, one a prompt: their mean is the product of the means, their spread its spread to first order.
 
-    y_p = m + sum_k (m / m_k) (x_kp - m_k) with m = prod_k m_k: the influence of prompt p on the product. Ratios of products of
-    means are ratios of means of these.
+    y_p = m + sum_k (m / m_k) (x_kp - m_k) with m = prod_k m_k: the influence of prompt p on the product. Ratios of
+    products of means are ratios of means of these.
     """
     means = [values.mean() for values in values_P]
     others = [float(np.prod(means[:k] + means[k + 1 :])) for k in range(len(means))]
@@ -92,7 +92,7 @@ def holm(p_values: Sequence[float]) -> Array:
 
 
 def proportionality(numerator_P: Array, denominator_P: Array) -> float | None:
-    """c where x_p = c y_p at every prompt up to rounding, a ratio known without error, else None; 0 where x vanishes."""
+    """c where x_p = c y_p at every prompt, a ratio known without error up to rounding, or None; 0 where x = 0."""
     scale = np.abs(numerator_P).max()
     if scale == 0:
         return 0.0
@@ -130,7 +130,7 @@ def _residual(numerator_P: Array, denominator_P: Array) -> Array:
 
 
 def _fieller_end(x_P: Array, y_P: Array, critical: Array, theta: float, upward: bool) -> float:
-    """Where the squared test leaves acceptance: the root of mean(d)^2 = q^2 var(d) / P, d = x - theta y, on one side of theta."""
+    """The end of acceptance on one side of theta: a root of mean(d)^2 = q^2 var(d) / P, d = x - theta y."""
     if not np.isfinite(critical):  # too few prompts for the level
         return np.inf if upward else -np.inf
     covariance = np.cov(x_P, y_P) * float(critical) ** 2 / len(x_P)

@@ -17,8 +17,8 @@ COMPARABLE = ("relative_variance", "trace_cov")
 class Difference:
     """An estimator's measure over the reference's: `ratio` with its 95 % interval; 1 is no difference.
 
-    `p_value` is of a ratio of 1, two-sided; `p_holm` holds for all differences of the table together. The ratio is inf, and its
-    interval has no upper end, where the estimator's signal is not above zero.
+    `p_value` is of a ratio of 1, two-sided; `p_holm` holds for all differences of the table together. The ratio is inf,
+    and its interval has no upper end, where the estimator's signal is not above zero.
     """
 
     name: str
@@ -55,8 +55,8 @@ class Table:
     def against(self, reference: str, measure: str = "relative_variance") -> list[Difference]:
         """Every other estimator's measure over the reference's, paired prompt by prompt, with Holm's correction.
 
-        `measure` is relative_variance or trace_cov. The ratio of traces means something only between estimators of the same mean: for
-        two unbiased ones it is the ratio of relative variances, and needs no resolved signal.
+        `measure` is relative_variance or trace_cov. The ratio of traces means something only between estimators of the
+        same mean: for two unbiased ones it is the ratio of relative variances, and needs no resolved signal.
         """
         if measure not in COMPARABLE:
             raise ValueError(f"measure {measure!r} cannot be compared as a ratio: choose from {', '.join(COMPARABLE)}")

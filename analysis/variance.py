@@ -22,10 +22,11 @@ each is unbiased, so their mean is; and as no group holds a response twice and n
 finite-pool factor to correct. `analysis.moments` turns means of these over prompts into ratios with intervals.
 
 Estimators that couple prompts have a batch of prompts as their replicate. Their g is the part of the batch's gradient
-that comes from one prompt, divided by its share: its mean and covariance are over all responses of the batch, the prompts of
-the batch given, and the moments are averaged over random compositions of batches. Within a composition two replicates share
-no response, so the formulas above hold as they stand. What this leaves out is the covariance between the parts of two
-prompts in one batch, which needs inner products across prompts (for shrinkage it is of order 1 / (P G)^2).
+that comes from one prompt, divided by its share: its mean and covariance are over all responses of the batch, the
+prompts of the batch given, and the moments are averaged over random compositions of batches. Within a composition two
+replicates share no response, so the formulas above hold as they stand. What this leaves out is the covariance between
+the parts of two prompts in one batch, which needs inner products across prompts (order 1 / (P G)^2 for shrinkage).
+Their intervals take a prompt's moments as its own, although its company in the batch has a part in them.
 `moments_from_gram` takes estimates of any kind, whole batches included.
 """
 
@@ -65,7 +66,7 @@ def compare(
     groups, or an estimator is unknown, lacks what it needs, or couples prompts while no batch is given.
     """
     chosen = resolve(estimators)
-    _check(pools, chosen, group_size, num_bootstrap, num_partitions, prompts_per_batch)
+    _check(pools, chosen, group_size, num_bootstrap, num_partitions, prompts_per_batch, joint_gram is not None)
     indices = [partitions(len(pool), group_size, num_partitions, rng) for pool in pools]
     counts_BP = resample_counts(len(pools), num_bootstrap, rng)
     every = groups_of(pools, indices)
@@ -93,14 +94,16 @@ def compare(
 def moments_from_gram(gram_RR: Any, estimates_BR: Any, references_BR: Any) -> Moments:
     """Moments of one prompt from any vectors that B independent estimates are combinations of.
 
-    `gram_RR` are inner products of R vectors, `estimates_BR` the coefficients of the B estimates in them, `references_BR`
-    those of an estimate from the same data whose mean is the true gradient. Independent means: no response in two of them.
+    `gram_RR` are inner products of R vectors, `estimates_BR` the coefficients of the B estimates in them,
+    `references_BR` those of an estimate from the same data whose mean is the true gradient. Independent means: no
+    response in two of them.
 
-    Token-level algorithms (weights that differ within a response, and depend on its group): fix one partition, let
+    Token-level algorithms, whose weights differ within a response and depend on its group: fix one partition, let
     v_i = sum_t w_it grad log pi_it with the weights of its own group, and take the Gram matrix of the 2N vectors
-    (v_1 .. v_N, z_1 .. z_N), one pass of `score_gram` over each response twice, with token weights w and with ones. A group's estimate has
-    coefficient 1/G at its v_i, its reference (r_i - b_i)/G with the leave-one-out baseline at its z_i. What is no weighting
-    of scores: R = 2B gradients in full, with identity coefficients. Join prompts with `Moments.join`.
+    (v_1 .. v_N, z_1 .. z_N): `score_gram` over each response twice, with token weights w and with ones. A group's
+    estimate has the coefficient 1/G at its v_i, its reference (r_i - b_i)/G at its z_i, b the leave-one-out baseline.
+    Estimates that weigh no scores: the R = 2B gradients in full, with identity coefficients. `Moments.join` joins
+    prompts, `analysis.table.table_of` makes the table.
     """
     estimates_BR, references_BR = np.asarray(estimates_BR, np.float64), np.asarray(references_BR, np.float64)
     if estimates_BR.shape != references_BR.shape or len(estimates_BR) < 2:
@@ -118,7 +121,7 @@ def moments_from_gram(gram_RR: Any, estimates_BR: Any, references_BR: Any) -> Mo
 def _measure(
     pools: Sequence[Pool], indices: Sequence[Index], weights: Mapping[str, Sequence[Array]], unbiased: Sequence[Array]
 ) -> tuple[dict[str, Moments], dict[str, list[Array]]]:
-    """Moments of each estimator over all pools, and each partition's mean estimate as coefficients, (M, N) for each pool."""
+    """Moments of each estimator over all pools; of each pool the partitions' mean estimates as coefficients (M, N)."""
     moments: dict[str, list[Moments]] = {name: [] for name in weights}
     means: dict[str, list[Array]] = {name: [] for name in weights}
     for p, (pool, index_MBG) in enumerate(zip(pools, indices, strict=True) if weights else ()):
@@ -135,8 +138,9 @@ def _pool_moments(
 ) -> tuple[list[Moments], Array]:
     """One prompt's moments of E estimators from its partitions, and the mean estimates as coefficients (E, M, N).
 
-    K = 2E + 1 kinds of estimates are carried together: g, then g - u, then u. The groups of a partition share no response, so the
-    sum of its estimates is one vector of coefficients, and sum_{a != b} <g_a, g_b> = |sum_a g_a|^2 - sum_a |g_a|^2.
+    K = 2E + 1 kinds of estimates are carried together: g, then g - u, then u. The groups of a partition share no
+    response, so the sum of its estimates is one vector of coefficients, and
+    sum_{a != b} <g_a, g_b> = |sum_a g_a|^2 - sum_a |g_a|^2.
     """
     num_partitions, num_groups, group_size = index_MBG.shape
     kinds_KMBG = np.concatenate([weights_EMBG, weights_EMBG - unbiased_MBG, unbiased_MBG[None]]) / group_size
@@ -156,7 +160,7 @@ def _pool_moments(
 
 
 def _moments(own_K: Array, total_K: Array, num_groups: int) -> list[Moments]:
-    """From sum_a |v_a|^2 and |sum_a v_a|^2 of each kind v of estimate, a mean over partitions: see the top of the file."""
+    """The formulas at the top from sum_a |v_a|^2 and |sum_a v_a|^2 of each kind v of estimate."""
     off_K = (total_K - own_K) / (num_groups * (num_groups - 1))
     second_E, signal_E = own_K[: len(own_K) // 2] / num_groups, off_K[: len(off_K) // 2]
     error_E, reference = off_K[len(off_K) // 2 : -1], off_K[-1]
@@ -166,7 +170,7 @@ def _moments(own_K: Array, total_K: Array, num_groups: int) -> list[Moments]:
 
 
 def _between(joint_gram: Any, pools: Sequence[Pool], means: Sequence[Array]) -> Array:
-    """Mean over partitions of <mean estimate of prompt p, that of prompt q>, (P, P): unbiased for <E g_p, E g_q> off the diagonal."""
+    """Mean over partitions of <mean estimate of p, of q>, (P, P): for p != q unbiased for <E g_p, E g_q>."""
     starts = np.cumsum([0] + [len(pool) for pool in pools])
     joint = gram_matrix(joint_gram, int(starts[-1]))
     all_NM = np.concatenate([mean_MN.T for mean_MN in means])
@@ -184,6 +188,7 @@ def _check(
     num_bootstrap: int,
     num_partitions: int,
     prompts_per_batch: int | None,
+    across: bool,
 ) -> None:
     if not pools:
         raise ValueError("no pools: give at least one")
@@ -192,6 +197,8 @@ def _check(
     for p, pool in enumerate(pools):
         if len(pool) < 2 * group_size:
             raise ValueError(f"pool {p}: {len(pool)} responses do not hold two disjoint groups of {group_size}")
+    if across and len(pools) < 2:
+        raise ValueError("joint_gram= compares prompts with each other: give at least two pools")
     coupled = [e.name for e in chosen if e.couples_prompts]
     if coupled and prompts_per_batch is None:
         raise ValueError(f"estimator {coupled[0]!r} couples the prompts of a batch: give prompts_per_batch=")

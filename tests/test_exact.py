@@ -1,4 +1,4 @@
-"""Enumerable policies: their moments against finite differences, closed forms and full enumeration, and the toy facts."""
+"""Enumerable policies: moments against finite differences, closed forms and full enumeration, and the toy facts."""
 
 import itertools
 from functools import cache
@@ -17,7 +17,7 @@ EVERY = [*UNBIASED, "group_mean", *WEIGHTED, "group_standardized"]
 
 @cache
 def toy() -> Population:
-    """Fifteen responses of one to three tokens; half a reward for an odd number of tokens, half for ending in 1 or 0."""
+    """Fifteen responses of up to three tokens; half a reward for an odd number of them, half for not ending in 2."""
     return tabular(3, 3, lambda tokens: 0.5 * (len(tokens) % 2) + 0.5 * (tokens[-1] != 2), np.random.default_rng(3))
 
 
@@ -46,7 +46,7 @@ def test_moments_from_multisets_are_those_of_all_ordered_groups(name):
     mean, second = slow_moments(population, name, 4)
     moments = exact_moments([population], name, 4)
     true = population.gradient
-    expected = second, mean @ mean, true @ true, mean @ true, (mean - true) @ (mean - true)
+    expected = np.array([second, mean @ mean, true @ true, mean @ true, (mean - true) @ (mean - true)])
     found = moments.second, moments.signal, moments.reference, moments.cross, moments.error
     np.testing.assert_allclose(np.concatenate(found), expected, rtol=1e-11, atol=1e-15)
 
@@ -82,7 +82,7 @@ def test_variance_is_a_parabola_in_the_baseline_with_its_minimum_at_the_score_we
 @pytest.mark.parametrize("success", [0.2, 0.5, 0.8])
 @pytest.mark.parametrize("rho", [1.25, 2.0, 4.0])
 def test_gain_of_the_best_baseline_with_binary_rewards(success, rho):
-    """Relative to E[(r - mu)^2 |z|^2] it is p(1-p)(rho-1)^2 / ((p+(1-p)rho)((1-p)+p rho)), rho = wrong over right norms."""
+    """Over E[(r - mu)^2 |z|^2] it is p(1-p)(rho-1)^2 / ((p+(1-p)rho)((1-p)+p rho)), rho = wrong over right norms."""
     z = np.sqrt([success, 1 - success]) * np.array([1.0, np.sqrt(rho)])  # norms 1 and rho after division by pi
     scores = np.diag(z / np.sqrt([success, 1 - success]))
     p = Population(np.array([success, 1 - success]), scores, np.array([1.0, 0.0]), np.ones(2), np.ones(2))

@@ -1,8 +1,8 @@
 """How often the 95 % intervals of a variance study hold the truth, when every replicate draws 24 fresh prompts.
 
-Prompts are enumerable policies whose exact moments are known: a bank of them, one pool of 64 responses each, measured once;
-a replicate is a sample of 24 from the bank, and the truth the mean of the exact moments over it. `scale` is the standard
-deviation of the log of a factor on all scores of a prompt.
+Prompts are enumerable policies whose exact moments are known: a bank of them, one pool of 64 responses each, measured
+once; a replicate is a sample of 24 from the bank, and the truth the mean of the exact moments over it. `scale` is the
+standard deviation of the log of a factor on all scores of a prompt.
 
     python tests/benchmarks/bench_coverage.py [prompts in the bank] [replicates]
 """
@@ -47,7 +47,7 @@ def bank(size: int, scale: float, rng: np.random.Generator) -> tuple[dict[str, M
 def coverage(
     found: dict[str, Moments], exact: dict[str, Moments], replicates: int, rng: np.random.Generator
 ) -> dict[str, float]:
-    """Share of replicates whose interval holds the truth, by estimator and measure; `ratio` is against leave-one-out."""
+    """Share of replicates whose interval holds the truth; `ratio` is relative variance over that of leave-one-out."""
     size = len(exact["none"].second)
     truth = {e: Row(e, GROUP_SIZE, exact[e], np.ones((1, size))) for e in ESTIMATORS}
     held: dict[str, list[bool]] = {}
@@ -60,6 +60,11 @@ def coverage(
                 low, high = rows[e].interval(measure)
                 value = getattr(truth[e], measure)
                 held.setdefault(f"{e:16s}{measure}", []).append(low - ROUNDING <= value <= high + ROUNDING)
+            trace_B, signal_B = (counts @ getattr(rows[e].moments, name) for name in ("trace", "signal"))
+            resampled_B = np.divide(trace_B, signal_B, out=np.full(len(counts), np.inf), where=signal_B > 0)
+            low, high = np.quantile(resampled_B, [0.025, 0.975], method="nearest")
+            name = f"{e:16s}relative_variance, percentile"
+            held.setdefault(name, []).append(bool(low <= truth[e].relative_variance <= high))
             ratio = truth[e].relative_variance / truth["leave_one_out"].relative_variance
             low, high = ratio_between(rows[e], rows["leave_one_out"], "relative_variance")[1]
             held.setdefault(f"{e:16s}ratio", []).append(low - ROUNDING <= ratio <= high + ROUNDING)
