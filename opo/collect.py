@@ -100,6 +100,6 @@ class Collector:
             answers=[[self.task.extract(r) for r in group] for group in responses],
             finished_PG=torch.tensor(samples.finished),
             prompt_index_P=torch.tensor([p.index for p in prompts]),
-            version=max(v for group in samples.versions for v in group),
+            version=min(v for group in samples.versions for v in group),
         )
         return Collected(rollouts, prompts, responses, samples, scored.reasons)
