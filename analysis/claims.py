@@ -32,7 +32,8 @@ from opo.atomic import write_text
 SCHEMA = "opo.claims/1"
 ALPHA = 0.05
 LEAST = {"prompts": 8, "seeds": 3}  # fewer replicates give no verdict, whatever their interval says
-MOST = 1_000_000
+MOST = 1_000_000  # replicates; more than that is no plan
+SMALLEST, LARGEST = 1e-4, 0.999  # error rates between which a verdict's is looked for
 
 FEWER = 0.95  # a twentieth less noise is a twentieth fewer responses: less would not pay for changing an estimator
 SAME = 1.05  # and less than a twentieth more is no loss that anyone would notice
@@ -195,12 +196,17 @@ def _decision(claim: Claim, seen: Evidence) -> tuple[str, float]:
             return "supported"
         return "refuted" if high <= low_border or low >= high_border else None
 
-    alphas = np.geomspace(1e-4, 0.999, 60)
-    for alpha in alphas:
-        found = verdict(float(alpha))
-        if found:
-            return found, float(alpha)
-    return "not resolved", 1.0
+    open_alpha, reached = SMALLEST, None
+    for alpha in np.geomspace(SMALLEST, LARGEST, 40).tolist():
+        if (reached := verdict(alpha)) is not None:
+            break
+        open_alpha = alpha
+    if reached is None:
+        return "not resolved", 1.0
+    while alpha - open_alpha > 1e-3 * alpha:
+        middle = math.sqrt(alpha * open_alpha)
+        alpha, open_alpha = (middle, open_alpha) if verdict(middle) is not None else (alpha, middle)
+    return verdict(alpha) or reached, alpha
 
 
 def _finite(value: float) -> float | None:
@@ -209,7 +215,7 @@ def _finite(value: float) -> float | None:
 
 def save(rows: Sequence[Mapping[str, Any]], folder: Path) -> Path:
     """Write claims.json, whole or not at all."""
-    content = {"schema": SCHEMA, "level": 1 - ALPHA, "correction": "holm", "family": len(rows), "claims": list(rows)}
+    content = {"schema": SCHEMA, "level": 1 - ALPHA, "correction": "holm", "family": sum(row["p_holm"] is not None for row in rows), "claims": list(rows)}
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "claims.json", json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return folder / "claims.json"
