@@ -215,7 +215,13 @@ def _finite(value: float) -> float | None:
 
 def save(rows: Sequence[Mapping[str, Any]], folder: Path) -> Path:
     """Write claims.json, whole or not at all."""
-    content = {"schema": SCHEMA, "level": 1 - ALPHA, "correction": "holm", "family": sum(row["p_holm"] is not None for row in rows), "claims": list(rows)}
+    content = {
+        "schema": SCHEMA,
+        "level": 1 - ALPHA,
+        "correction": "holm",
+        "family": sum(row["p_holm"] is not None for row in rows),
+        "claims": list(rows),
+    }
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "claims.json", json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return folder / "claims.json"

@@ -15,7 +15,9 @@ def publish(folder: Path, project: str, entity: str | None) -> str:
     import wandb
 
     if not wandb.api.api_key:
-        raise UserError("publish=wandb: not logged in to W&B; `wandb login`, or leave publish out for the HTML page alone")
+        raise UserError(
+            "publish=wandb: not logged in to W&B; `wandb login`, or leave publish out for the HTML page alone"
+        )
     try:
         import wandb_workspaces.reports.v2 as wr
     except ImportError as error:
@@ -28,7 +30,9 @@ def publish(folder: Path, project: str, entity: str | None) -> str:
         for block in section.blocks:
             blocks += _blocks(wr, block)
         if section.id == "training":
-            panels = [wr.LinePlot(x=X_AXIS, y=[metric], groupby="algo.name", groupby_rangefunc="stddev") for metric in CURVES]
+            panels = [
+                wr.LinePlot(x=X_AXIS, y=[metric], groupby="algo.name", groupby_rangefunc="stddev") for metric in CURVES
+            ]
             blocks.append(wr.PanelGrid(runsets=[wr.Runset(entity=entity or "", project=project)], panels=panels))
     report = wr.Report(project=project, entity=entity or "", title=f"OPO: {folder.resolve().name}", blocks=blocks)
     try:

@@ -57,11 +57,17 @@ def bandit_study(**changes: object) -> Study:
     return analyse(asked, stages, pools)
 
 
-def write_run(folder: Path, algo: str, seed: int, gain: float, steps: int = 20, updates: int = 1, done: bool = True) -> Path:
+def write_run(
+    folder: Path, algo: str, seed: int, gain: float, steps: int = 20, updates: int = 1, done: bool = True
+) -> Path:
     """A run folder whose reward rises by `gain` a step from 0.3, with a little noise."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng([seed, updates, len(algo)])
-    values = {"algo": {"name": algo, "updates_per_rollout": updates}, "task": {"name": "arithmetic"}, "model": {"name": "tiny"}}
+    values = {
+        "algo": {"name": algo, "updates_per_rollout": updates},
+        "task": {"name": "arithmetic"},
+        "model": {"name": "tiny"},
+    }
     (folder / "config.yaml").write_text(yaml.safe_dump(values | {"study": "s", "seed": seed, "steps": steps}))
     (folder / "run.json").write_text(json.dumps({"wandb_run_id": "0"}))
     rows = [

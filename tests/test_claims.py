@@ -104,7 +104,12 @@ def study() -> Study:
 
 def test_study_evidence_agrees_with_the_tables(study: Study) -> None:
     """On one policy, the ledger's effects are the table's numbers."""
-    one = Study(**(vars(study) | {name: getattr(study, name).filter(policy="step-000020") for name in ("prompts", "audit_terms")}))
+    one = Study(
+        **(
+            vars(study)
+            | {name: getattr(study, name).filter(policy="step-000020") for name in ("prompts", "audit_terms")}
+        )
+    )
     found = study_evidence(one)
     row = one.compare("step-000020").filter(estimator="length_weighted").row(0, named=True)
     assert found["variance_below_leave_one_out"].effect == pytest.approx(row["value"])
@@ -150,10 +155,28 @@ def test_runs_evidence_pairs_seeds_at_equal_tokens(tmp_path: Path) -> None:
 
 
 def test_claims_json_has_every_key_and_nothing_that_is_not_finite(study: Study, tmp_path: Path) -> None:
-    rows = judge(study_evidence(study) | {"reward_above_ppo": seeds(0.4), "best_baseline_gain": Evidence(math.inf, lambda _: (0.0, math.inf), "prompts", 10)})
+    rows = judge(
+        study_evidence(study)
+        | {
+            "reward_above_ppo": seeds(0.4),
+            "best_baseline_gain": Evidence(math.inf, lambda _: (0.0, math.inf), "prompts", 10),
+        }
+    )
     content = json.loads(save(rows, tmp_path).read_text(), parse_constant=pytest.fail)
     assert content["family"] == len(rows) - 1
-    keys = {"id", "claim", "whose", "measure", "reason", "low_threshold", "high_threshold", "effect", "low", "high", "unit"}
+    keys = {
+        "id",
+        "claim",
+        "whose",
+        "measure",
+        "reason",
+        "low_threshold",
+        "high_threshold",
+        "effect",
+        "low",
+        "high",
+        "unit",
+    }
     keys |= {"replicates", "p_value", "p_holm", "verdict", "would_resolve", "note"}
     assert all(set(row) == keys for row in content["claims"])
 
@@ -164,7 +187,15 @@ def test_the_table_of_claims() -> None:
     for c in CLAIMS:
         assert c.reason
         assert (c.low_threshold is None) + (c.high_threshold is None) < 2
-    promised = {f"variance_below_{name}{raw}" for name in ("none", "group_mean", "leave_one_out") for raw in ("", "_raw")}
-    promised |= {"norm_proportional_to_length", "on_policy_kl", "on_policy_entropy", "reward_above_grpo", "reward_above_ppo"}
+    promised = {
+        f"variance_below_{name}{raw}" for name in ("none", "group_mean", "leave_one_out") for raw in ("", "_raw")
+    }
+    promised |= {
+        "norm_proportional_to_length",
+        "on_policy_kl",
+        "on_policy_entropy",
+        "reward_above_grpo",
+        "reward_above_ppo",
+    }
     promised |= {"distinct_above_grpo", "self_bleu_below_grpo", "repetition_below_grpo"}
     assert promised <= {c.id for c in CLAIMS}

@@ -43,10 +43,12 @@ def test_form(path: Path) -> None:
 def test_runs(path: Path, tmp_path: Path) -> None:
     """It ends with a number in the middle of its interval (an end may be open)."""
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=280, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(
+        notebook, timeout=280, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
     printed = "".join(output.get("text", "") for output in notebook.cells[-1].outputs)
     number = r"(-?[\d.]+(?:e[-+]?\d+)?|None|-?inf)"
     found = re.search(rf"{number} \[{number}, {number}\]", printed)
     assert found, printed
     value, low, high = (None if part == "None" else float(part) for part in found.groups())
-    assert value is None or (low is None or low <= value) and (high is None or value <= high)
+    assert value is None or ((low is None or low <= value) and (high is None or value <= high))
