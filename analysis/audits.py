@@ -99,7 +99,8 @@ def _rank(x_R: Array, y_R: Array) -> float:
     """Spearman's correlation; zero where one of them is constant, since there is no order to agree with."""
     if np.ptp(x_R) == 0 or np.ptp(y_R) == 0:
         return 0.0
-    return float(spearmanr(x_R, y_R).statistic)
+    result: Any = spearmanr(x_R, y_R)
+    return float(result.statistic)
 
 
 def _log_products(x_R: Array, y_R: Array) -> tuple[float, float, float]:

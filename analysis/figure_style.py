@@ -18,7 +18,7 @@ INK, FAINT = "#1b1f24", "#8c959f"
 PALETTE = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a4b00", FAINT)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "figure.dpi": 100,
     "savefig.dpi": 200,
     "font.size": 10.5,

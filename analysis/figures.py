@@ -6,6 +6,7 @@ the data does not give (null) is drawn as an arrow to the edge, never left out.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -261,7 +262,7 @@ def _lines(ax: Axes, rows: pl.DataFrame, x: str) -> None:
         y = np.array(mine["value"].to_list())
         low = np.array([v if v is not None else y[j] for j, v in enumerate(mine["low"])])
         high = np.array([v if v is not None else top for v in mine["high"]])
-        style = {"color": colour(name, shown), "marker": marker(name, shown)}
+        style: dict[str, Any] = {"color": colour(name, shown), "marker": marker(name, shown)}
         ax.errorbar(at, y, yerr=np.clip([y - low, high - y], 0, None), label=name, elinewidth=1, capsize=0, **style)
 
 

@@ -56,7 +56,7 @@ class PromptPool:
     def load(cls, path: Path) -> "PromptPool":
         with np.load(path, allow_pickle=False) as arrays:
             return cls(
-                **{f.name: arrays[f.name] if f.type is np.ndarray else f.type(arrays[f.name]) for f in fields(cls)}
+                **{f.name: arrays[f.name] if arrays[f.name].ndim else arrays[f.name].item() for f in fields(cls)}
             )
 
 
@@ -135,9 +135,15 @@ def token_norms(policy: Policy, inputs: tuple[Tensor, ...], fit: int) -> tuple[f
     places = response_1L[0].nonzero().squeeze(1)
     width = int(places[-1]) + 1
     masks_TL = torch.nn.functional.one_hot(places, width)
-    repeated = (x[:, :width].expand(len(places), -1) for x in (ids_1L, attended_1L))
+    ids_TL, attended_TL = (x[:, :width].expand(len(places), -1) for x in (ids_1L, attended_1L))
     gram_TT = score_gram(
-        policy.model, *repeated, masks_TL, temperature=policy.temperature, responses_per_pass=fit, verify=False
+        policy.model,
+        ids_TL,
+        attended_TL,
+        masks_TL,
+        temperature=policy.temperature,
+        responses_per_pass=fit,
+        verify=False,
     )
     assert isinstance(gram_TT, Tensor)
     return float(gram_TT.sum()), float(gram_TT.trace())

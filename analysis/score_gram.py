@@ -112,7 +112,7 @@ def send_scores(
         terms = Terms.of(batch.input_ids, batch.weights_NL)
         with capture.hooked():
             rerun = recomputed_layers(inner, capture, *batch.input_ids.shape) if recompute else nullcontext()
-            with rerun, capture.batch(*batch.input_ids.shape):
+            with rerun, capture.batch(batch.input_ids.shape[0], batch.input_ids.shape[1]):
                 hidden_NLD = tail.hidden(model_inputs(inner, batch), capture.count_head)
             grad_NLD = Head(tail, terms, batch.temperature, dtype).backward(hidden_NLD, capture)
             if hidden_NLD.requires_grad:

@@ -184,10 +184,14 @@ def stages(config: VarianceConfig) -> list[Stage]:
         steps = sorted({step for step, _ in found if step is not None})
         return [_stage(step, [w for s, w in found if s == step]) for step in steps]
     return [
-        _stage(step, [w]) if step is not None else Stage(w.folder.name, w.folder.name, None, [w])
+        _stage(step, [w]) if step is not None else Stage(_name(w), _name(w), None, [w])
         for step, w in found
         if w.folder or step == 0
     ]
+
+
+def _name(weights: Weights) -> str:
+    return weights.folder.name if weights.folder else weights.model.name
 
 
 def _stage(step: int, weights: list[Weights]) -> Stage:
