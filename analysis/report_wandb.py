@@ -1,5 +1,6 @@
 """The same report in W&B: its sections as blocks, its figures from the runs that W&B has. Needs the extra `report` and a login."""
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ def publish(folder: Path, project: str, entity: str | None) -> str:
             "publish=wandb: not logged in to W&B; `wandb login`, or leave publish out for the HTML page alone"
         )
     try:
-        import wandb_workspaces.reports.v2 as wr
+        wr: Any = import_module("wandb_workspaces.reports.v2")  # its names are untyped
     except ImportError as error:
         raise UserError("publish=wandb: the package wandb-workspaces is missing; install the extra `report`") from error
     from analysis.report import sections_of
@@ -37,7 +38,7 @@ def publish(folder: Path, project: str, entity: str | None) -> str:
     report = wr.Report(project=project, entity=entity or "", title=f"OPO: {folder.resolve().name}", blocks=blocks)
     try:
         report.save(draft=True)
-    except (wandb.errors.Error, OSError) as error:
+    except (wandb.Error, OSError) as error:
         raise UserError(f"publish=wandb: {str(error).splitlines()[0]}") from error
     return report.url
 

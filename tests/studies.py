@@ -1,6 +1,7 @@
 """A variance study of enumerable policies and runs written by hand: what reports and figures look at, in a second, without a model."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ def bandit_study(**changes: object) -> Study:
     asked = config(**changes)
     pools = {stage.name: [bandit_pool(100 * i + p) for p in range(asked.prompts)] for i, stage in enumerate(stages)}
     pools["step-000020"] = [
-        PromptPool(**(vars(after) | {"prompt_id": before.prompt_id}))
+        replace(after, prompt_id=before.prompt_id)
         for before, after in zip(pools["step-000000"], pools["step-000020"], strict=True)
     ]
     return analyse(asked, stages, pools)

@@ -2,8 +2,11 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from matplotlib.axes import Axes
@@ -77,18 +80,23 @@ def drawn_texts(ax: Axes) -> list[Text]:
     return texts + [text for child in ax.child_axes if isinstance(child, Axes) for text in drawn_texts(child)]
 
 
+def across(line: Any) -> list[float]:
+    """Where a line's points stand on the horizontal axis."""
+    return list(line.get_xdata())
+
+
 def test_forest_draws_every_interval(study: Study) -> None:
     """One line from low to high and one point a row, in the order of relative variance, the same for bias beside it."""
     ax = figures.forest(study)
     rows = study.select("relative_variance").sort("value", descending=True)
-    ends = {tuple(line.get_xdata()) for line in ax.lines if len(line.get_xdata()) == 2}
-    points = [line.get_xdata()[0] for line in ax.lines if len(line.get_xdata()) == 1 and line.get_marker() == "o"]
+    ends = {tuple(across(line)) for line in ax.lines if len(across(line)) == 2}
+    points = [across(line)[0] for line in ax.lines if len(across(line)) == 1 and line.get_marker() == "o"]
     known = rows.drop_nulls()
     assert ends >= {(row["low"], row["high"]) for row in known.iter_rows(named=True)}
     assert points == rows["value"].to_list()
     beside = ax.child_axes[0]
     bias = {row["estimator"]: 100 * row["value"] for row in study.select("bias").iter_rows(named=True)}
-    drawn = [line.get_xdata()[0] for line in beside.lines if len(line.get_xdata()) == 1 and line.get_marker() == "o"]
+    drawn = [across(line)[0] for line in beside.lines if len(across(line)) == 1 and line.get_marker() == "o"]
     assert drawn == pytest.approx([bias[name] for name in rows["estimator"]])
 
 
@@ -99,7 +107,7 @@ def test_an_open_end_is_an_arrow_and_an_unknown_value_is_said_to_be(study: Study
             row.update(high=None, resolved=False)
         if row["measure"] == "relative_variance" and row["estimator"] == "group_mean":
             row.update(value=None, low=None, high=None, resolved=False)
-    changed = Study(**(vars(study) | {"moments": pl.DataFrame(moments, schema=study.moments.schema)}))
+    changed = replace(study, moments=pl.DataFrame(moments, schema=study.moments.schema))
     ax = figures.forest(changed)
     assert [line.get_marker() for line in ax.lines].count(">") == 1
     assert [text.get_text() for text in ax.texts] == ["not resolved"]
@@ -112,7 +120,7 @@ def test_curves_show_the_mean_over_seeds_with_students_interval(tmp_path: Path) 
     ax = figures_runs.training_curves(runs, by="group")
     mean = runs.group_by("step").agg(pl.col("train/reward_mean").mean())
     drawn = next(line for line in ax.lines if str(line.get_label()).startswith("opo"))
-    assert list(drawn.get_ydata()) == pytest.approx(mean.sort("step")["train/reward_mean"].to_list())
+    assert np.asarray(drawn.get_ydata()).tolist() == pytest.approx(mean.sort("step")["train/reward_mean"].to_list())
     assert drawn.get_label() == "opo (3 seeds)"
     assert len(ax.collections) == 1, "the band"
     assert len(ax.lines) == 4, "three seeds and their mean"
