@@ -38,7 +38,12 @@ def study(path: str | None = None) -> Study:
     return made
 
 
-def runs(path: str | None = None, algorithms: tuple[str, ...] = ("opo", "grpo"), seeds: tuple[int, ...] = (0, 1), steps: int = 6) -> Runs:
+def runs(
+    path: str | None = None,
+    algorithms: tuple[str, ...] = ("opo", "grpo"),
+    seeds: tuple[int, ...] = (0, 1),
+    steps: int = 6,
+) -> Runs:
     """The runs at `path`, or a few very short ones."""
     if path is not None:
         return load_runs(path)

@@ -21,8 +21,18 @@ def parabola(population: Population, ax: Axes | None = None) -> Axes:
     places = np.linspace(low - room, high + room, 200)
     ax = axes(ax)
     ax.plot(places, [population.variance(b) for b in places], color=INK, linewidth=1.2)
-    for (name, b), colour, marker in zip(named.items(), (FAINT, PALETTE[1], PALETTE[0], PALETTE[2]), "sD^o", strict=True):
-        ax.plot([b], [population.variance(b)], marker=marker, linestyle="", markersize=8, color=colour, label=f"{name}: b = {b:.3f}")
+    for (name, b), colour, marker in zip(
+        named.items(), (FAINT, PALETTE[1], PALETTE[0], PALETTE[2]), "sD^o", strict=True
+    ):
+        ax.plot(
+            [b],
+            [population.variance(b)],
+            marker=marker,
+            linestyle="",
+            markersize=8,
+            color=colour,
+            label=f"{name}: b = {b:.3f}",
+        )
     ax.set(xlabel="baseline b", ylabel="tr Cov((r − b) z)")
     ax.grid(axis="y")
     ax.legend(loc="best")
