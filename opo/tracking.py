@@ -28,6 +28,7 @@ from opo.sidecar import Sidecar
 
 if TYPE_CHECKING:
     import wandb
+
     from opo.config import RunConfig, TrackingConfig
     from opo.runs import RunFolder
 
