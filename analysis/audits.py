@@ -89,10 +89,12 @@ def audit_interval(measure: str, terms_P3: Array, counts_BP: Array, level: float
     """Its interval for fresh prompts of the same kind."""
     a_P, b_P, c_P = terms_P3.T
     if measure.endswith("_r2"):
-        low, high = ratio_interval(product_of_means(b_P, b_P), product_of_means(a_P, c_P), counts_BP, level)
+        if not a_P.any():
+            return 0.0, 1.0
+        low, high = ratio_interval(product_of_means(b_P, b_P, over=a_P), c_P, counts_BP, level)
         return low, min(high, 1.0)
-    nonnegative = not measure.endswith(("_exponent", "_rank", "_gain"))
-    return ratio_interval(b_P, a_P, counts_BP, level, nonnegative)
+    low, high = ratio_interval(b_P, a_P, counts_BP, level, not measure.endswith(("_exponent", "_rank", "_gain")))
+    return (max(low, -1.0), min(high, 1.0)) if measure.endswith("_rank") else (low, high)
 
 
 def _rank(x_R: Array, y_R: Array) -> float:
