@@ -16,8 +16,9 @@ from analysis.claims import Evidence, MeanEvidence
 from analysis.diversity import distinct_n, repetition_n, self_bleu
 from analysis.moments import Moments
 from analysis.run_groups import roles
-from analysis.stats import Array, product_of_means, proportionality, ratio_interval, resample_counts
+from analysis.stats import Array, proportionality, ratio_interval, resample_counts
 from analysis.study_result import Study
+from analysis.table import comparison_terms
 from opo.seeding import rng_for
 
 NUM_BOOTSTRAP = 4000
@@ -87,10 +88,9 @@ def _counts(num_prompts: int) -> Array:
 
 def ratio_evidence(own: Moments, base: Moments, measure: str, note: str = "") -> Evidence:
     """A measure of one estimator over that of another, paired over prompts; exact where one is a multiple of the other."""
-    numerator_P, denominator_P = own.trace, base.trace
-    if measure == "relative_variance":
-        numerator_P, denominator_P = product_of_means(own.trace, base.signal), product_of_means(base.trace, own.signal)
-    constant, mean = proportionality(numerator_P, denominator_P), float(denominator_P.mean())
+    numerator_P, denominator_P = comparison_terms(own, base, measure)
+    mean = float(denominator_P.mean())
+    constant = proportionality(numerator_P, denominator_P) if mean else None
     effect = constant if constant is not None else float(numerator_P.mean()) / mean if mean > 0 else math.inf
     counts_BP = _counts(len(own.second))
     return Evidence(

@@ -185,8 +185,8 @@ class Row:
         m = self.moments
         if min(m.reference.mean(), norm_P.mean()) <= 0:
             return 0.0, 1.0
-        square_P, norms_P = product_of_means(m.cross, m.cross), product_of_means(m.reference, norm_P)
-        low, high = ratio_interval(square_P, norms_P, self.counts_BP)
+        explained_P = product_of_means(m.cross, m.cross, over=m.reference)
+        low, high = ratio_interval(explained_P, norm_P, self.counts_BP)
         return min(low, 1.0), min(high, 1.0)
 
     def _mean_signal(self) -> Array:

@@ -57,11 +57,11 @@ def ratio_interval(
 def ratio_p_value(numerator_P: Array, denominator_P: Array, counts_BP: Array, theta: float = 1.0) -> float:
     """Two-sided p-value of E[x] / E[y] = theta: the least alpha whose set leaves theta out, at least 2 / (B + 1)."""
     num_prompts, alpha_A = len(numerator_P), np.arange(2, len(counts_BP) + 1, 2) / (len(counts_BP) + 1)
+    if num_prompts < 2 or not denominator_P.any():
+        return 1.0
     constant = proportionality(numerator_P, denominator_P)
     if constant is not None:
         return 1.0 if abs(constant - theta) <= _ROUNDING else float(alpha_A[0])
-    if num_prompts < 2:
-        return 1.0
     difference_P = numerator_P - theta * denominator_P
     t = difference_P.mean() / (difference_P.std(ddof=1) / np.sqrt(num_prompts))
     residual_P = _residual(numerator_P, denominator_P)
@@ -69,16 +69,19 @@ def ratio_p_value(numerator_P: Array, denominator_P: Array, counts_BP: Array, th
     return float(alpha_A[(low_A <= t) & (t <= high_A)].max(initial=alpha_A[0]))
 
 
-def product_of_means(*values_P: Array) -> Array:
+def product_of_means(*values_P: Array, over: Array | None = None) -> Array:
     """Pseudo-values, one a prompt: their mean is the product of the means, their spread its spread to first order.
 
-    y_p = m + sum_k (m / m_k) (x_kp - m_k) with m = prod_k m_k: the influence of prompt p on the product. Ratios of
-    products of means are ratios of means of these.
+    With m = prod_k m_k / m_o the product of the means over the mean of `over`, prompt p has the value
+    m + sum_k (m / m_k) (x_kp - m_k) - (m / m_o) (x_op - m_o), which is m plus its influence on it. A ratio of products of
+    means is a ratio of means of these; the fewer noisy factors its denominator has, the shorter its interval.
     """
-    means = [values.mean() for values in values_P]
-    others = [float(np.prod(means[:k] + means[k + 1 :])) for k in range(len(means))]
-    spread = sum(other * (values - mean) for other, values, mean in zip(others, values_P, means, strict=True))
-    return float(np.prod(means)) + np.asarray(spread, dtype=np.float64)
+    means = [float(values.mean()) for values in values_P]
+    scale = 1.0 if over is None else 1 / float(over.mean())
+    product_P = np.full(len(values_P[0]), float(np.prod(means)) * scale)
+    for k, values in enumerate(values_P):
+        product_P += float(np.prod(means[:k] + means[k + 1 :])) * scale * (values - means[k])
+    return product_P if over is None else product_P - np.prod(means) * scale * (over * scale - 1)
 
 
 def holm(p_values: Sequence[float]) -> Array:

@@ -17,8 +17,8 @@ COMPARABLE = ("relative_variance", "trace_cov")
 class Difference:
     """An estimator's measure over the reference's: `ratio` with its 95 % interval; 1 is no difference.
 
-    `p_value` is of a ratio of 1, two-sided; `p_holm` holds for all differences of the table together. The ratio is inf,
-    and its interval has no upper end, where the estimator's signal is not above zero.
+    `p_value` is of a ratio of 1, two-sided; `p_holm` holds for all differences of the table together. Where a signal is
+    not above zero the ratio is not known: inf, with the interval (0, inf) and a p-value of 1.
     """
 
     name: str
@@ -91,15 +91,27 @@ class Table:
 
 def ratio_between(row: Row, base: Row, measure: str) -> tuple[float, Interval, float]:
     """Ratio of a measure of two rows of the same prompts, its interval and its p-value."""
-    numerator_P, denominator_P = row.moments.trace, base.moments.trace
-    if measure == "relative_variance":
-        numerator_P = product_of_means(row.moments.trace, base.moments.signal)
-        denominator_P = product_of_means(base.moments.trace, row.moments.signal)
-    constant = proportionality(numerator_P, denominator_P)
-    mean = denominator_P.mean()
+    numerator_P, denominator_P = comparison_terms(row.moments, base.moments, measure)
+    if not denominator_P.any():
+        return np.inf, (0.0, np.inf), 1.0
+    constant, mean = proportionality(numerator_P, denominator_P), denominator_P.mean()
     ratio = constant if constant is not None else max(numerator_P.mean(), 0.0) / mean if mean > 0 else np.inf
     interval = ratio_interval(numerator_P, denominator_P, row.counts_BP)
     return float(ratio), interval, ratio_p_value(numerator_P, denominator_P, row.counts_BP)
+
+
+def comparison_terms(own: Moments, base: Moments, measure: str) -> tuple[Array, Array]:
+    """x and y, one number a prompt, whose means have the ratio of the two measures; y = 0 where it is not known.
+
+    T / S over T' / S' is E[x] / E[y] with x = T and y the pseudo-values of T' S / S'. The signals' noise nearly cancels in
+    S / S', so that y is about as certain as T', and two estimators can be told apart whose signals are faint.
+    """
+    if measure == "trace_cov":
+        return own.trace, base.trace
+    means = own.signal.mean(), base.signal.mean()
+    if min(means) <= 0 and (not all(means) or proportionality(own.signal, base.signal) is None):
+        return own.trace, np.zeros_like(own.trace)
+    return own.trace, product_of_means(base.trace, own.signal, over=base.signal)
 
 
 def table_of(

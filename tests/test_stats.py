@@ -137,6 +137,10 @@ def test_product_of_means_has_its_value_and_the_spread_of_the_delta_method():
         product - product.mean(), (x - x.mean()) * y.mean() + x.mean() * (y - y.mean()), rtol=1e-9
     )
     np.testing.assert_allclose(product_of_means(x, x), 2 * x.mean() * x - x.mean() ** 2, rtol=1e-12)
+    np.testing.assert_allclose(product_of_means(x, y, over=y), x, rtol=1e-12)
+    np.testing.assert_allclose(product_of_means(x, over=y).mean(), x.mean() / y.mean(), rtol=1e-12)
+    influence = x / y.mean() - x.mean() * y / y.mean() ** 2
+    np.testing.assert_allclose(product_of_means(x, over=y), x.mean() / y.mean() + influence, rtol=1e-9)
 
 
 def test_holm():
