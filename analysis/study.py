@@ -64,7 +64,7 @@ def measure(config: VarianceConfig, folder: Path) -> int:
     torch.set_num_threads(config.threads)
     foreign = read_rollouts(Path(config.rollouts)) if config.rollouts else None
     numbers, planned = prompt_numbers(config, foreign), stages(config)
-    folders = {stage.name: PoolFolder(folder / "pools" / stage.name, _setting(config, stage)) for stage in planned}
+    folders = {stage.name: PoolFolder(folder / "pools" / stage.name, setting_of(config, stage)) for stage in planned}
     which, count = config.shard_of
     progress = _Progress(sum(len(pools.missing(numbers[which::count])) for pools in folders.values()))
     for stage in planned:
@@ -80,7 +80,7 @@ def conclude(config: VarianceConfig, folder: Path) -> Study:
     """From pools to result.json, parquet and figures."""
     foreign = read_rollouts(Path(config.rollouts)) if config.rollouts else None
     numbers, planned = prompt_numbers(config, foreign), stages(config)
-    folders = {stage.name: PoolFolder(folder / "pools" / stage.name, _setting(config, stage)) for stage in planned}
+    folders = {stage.name: PoolFolder(folder / "pools" / stage.name, setting_of(config, stage)) for stage in planned}
     study = analyse(config, planned, {name: pools.load(numbers) for name, pools in folders.items()})
     study.save(folder)
     write_figures(study, folder / "figures")
@@ -103,7 +103,7 @@ def prompt_numbers(config: VarianceConfig, foreign: list[ForeignPrompt] | None) 
     return list(range(len(foreign)))
 
 
-def _setting(config: VarianceConfig, stage: Stage) -> dict[str, Any]:
+def setting_of(config: VarianceConfig, stage: Stage) -> dict[str, Any]:
     """What the pools of a stage depend on; the estimators and group sizes are not among it."""
     keys = ("rollouts", "append_eos", "responses", "split", "token_responses", "seed")
     task, rollout = _task(config, stage.weights[0]), _sampling(config, stage.weights[0])

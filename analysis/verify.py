@@ -79,7 +79,7 @@ def load_config(values: Mapping[str, Any]) -> VerifyConfig:
         raise UserError(
             f"seeds={config.seeds}: at least two different ones are needed, three for a verdict on training"
         )
-    load_study_config(_study_values(config, []))
+    load_study_config(study_values(config, []))
     return config
 
 
@@ -100,7 +100,7 @@ def work(config: VerifyConfig, plans: list[Training], folder: Path, console: Con
     with _workers(config.jobs) as pool:
         _finish(console, "training", {pool.submit(_train, plan, folder / plan.name): plan.name for plan in plans})
         checkpoints = [str(folder / plan.name) for plan in plans if plan.name.startswith("opo-")]
-        chosen = load_study_config(_study_values(config, checkpoints))
+        chosen = load_study_config(study_values(config, checkpoints))
         shards = [replace(chosen, shard=f"{which}/{config.jobs}") for which in range(config.jobs)]
         _finish(
             console,
@@ -146,7 +146,7 @@ def trainings(config: VerifyConfig) -> list[Training]:
     return plans
 
 
-def _study_values(config: VerifyConfig, checkpoints: list[str]) -> dict[str, Any]:
+def study_values(config: VerifyConfig, checkpoints: list[str]) -> dict[str, Any]:
     estimators = [
         "none",
         "group_mean",

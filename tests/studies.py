@@ -68,6 +68,7 @@ def write_run(
         "algo": {"name": algo, "updates_per_rollout": updates},
         "task": {"name": "arithmetic"},
         "model": {"name": "tiny"},
+        "rollout": {},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(values | {"study": "s", "seed": seed, "steps": steps}))
     (folder / "run.json").write_text(json.dumps({"wandb_run_id": "0"}))
