@@ -80,7 +80,7 @@ def main() -> None:
         bias = found["leave_one_out"].trace.mean() / exact["leave_one_out"].trace.mean() - 1
         print(f"scale {scale}: mean trace over exact trace - 1 = {bias:+.4f} ({time.perf_counter() - start:.0f} s)")
         for name, share in shares.items():
-            print(f"    {name:40s}{share:.3f}")
+            print(f"    {name:44s}{share:.3f}")
 
 
 if __name__ == "__main__":
