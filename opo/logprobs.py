@@ -7,7 +7,6 @@ backward pass (recomputed), so that memory is that of the hidden states and of t
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -94,8 +93,6 @@ def token_logprobs(
     spec = _Spec.of(hidden_MD, head, temperature)
     if len(targets_M) * len(head.weight_VD) <= chunk[0] * chunk[1]:  # one tile: what autograd keeps is no larger
         return _plain(hidden_MD, head, targets_M, spec, with_entropy, with_energy)
-    if liger_takes(hidden_MD, head, spec.dtype) and not with_energy:
-        return _liger(hidden_MD, head, targets_M, spec, with_entropy)
     with torch.autocast(hidden_MD.device.type, enabled=False):  # the spec has taken it into account
         options = (targets_M, spec, chunk, with_entropy, with_energy)
         return TokenStats(*_Tiled.apply(hidden_MD, head.weight_VD, head.bias_V, *options))
@@ -138,23 +135,6 @@ def _plain(hidden_MD: Tensor, head: Head, targets_M: Tensor, spec: _Spec, entrop
         with torch.no_grad():
             energies_M = 1 - 2 * logprobs_M.exp() + (2 * logprobs_MV).exp().sum(1)
     return TokenStats(logprobs_M, entropies_M, energies_M)
-
-
-def liger_takes(hidden_MD: Tensor, head: Head, dtype: torch.dtype) -> bool:
-    """Whether Liger has a fused kernel for this head: bfloat16 on Hopper, without bias and cap, where its extra is installed."""
-    plain = dtype == torch.bfloat16 and head.bias_V is None and head.softcap is None
-    if not (plain and hidden_MD.is_cuda and torch.cuda.get_device_capability(hidden_MD.device) == (9, 0)):
-        return False
-    return find_spec("liger_kernel") is not None and find_spec("cutlass") is not None
-
-
-def _liger(hidden_MD: Tensor, head: Head, targets_M: Tensor, spec: _Spec, entropy: bool) -> TokenStats:
-    """Liger's kernel, which takes any gradient per token too; its entropies have the three digits of bfloat16."""
-    from liger_kernel.ops.fused_linear_scaled_cross_entropy import LigerFusedLinearScaledCrossEntropyFunction as Fused
-
-    hidden, weight = hidden_MD.to(spec.dtype), head.weight_VD.to(spec.dtype)
-    out = Fused.apply(hidden, weight, targets_M, 1 / spec.scale, return_entropy=entropy)
-    return TokenStats(-out[0], out[1].float(), None) if entropy else TokenStats(-out, None, None)
 
 
 def _slices(size: int, step: int) -> Iterator[slice]:
