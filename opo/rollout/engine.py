@@ -23,6 +23,7 @@ def make_sampler(config: RunConfig, policy: Policy) -> Iterator[Sampler]:
             max_sequences=config.rollout.max_sequences,
             kv_cache_gib=config.rollout.kv_cache_gib,
             gpu_memory_utilization=config.rollout.gpu_memory_utilization,
+            devices=config.rollout.devices,
         )
     else:
         sampler = HfSampler(config.rollout.max_sequences)
