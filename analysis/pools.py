@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from analysis.prompt_gradients import prompt_gradient
 from analysis.score_gram import score_gram
 from opo.batch import Rollouts
 from opo.errors import UserError
@@ -42,6 +43,7 @@ class PromptPool:
     part_norm2_SR: np.ndarray  # squared norm of the score's part in each of them
     token_sum_norm2_K: np.ndarray  # |sum_t z_t|^2
     token_norm2_sum_K: np.ndarray  # sum_t |z_t|^2
+    gradient_D: np.ndarray  # random projection of the unbiased gradient of the whole pool, float32
     gap_nats: float  # mean absolute difference between the sampler's log-probabilities and the trainer's
 
     def save(self, path: Path) -> None:
@@ -113,6 +115,7 @@ def measure_pool(
         part_norm2_SR=torch.stack([gram.diagonal() for gram in parts.values()]).cpu().numpy(),
         token_sum_norm2_K=np.array([pair[0] for pair in by_token]),
         token_norm2_sum_K=np.array([pair[1] for pair in by_token]),
+        gradient_D=prompt_gradient(policy, rollouts, fit * ids_NL.shape[1]),
         gap_nats=gap,
     )
 

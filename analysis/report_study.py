@@ -56,6 +56,11 @@ def _variance(study: Study) -> Section:
             blocks.append(
                 figure(figures.against_group_size(study, name), f"Relative variance against group size at {label}.")
             )
+        caption = (
+            f"Share of a batch gradient's variance that comes from sampling responses at {label}, G = {size}: all that a baseline can "
+            "lower. The rest is that prompts differ."
+        )
+        blocks.append(figure(figures.within_between(study, name), caption))
         if not study.equal_variance.filter(policy=name).is_empty():
             caption = f"How many responses {reference} needs for the relative variance that each estimator has with {size}, at {label}. An arrow: beyond the sizes measured."
             blocks.append(figure(figures.equal_variance(study, name), caption))

@@ -16,6 +16,7 @@ from analysis.figure_style import save
 from analysis.group_size import equal_variance_group_size
 from analysis.pool import Pool
 from analysis.pools import PromptPool
+from analysis.prompt_gradients import batch_measures
 from analysis.stats import Array, resample_counts
 from analysis.study_config import Stage, VarianceConfig
 from analysis.study_result import Study, default_group_size, estimate
@@ -35,9 +36,8 @@ def analyse(config: VarianceConfig, planned: Sequence[Stage], pools: Mapping[str
         mine, where = pools[stage.name], {"policy": stage.name, "step": stage.step}
         for size in config.group_sizes:
             table = _compare(config, mine, size)
-            rows["moments"] += [
-                where | row | estimate(row["value"], row["low"], row["high"]) for row in table.to_dicts()
-            ]
+            found = table.to_dicts() + _batch_rows(table, mine)
+            rows["moments"] += [where | row | estimate(row["value"], row["low"], row["high"]) for row in found]
             rows["comparisons"] += [where | row for row in _comparisons(table, config.reference)]
             rows["prompts"] += [
                 {"policy": stage.name} | row for row in _prompt_rows(table, [pool.prompt_id for pool in mine])
@@ -80,6 +80,23 @@ def _equal_variance(config: VarianceConfig, pools: Sequence[PromptPool]) -> list
             | estimate(value, low or np.inf, high)
         )
     return rows
+
+
+def _batch_rows(table: Table, pools: Sequence[PromptPool]) -> list[dict[str, Any]]:
+    """Measures of a batch of prompts, whose gradients differ."""
+    gradients_PD = np.stack([pool.gradient_D for pool in pools])
+    return [
+        {
+            "estimator": row.name,
+            "group_size": row.group_size,
+            "measure": measure,
+            "value": value,
+            "low": low,
+            "high": high,
+        }
+        for row in table
+        for measure, (value, low, high) in batch_measures(row.moments, gradients_PD, row.counts_BP).items()
+    ]
 
 
 def _comparisons(table: Table, reference: str) -> list[dict[str, Any]]:
@@ -198,6 +215,7 @@ def write_figures(study: Study, folder: Path) -> None:
         save(figures.norm_against_length(study, name), folder, f"norm-length-{name}")
         if not study.equal_variance.filter(policy=name).is_empty():
             save(figures.equal_variance(study, name), folder, f"equal-variance-{name}")
+        save(figures.within_between(study, name), folder, f"within-between-{name}")
         if len(study.settings["group_sizes"]) > 1:
             save(figures.against_group_size(study, name), folder, f"group-size-{name}")
     if several:

@@ -139,6 +139,7 @@ def trainings(config: VerifyConfig) -> list[Training]:
                 "threads=1",
                 f"checkpoint.every={middle}",
                 "tracking.completions=128",
+                "tracking.samples_every=0",
             ]
             overrides = [f"algo={algo}", f"seed={seed}", *changes, *shared]
             label = run_name({"algo": algo, "task": "arithmetic"}, seed, changes)

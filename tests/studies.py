@@ -36,6 +36,7 @@ def bandit_pool(seed: int, responses: int = 32) -> PromptPool:
         part_norm2_SR=np.stack([norms * 0.25, norms * 0.75]),
         token_sum_norm2_K=norms[:1],
         token_norm2_sum_K=norms[:1] * 1.1,
+        gradient_D=np.array([1.0 + 0.1 * (seed % 5), 0.2 * (seed % 3), float(pool.rewards.mean())], dtype=np.float32),
         gap_nats=0.0,
     )
 

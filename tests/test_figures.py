@@ -30,6 +30,7 @@ STUDY = {
     "against_group_size": figures.against_group_size,
     "equal_variance": figures.equal_variance,
     "over_training": figures.over_training,
+    "within_between": figures.within_between,
     "norm_against_length": figures.norm_against_length,
 }
 
