@@ -18,6 +18,19 @@ from opo.errors import UserError
 from opo.tasks import TASKS
 from opo.tasks.base import SPLITS
 
+ESTIMATORS = (
+    "none",
+    "group_mean",
+    "leave_one_out",
+    "length_weighted",
+    "length_weighted_loo",
+    "score_norm_weighted",
+    "score_norm_weighted_loo",
+    "logit_energy_weighted",
+    "logit_energy_weighted_loo",
+    "group_standardized",
+)
+GROUP_SIZES = (2, 4, 8, 16)
 NOT_IN_NAME = ("shard", "threads", "device", "memory_gib", "reward_timeout_s", "hydra")
 
 
@@ -42,9 +55,9 @@ class VarianceConfig:
     rollout: StudyRollout = field(default_factory=StudyRollout)
     rollouts: str | None = None  # a file of rollouts from elsewhere, in place of sampling
     append_eos: bool = True  # to responses of that file that are text
-    estimators: list[str] = field(default_factory=list)
+    estimators: list[str] = field(default_factory=lambda: list(ESTIMATORS))
     reference: str = "leave_one_out"
-    group_sizes: list[int] = field(default_factory=list)
+    group_sizes: list[int] = field(default_factory=lambda: list(GROUP_SIZES))
     prompts: int = 24
     responses: int = 64
     first_prompt: int = 0

@@ -7,6 +7,7 @@ what came out and what it does not say. What is finished is recognised, so the s
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import torch
 from hydra import compose, initialize_config_module
 from rich import box
 from rich.console import Console
@@ -29,7 +29,7 @@ from analysis.report import write_report
 from analysis.report_runs import WINDOW, ends
 from analysis.run_groups import with_groups
 from analysis.runs import load as load_runs
-from analysis.study_config import VarianceConfig
+from analysis.study_config import GROUP_SIZES, VarianceConfig
 from analysis.study_config import load_config as load_study_config
 from analysis.study_tables import moments_table
 from analysis.terminal import wide_console
@@ -53,7 +53,7 @@ class VerifyConfig:
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     prompts: int = 24
     responses: int = 64
-    group_sizes: list[int] = field(default_factory=lambda: [2, 4, 8, 16])
+    group_sizes: list[int] = field(default_factory=lambda: list(GROUP_SIZES))
     jobs: int = 2
 
 
@@ -148,24 +148,12 @@ def trainings(config: VerifyConfig) -> list[Training]:
 
 
 def study_values(config: VerifyConfig, checkpoints: list[str]) -> dict[str, Any]:
-    estimators = [
-        "none",
-        "group_mean",
-        "leave_one_out",
-        "length_weighted",
-        "length_weighted_loo",
-        "score_norm_weighted",
-    ]
-    estimators += [
-        "score_norm_weighted_loo",
-        "logit_energy_weighted",
-        "logit_energy_weighted_loo",
-        "group_standardized",
-    ]
-    keys = ("prompts", "responses", "group_sizes")
-    return {key: getattr(config, key) for key in keys} | {
+    """The config of the variance study on these runs."""
+    return {
         "checkpoint": checkpoints,
-        "estimators": estimators,
+        "prompts": config.prompts,
+        "responses": config.responses,
+        "group_sizes": config.group_sizes,
         "threads": 1,
     }
 
@@ -184,8 +172,20 @@ def _train(plan: Training, path: Path) -> None:
 def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
     """Fresh processes of one thread each: a training changes its process, and a fork would copy this one's threads."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _leave_with_parent) as pool:
         yield pool
+
+
+def _leave_with_parent() -> None:
+    """In a worker: end at once when the process that gave it work is gone, however it went. Runs go on from their checkpoints."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _finish(console: Console, what: str, jobs: dict[Future[Any], str]) -> None:

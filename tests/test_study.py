@@ -10,6 +10,8 @@ import polars as pl
 import pytest
 import torch
 import yaml
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
 from small import VOCABULARY, random_rollouts, small_gpt2, small_llama
 from studies import bandit_pool, bandit_study, config
 from torch import nn
@@ -20,9 +22,10 @@ from analysis.foreign import read_rollouts
 from analysis.pools import Measurement, PromptPool, head_norms, measure_pool
 from analysis.stats import resample_counts
 from analysis.study import run_study
-from analysis.study_config import load_config, stages, study_name
+from analysis.study_config import VarianceConfig, load_config, stages, study_name
 from analysis.study_result import TABLES, Study, load
 from opo.errors import UserError
+from opo.hydra_app import plain
 from opo.load import save_model
 from opo.policy import Policy
 from opo.tiny import character_tokenizer
@@ -302,6 +305,12 @@ def test_checkpoints_of_several_seeds_are_one_policy_a_step(tmp_path: Path) -> N
 
 def vars_of(**changes: Any) -> dict[str, Any]:
     return {"estimators": ["leave_one_out"], "group_sizes": [2]} | changes
+
+
+def test_the_file_and_the_schema_have_the_same_defaults() -> None:
+    GlobalHydra.instance().clear()
+    with initialize_config_module("conf", version_base="1.3"):
+        assert load_config(plain(compose("variance"), "variance")) == VarianceConfig()
 
 
 def test_a_study_is_named_by_what_it_measures() -> None:
