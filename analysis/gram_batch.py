@@ -68,12 +68,18 @@ class Batch:
         index = torch.tensor(list(rows), device=self.input_ids.device)
         return Batch(self.input_ids[index], self.attention_mask[index], self.weights_NL[index], self.temperature)
 
+    def columns(self, kept: slice) -> "Batch":
+        return Batch(self.input_ids[:, kept], self.attention_mask[:, kept], self.weights_NL[:, kept], self.temperature)
+
+    def context(self) -> slice:
+        """Columns that a term depends on: from where the first response begins to just before the last scored token."""
+        attended, scored = self.attention_mask.any(0).nonzero(), (self.weights_NL != 0).any(0).nonzero()
+        return slice(int(attended[0]), int(scored[-1])) if len(scored) else slice(0, 1)
+
     def alone(self, n: int) -> "Batch":
         """Response n without its padding."""
         places = self.attention_mask[n].nonzero().flatten()
-        kept = slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(None)
-        one = self.select([n])
-        return Batch(one.input_ids[:, kept], one.attention_mask[:, kept], one.weights_NL[:, kept], self.temperature)
+        return self.select([n]).columns(slice(int(places[0]), int(places[-1]) + 1))
 
 
 def first_index(flags_NL: Tensor) -> tuple[int, int]:

@@ -140,7 +140,8 @@ def bias_of(module: nn.Linear | Conv1D | nn.LayerNorm, grad_NTC: Tensor) -> dict
 
 
 def rms_norm(module: nn.Module, x_NTC: Tensor, grad_NTC: Tensor) -> dict[str, Use]:
-    inverse_NT1 = (x_NTC.square().mean(-1, keepdim=True) + rms_epsilon(module)).rsqrt()
+    mean_square_NT1 = torch.linalg.vector_norm(x_NTC, dim=-1, keepdim=True).square() / x_NTC.shape[-1]
+    inverse_NT1 = (mean_square_NT1 + rms_epsilon(module)).rsqrt()
     return {"weight": Dense(((x_NTC * grad_NTC).mT @ inverse_NT1).mT)}
 
 

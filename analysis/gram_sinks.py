@@ -28,7 +28,9 @@ class GramSink:
         outers = [use for use in uses if isinstance(use, Outer)]
         if len(lookups) == len(uses):  # rows that were never read are zero
             ids = torch.cat([use.ids_NT.flatten() for use in lookups]).unique()
-            uses = [Lookup(torch.searchsorted(ids, use.ids_NT), use.grad_NTC, use.first) for use in lookups]
+            uses = [
+                Lookup(torch.searchsorted(ids, use.ids_NT.contiguous()), use.grad_NTC, use.first) for use in lookups
+            ]
             rows, scale = len(ids), None if scale is None else scale[ids]
         if len(outers) == len(uses) and rows < columns:
             # More rows than columns make larger products of each chunk; the Gram of the transposed gradients is the same.

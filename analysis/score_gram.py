@@ -107,13 +107,15 @@ def send_scores(
     def emit(p: nn.Parameter, uses: Sequence[Use]) -> None:
         sink.take(parameters[p], p.shape, uses, dtype)
 
+    kept = batch.context()
+    whole, context = batch.columns(slice(kept.start, None)), batch.columns(kept)
+    terms, shape = Terms.of(whole.input_ids, whole.weights_NL), context.input_ids.shape
     with evaluating(model), frozen(parameters):
         capture = Capture(model, parameters, dtype, emit)
-        terms = Terms.of(batch.input_ids, batch.weights_NL)
         with capture.hooked():
-            rerun = recomputed_layers(inner, capture, *batch.input_ids.shape) if recompute else nullcontext()
-            with rerun, capture.batch(batch.input_ids.shape[0], batch.input_ids.shape[1]):
-                hidden_NLD = tail.hidden(model_inputs(inner, batch), capture.count_head)
+            rerun = recomputed_layers(inner, capture, *shape) if recompute else nullcontext()
+            with rerun, capture.batch(shape[0], shape[1]):
+                hidden_NLD = tail.hidden(model_inputs(inner, context), capture.count_head)
             grad_NLD = Head(tail, terms, batch.temperature, dtype).backward(hidden_NLD, capture)
             if hidden_NLD.requires_grad:
                 hidden_NLD.backward(grad_NLD)
