@@ -14,10 +14,15 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from analysis.gram_capture import Capture, replaced_forward
 
 
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers that can be recomputed; none where the model is not written with transformers' own."""
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
 @contextmanager
 def recomputed_layers(model: nn.Module, capture: Capture, num_responses: int, length: int) -> Iterator[None]:
     """Each decoder layer runs without a graph, then again when its output's gradient has arrived; `capture` hears that run."""
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = decoder_layers(model)
     if not layers:
         raise ValueError(f"{type(model).__name__} has no layers that can be recomputed; use recompute=False")
     with ExitStack() as stack:

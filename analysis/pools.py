@@ -8,12 +8,13 @@ import json
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from analysis.gram_recompute import decoder_layers
 from analysis.prompt_gradients import prompt_gradient
 from analysis.score_gram import score_gram
 from opo.batch import Rollouts
@@ -62,6 +63,14 @@ class PromptPool:
             )
 
 
+class Plan(NamedTuple):
+    """How one pass of the model is fitted into memory."""
+
+    responses: int  # that are in the model at once when scores are measured
+    recompute: bool  # each decoder layer in the backward pass, then
+    tokens: int  # of one plain forward and backward pass
+
+
 @dataclass(frozen=True)
 class Measurement:
     """How a pool is measured."""
@@ -69,12 +78,22 @@ class Measurement:
     memory_gib: float  # about what activations and captured gradients of one pass may take
     token_responses: int  # how many responses of a prompt are measured token by token
 
-    def responses_per_pass(self, policy: Policy, length: int) -> int:
-        """How many responses of `length` tokens fit: inputs and outputs of every matrix, once for autograd and once captured."""
-        sides = sum(sum(p.shape) for p in policy.model.parameters() if p.dim() == 2)
-        config = policy.causal_lm.config.get_text_config()
-        attention = config.num_hidden_layers * config.num_attention_heads * length
-        return max(2, int(self.memory_gib * GIB / (length * 4 * (2 * sides + 2 * attention))))
+    def plan(self, policy: Policy, num_responses: int, length: int) -> Plan:
+        """All responses at once if they fit, else recomputing layers (a forward pass more), else in blocks besides.
+
+        Counted: inputs and outputs of every matrix, once for autograd and once captured, and attention weights.
+        """
+        config, layers = policy.causal_lm.config.get_text_config(), decoder_layers(policy.model)
+        attention = config.num_attention_heads * length
+        sides = sum(sum(p.shape) for layer in layers for p in layer.parameters() if p.dim() == 2)
+        every_side = sum(sum(p.shape) for p in policy.model.parameters() if p.dim() == 2)
+        budget = self.memory_gib * GIB / (8 * length)  # float32 numbers a token of one response, kept twice
+        whole = every_side + config.num_hidden_layers * attention
+        tokens = max(1, int(budget / whole)) * length
+        recompute = bool(layers) and num_responses * whole > budget
+        if recompute:  # the input of each layer, and one layer at work
+            whole = every_side - sides + len(layers) * config.hidden_size + sides / len(layers) + attention
+        return Plan(max(2, int(budget / whole)), recompute, tokens)
 
 
 def measure_pool(
@@ -87,17 +106,18 @@ def measure_pool(
             f"prompt {prompt_id}: {len(keep)} of {rollouts.group_size} responses have a reward; a pool needs two"
         )
     ids_NL, attended_NL, response_NL = sequences(rollouts)
-    fit = how.responses_per_pass(policy, ids_NL.shape[1])
+    plan = how.plan(policy, len(keep), ids_NL.shape[1])
+    passes = {"responses_per_pass": plan.responses, "recompute": plan.recompute}
     inputs = (ids_NL[keep], attended_NL[keep], response_NL[keep])
-    parts = score_gram(policy.model, *inputs, temperature=policy.temperature, split="layer", responses_per_pass=fit)
+    parts = score_gram(policy.model, *inputs, temperature=policy.temperature, split="layer", **passes)
     assert isinstance(parts, dict)
-    seen = policy.measure(rollouts, [0], token_budget=fit * ids_NL.shape[1], energy=True)
+    seen = policy.measure(rollouts, [0], token_budget=plan.tokens, energy=True)
     assert seen.energies_MT is not None
     gap = 0.0
     if rollouts.logprobs_NT is not None:
         gap = float((seen.logprobs_MT - rollouts.logprobs_NT).abs()[rollouts.mask_NT].mean())
     by_token = [
-        token_norms(policy, tuple(x[n : n + 1] for x in inputs), fit)
+        token_norms(policy, tuple(x[n : n + 1] for x in inputs), **passes)
         for n in range(min(how.token_responses, len(keep)))
     ]
     return PromptPool(
@@ -110,12 +130,12 @@ def measure_pool(
         logprobs_R=seen.logprobs_MT.sum(1)[keep].numpy(),
         gram_RR=torch.stack(list(parts.values())).sum(0).cpu().numpy(),
         logit_energy_R=seen.energies_MT.sum(1)[keep].numpy(),
-        head_norm2_R=head_norms(policy, rollouts)[keep].numpy(),
+        head_norm2_R=head_norms(policy, rollouts, plan.tokens)[keep].numpy(),
         parts=np.array(list(parts), dtype=np.str_),
         part_norm2_SR=torch.stack([gram.diagonal() for gram in parts.values()]).cpu().numpy(),
         token_sum_norm2_K=np.array([pair[0] for pair in by_token]),
         token_norm2_sum_K=np.array([pair[1] for pair in by_token]),
-        gradient_D=prompt_gradient(policy, rollouts, fit * ids_NL.shape[1]),
+        gradient_D=prompt_gradient(policy, rollouts, plan.tokens),
         gap_nats=gap,
     )
 
@@ -129,7 +149,7 @@ def sequences(rollouts: Rollouts) -> tuple[Tensor, Tensor, Tensor]:
     return ids_NL, attended_NL.long(), response_NL.long()
 
 
-def token_norms(policy: Policy, inputs: tuple[Tensor, ...], fit: int) -> tuple[float, float]:
+def token_norms(policy: Policy, inputs: tuple[Tensor, ...], **passes: Any) -> tuple[float, float]:
     """|sum_t z_t|^2 and sum_t |z_t|^2 of one response, equal where the scores of its tokens are orthogonal (OPO's assumption).
 
     Each token is a response of its own, with a mask that holds it alone, so that the Gram matrix is that of token scores.
@@ -145,33 +165,35 @@ def token_norms(policy: Policy, inputs: tuple[Tensor, ...], fit: int) -> tuple[f
         attended_TL,
         masks_TL,
         temperature=policy.temperature,
-        responses_per_pass=fit,
         verify=False,
+        **passes,
     )
     assert isinstance(gram_TT, Tensor)
     return float(gram_TT.sum()), float(gram_TT.trace())
 
 
 @torch.no_grad()
-def head_norms(policy: Policy, rollouts: Rollouts) -> Tensor:
+def head_norms(policy: Policy, rollouts: Rollouts, token_budget: int = 16384) -> Tensor:
     """|d log pi(y) / d W|_F^2 of the output matrix W as if it were untied, (N,): no backward pass through the model.
 
     With e_t = d log pi(y_t) / d logits and h_t the hidden state, the gradient is sum_t e_t h_t^T and its squared norm
     sum_ts <e_t, e_s> <h_t, h_s>.
     """
     head, norms_N = Head.of(policy.causal_lm), torch.zeros(rollouts.mask_NT.shape[0], dtype=torch.float64)
-    for part in microbatches(rollouts, [0], token_budget=1):  # one response at a time: V numbers for each of its tokens
-        hidden_TH, mask_1T = response_hidden(policy.decoder, rollouts, part)
-        targets_T = rollouts.tokens_NT[part.rows_M, : mask_1T.shape[1]].to(mask_1T.device)[mask_1T]
-        raw_TV = torch.nn.functional.linear(hidden_TH, head.weight_VD, head.bias_V).float() * head.scale
-        capped_TV = raw_TV if head.softcap is None else torch.tanh(raw_TV / head.softcap) * head.softcap
-        error_TV = -torch.softmax(capped_TV / policy.temperature, -1)
-        error_TV[torch.arange(len(targets_T)), targets_T] += 1
-        slope = head.scale / policy.temperature
-        if head.softcap is not None:
-            error_TV *= 1 - (capped_TV / head.softcap) ** 2
-        norm2 = ((error_TV @ error_TV.T).double() * (hidden_TH @ hidden_TH.T).double()).sum() * slope**2
-        norms_N[part.rows_M] = norm2.cpu()
+    slope = head.scale / policy.temperature
+    for part in microbatches(rollouts, [0], token_budget):
+        hidden_KH, mask_MT = response_hidden(policy.decoder, rollouts, part)
+        per_response = hidden_KH.split(mask_MT.sum(1).tolist())
+        for n, hidden_TH in zip(part.rows_M.tolist(), per_response, strict=True):  # V numbers for each token of one
+            targets_T = rollouts.tokens_NT[n, : len(hidden_TH)].to(hidden_TH.device)
+            raw_TV = torch.nn.functional.linear(hidden_TH, head.weight_VD, head.bias_V).float() * head.scale
+            capped_TV = raw_TV if head.softcap is None else torch.tanh(raw_TV / head.softcap) * head.softcap
+            error_TV = -torch.softmax(capped_TV / policy.temperature, -1)
+            error_TV[torch.arange(len(targets_T)), targets_T] += 1
+            if head.softcap is not None:
+                error_TV *= 1 - (capped_TV / head.softcap) ** 2
+            products_TT = (error_TV @ error_TV.T).double() * (hidden_TH @ hidden_TH.T).double()
+            norms_N[n] = products_TT.sum() * slope**2
     return norms_N
 
 
