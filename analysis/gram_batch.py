@@ -57,8 +57,12 @@ class Batch:
         if not weights.isfinite().all():
             raise ValueError(f"token_weights is not finite at (n, t) = {first_index(~weights.isfinite())}")
         device = next(model.parameters()).device
+        order_NL = from_the_left(attended)
         return cls(
-            input_ids.to(device), attended.long().to(device), weights.to(device, working_dtype(model)), temperature
+            input_ids.gather(1, order_NL).to(device),
+            attended.gather(1, order_NL).long().to(device),
+            weights.gather(1, order_NL).to(device, working_dtype(model)),
+            temperature,
         )
 
     def __len__(self) -> int:
@@ -80,6 +84,16 @@ class Batch:
         """Response n without its padding."""
         places = self.attention_mask[n].nonzero().flatten()
         return self.select([n]).columns(slice(int(places[0]), int(places[-1]) + 1))
+
+
+def from_the_left(attended_NL: Tensor) -> Tensor:
+    """Columns that turn each row until its first attended token is at its left end, (N, L).
+
+    A causal decoder takes no notice of padding on the right; padding on the left is NaN in some (Bloom, MPT), whose places
+    that see nothing but padding have nothing to normalise over.
+    """
+    first_N1 = attended_NL.long().argmax(1, keepdim=True)
+    return (torch.arange(attended_NL.shape[1], device=attended_NL.device) + first_N1) % attended_NL.shape[1]
 
 
 def first_index(flags_NL: Tensor) -> tuple[int, int]:
@@ -116,7 +130,9 @@ def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
         shared = tables == 1 and bool((positions_NL == positions_NL[:1]).all())
         # One row is enough for rotary positions and faster; a table of positions must be read by every response.
         inputs["position_ids"] = positions_NL[:1] if shared else positions_NL
-    if "use_cache" in accepted:
+    if "use_cache" in accepted or any(
+        p.kind is p.VAR_KEYWORD for p in accepted.values()
+    ):  # GraniteMoe has it in **kwargs
         inputs["use_cache"] = False
     return inputs
 

@@ -177,6 +177,8 @@ class Capture:
             known = [g is not None for g in grads]
             kept = [g for g in grads if g is not None]
             if rule is None:
+                for grad in kept:
+                    self._check_layout(grad, module, n, length)
                 flags = iter(known)
                 is_output = [h and next(flags) for h in heard]
                 detached = {local: p.detach() for local, p in owned.items()}
@@ -201,11 +203,15 @@ class Capture:
 
     def _by_response(self, x: Tensor, module: nn.Module, n: int, length: int) -> Tensor:
         """(N, T, features), or (N, T) for token ids, whatever dimensions lie between."""
-        if n > 1 and x.shape[0] not in (n, n * length):
-            raise ValueError(
-                f"{self.names[module]}: its input of shape {tuple(x.shape)} is not laid out by response "
-                f"(first dimension {n} or {n * length}); use method='loop'"
-            )
+        self._check_layout(x, module, n, length)
         if not x.is_floating_point():
             return x.reshape(n, -1)
         return x.detach().to(self.dtype).reshape(n, -1, x.shape[-1])
+
+    def _check_layout(self, x: Tensor, module: nn.Module, n: int, length: int) -> None:
+        """Responses come first, alone or with what follows (tokens, heads) folded into the same dimension."""
+        if n > 1 and x.shape[0] != n and x.shape[0] % (n * length):
+            raise ValueError(
+                f"{self.names[module]}: its input or output of shape {tuple(x.shape)} is not laid out by response "
+                f"(first dimension {n} or a multiple of {n * length}); use method='loop'"
+            )

@@ -47,6 +47,10 @@ class Tail:
         if get_decoder is None:
             raise ValueError(f"{name} has no get_decoder(), so its head cannot be run alone; use method='loop'")
         self.model, self.decoder = model, get_decoder()
+        if (
+            self.decoder is model
+        ):  # a text model cut out of a larger one (Llama 4) looks for it under the larger one's name
+            self.decoder = getattr(model, "model", model)
         if self.decoder is model:
             raise ValueError(f"{name} has no decoder apart from its head; use method='loop'")
 

@@ -216,7 +216,8 @@ def rule_by_values(module: nn.Module, x: Tensor, output: Tensor) -> Rule | None:
 class Call:
     """One call of a layer: enough to run it again for each response alone, and the outputs that gradients arrive for.
 
-    Tensor arguments whose first dimension is N, or N times the sequence length, are cut by response; others are shared.
+    Tensor arguments whose first dimension is N, N times the sequence length, or that of an output, are cut by response; others
+    are shared.
     """
 
     module: nn.Module
@@ -229,7 +230,8 @@ class Call:
         """Gradient of each parameter of the layer for each response, by a vector-Jacobian product of the layer alone."""
         leaves, spec = tree_flatten(self.arguments)
         n = self.num_responses
-        cut = [isinstance(x, Tensor) and x.dim() > 0 and x.shape[0] in (n, n * self.length) for x in leaves]
+        by_response_sizes = {n, n * self.length, *(g.shape[0] for g in grads)}
+        cut = [isinstance(x, Tensor) and x.dim() > 0 and x.shape[0] in by_response_sizes for x in leaves]
 
         def by_response(x: Tensor) -> Tensor:
             return x.unflatten(0, (n, x.shape[0] // n))
@@ -246,10 +248,21 @@ class Call:
         def one(rows: list[Tensor], grads: list[Tensor]) -> dict[str, Tensor]:
             return vjp(lambda p: outputs(p, rows), parameters)[1](tuple(grads))[0]
 
+        def alone(i: int) -> dict[str, Tensor]:
+            leaves = {name: p.requires_grad_() for name, p in parameters.items()}
+            with torch.enable_grad():
+                produced = outputs(leaves, [x[i].detach() for x in rows])
+                total = torch.stack([(y * g[i]).sum() for y, g in zip(produced, grads, strict=True)]).sum()
+            if not total.requires_grad:  # the weight is used behind the layer's back
+                return {name: torch.zeros_like(p) for name, p in leaves.items()}
+            return dict(
+                zip(leaves, torch.autograd.grad(total, list(leaves.values()), materialize_grads=True), strict=True)
+            )
+
         simple = not any(True for _ in self.module.children()) and all(p.dim() == 1 for p in parameters.values())
         if simple:  # norms and scales; what routes by its data (experts) cannot be vectorised
             result = vmap(one)(rows, grads)
         else:
-            singles = [one([x[i] for x in rows], [g[i] for g in grads]) for i in range(n)]
+            singles = [alone(i) for i in range(n)]
             result = {name: torch.stack([s[name] for s in singles]) for name in parameters}
         return {name: Dense(g.to(dtype).reshape(n, *as_matrix(g.shape[1:]))) for name, g in result.items()}
