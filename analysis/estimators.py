@@ -108,7 +108,7 @@ def _one(name: str, what: str | WeightFunction | Estimator) -> Estimator:
     if what in ALGORITHMS:
         if ALGORITHMS[what].token_level:
             raise ValueError(
-                f"estimator {what!r} weighs tokens, not responses: measure it with variance.moments_from_gram"
+                f"estimator {what!r} weighs tokens, not responses: measure it with token_level.compare_token_weights"
             )
         return Estimator(name, partial(_algorithm, what), ALGORITHMS[what].couples_prompts)
     raise ValueError(f"estimator {what!r} is unknown: choose from {', '.join(known_names())}")
@@ -173,5 +173,5 @@ def _rollout_weights(name: str, groups: Groups, rows: int | slice) -> Array:
     first_N1 = weights_NT[:, :1]
     spread_NT = torch.where(mask_NT, (weights_NT - first_N1).abs(), 0.0)
     if spread_NT.max() > 1e-9 * weights_NT.abs().max():
-        raise ValueError(f"estimator {name!r} weighs tokens, not responses: measure it with variance.moments_from_gram")
+        raise ValueError(f"estimator {name!r} weighs tokens, not responses: measure it with token_level.compare_token_weights")
     return (first_N1[:, 0] * len(mask_NT)).numpy().reshape(rewards_PG.shape)

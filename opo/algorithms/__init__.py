@@ -78,12 +78,15 @@ def token_weights(loss: Callable[[Tensor], Tensor], logprobs_NT: Tensor) -> Tens
     return -gradient_NT
 
 
-def score_weights(name: str, rollouts: Rollouts, **overrides: Any) -> Tensor:
+def score_weights(
+    name: str, rollouts: Rollouts, *, policy_logprobs_NT: Tensor | None = None, **overrides: Any
+) -> Tensor:
     """Weights of the token scores at the on-policy point: w_nt = -dLoss/dlogprobs_nt, (N, T) float64, zero in padding.
 
     They are known up to the loss's overall scale, so only scale-free measures of them mean anything. Log-probabilities
-    and a reference that are not given equal the policy's. `overrides` are knobs of the algorithm or fields of Rollouts
-    it needs. Raises ValueError naming the unknown algorithm or keyword, or the field that is missing.
+    and a reference that are not given equal the policy's; `policy_logprobs_NT` are the policy's where it is no longer the
+    one that sampled. `overrides` are knobs of the algorithm or fields of Rollouts it needs. Raises ValueError naming the
+    unknown algorithm or keyword, or the field that is missing.
     """
     if name not in ALGORITHMS:
         raise ValueError(f"algorithm {name!r} is unknown: choose one of {', '.join(ALGORITHMS)}")
@@ -105,4 +108,5 @@ def score_weights(name: str, rollouts: Rollouts, **overrides: Any) -> Tensor:
     for need in chosen.needs:
         if getattr(rollouts, need) is None:
             raise ValueError(f"{name} needs {need}: give it as a keyword")
-    return token_weights(lambda leaf_NT: chosen.loss(leaf_NT, rollouts, **knobs), logprobs_NT) * rollouts.mask_NT
+    at_NT = logprobs_NT if policy_logprobs_NT is None else policy_logprobs_NT
+    return token_weights(lambda leaf_NT: chosen.loss(leaf_NT, rollouts, **knobs), at_NT) * rollouts.mask_NT
