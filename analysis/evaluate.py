@@ -100,7 +100,7 @@ def _evaluate(config: EvaluateConfig, weights: Weights) -> dict[str, Estimate]:
     own_task = build(TASKS[values["name"]][0], values, "task") if values else ArithmeticConfig()
     task = make_task(config.task if config.task is not None else own_task)
     sampling = replace(sampling, stop_token_ids=stop_token_ids(policy.tokenizer, task.stop))
-    sampler = HfSampler(own.max_sequences)
+    sampler = HfSampler(own.max_sequences, policy.compute)
     sampler.load_weights(policy.model, 0)
     with RewardRunner(task, config.reward_timeout_s) as rewards:
         collector = Collector(task, policy.tokenizer, sampler, rewards, max_length(policy.model))

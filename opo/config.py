@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from opo.precision import Compute
+
 
 @dataclass
 class AlgoConfig:
@@ -40,7 +42,8 @@ class ModelConfig:
 
     name: str = "tiny"
     path: str | None = None  # a folder or hub id; null for tiny and smollm2
-    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # of the weights
+    compute: Compute = "float32"  # of the products of linear layers
     lora_rank: int = 0  # 0: all parameters are trained
     lora_alpha: int = 16
     lora_targets: str | list[str] = "all-linear"  # or names of modules

@@ -33,11 +33,16 @@ def accumulate(
     token_budget: int = 16384,
     shared_prefix: bool = True,
 ) -> Pass:
-    """Add -sum_nt w_nt grad log pi(y_nt) - entropy_coef grad(mean entropy) over these prompts to the parameters' gradients."""
-    logprobs_NT = torch.zeros(rollouts.mask_NT.shape, dtype=torch.float64)
-    entropies_NT = torch.zeros_like(logprobs_NT)
+    """Add -sum_nt w_nt grad log pi(y_nt) - entropy_coef grad(mean entropy) over these prompts to the parameters' gradients.
+
+    A prompt whose responses all weigh nothing (equal rewards, to most baselines) is measured without a backward pass.
+    """
+    speaking = [p for p in prompts if entropy_coef or bool(weights_NT[rollouts.rows_of([p])].any())]
+    silent = [p for p in prompts if p not in speaking]
+    measured = policy.measure(rollouts, silent, token_budget, shared_prefix=shared_prefix)
+    logprobs_NT, entropies_NT = measured.logprobs_MT, measured.entropies_MT
     tokens = int(rollouts.mask_NT[rollouts.rows_of(prompts)].sum())
-    for part in microbatches(rollouts, prompts, token_budget):
+    for part in microbatches(rollouts, speaking, token_budget):
         scores = policy.scores(rollouts, part, shared_prefix=shared_prefix, entropy_grad=entropy_coef != 0)
         width = scores.mask_MT.shape[1]
         weights_MT = weights_NT[part.rows_M, :width].to(scores.logprobs_MT)
@@ -47,6 +52,9 @@ def accumulate(
         (-objective).backward()
         logprobs_NT[part.rows_M, :width] = scores.logprobs_MT.detach().double().cpu()
         entropies_NT[part.rows_M, :width] = scores.entropies_MT.detach().double().cpu()
+    for parameter in policy.parameters() if not speaking else ():
+        if parameter.grad is None:  # zero is a gradient: the optimizer's momentum goes on
+            parameter.grad = torch.zeros_like(parameter)
     return Pass(logprobs_NT, entropies_NT)
 
 

@@ -50,7 +50,7 @@ def load_policy(config: ModelConfig, temperature: float = 1.0, device: str = "au
         model = get_peft_model(model, lora)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Policy(model.to(device).eval(), tokenizer, temperature)
+    return Policy(model.to(device).eval(), tokenizer, temperature, compute=config.compute)
 
 
 def max_length(model: PreTrainedModel | Any) -> int:

@@ -82,15 +82,17 @@ def token_logprobs(
     chunk: tuple[int, int] = CHUNK,
     with_entropy: bool = False,
     with_energy: bool = False,
+    backward_dtype: torch.dtype | None = None,
 ) -> TokenStats:
     """log pi(y) = s_y - log sum_v exp s_v with s = logits / temperature, and on demand H = -sum_v pi_v log pi_v and the energy.
 
     Exact, forward and backward, for any gradient on each token's log-probability and entropy, with respect to the hidden states,
     the head's weight (tied or not) and its bias. Half-precision logits are raised to float32 before anything is summed; inside
-    autocast the products are taken in its dtype, as the head itself would. A target outside the vocabulary gives NaN or IndexError.
+    autocast the products are taken in its dtype, as the head itself would; `backward_dtype`, where given, is that of the products that
+    make gradients. A target outside the vocabulary gives NaN or IndexError.
     """
     head = head if isinstance(head, Head) else Head(head.weight, head.bias)
-    spec = _Spec.of(hidden_MD, head, temperature)
+    spec = _Spec.of(hidden_MD, head, temperature, backward_dtype)
     if len(targets_M) * len(head.weight_VD) <= chunk[0] * chunk[1]:  # one tile: what autograd keeps is no larger
         return _plain(hidden_MD, head, targets_M, spec, with_entropy, with_energy)
     with torch.autocast(hidden_MD.device.type, enabled=False):  # the spec has taken it into account
@@ -104,17 +106,17 @@ class _Spec(NamedTuple):
     scale: float  # of the head, over the temperature
     cap: float | None  # of the head, over the temperature
     dtype: torch.dtype  # of matrix products
+    backward_dtype: torch.dtype  # of those that make gradients
     sum_dtype: torch.dtype  # of everything else
 
     @classmethod
-    def of(cls, hidden_MD: Tensor, head: Head, temperature: float) -> Self:
+    def of(cls, hidden_MD: Tensor, head: Head, temperature: float, backward_dtype: torch.dtype | None = None) -> Self:
         dtype, device = torch.promote_types(hidden_MD.dtype, head.weight_VD.dtype), hidden_MD.device.type
         if torch.is_autocast_enabled(device) and dtype != torch.float64:
             dtype = torch.get_autocast_dtype(device)
         sum_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-        return cls(
-            head.scale / temperature, None if head.softcap is None else head.softcap / temperature, dtype, sum_dtype
-        )
+        softcap = None if head.softcap is None else head.softcap / temperature
+        return cls(head.scale / temperature, softcap, dtype, backward_dtype or dtype, sum_dtype)
 
     def s(self, hidden_MD: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
         """Scaled, capped, divided by the temperature: pi = softmax(s). Always a new tensor."""
@@ -235,11 +237,11 @@ class _Tiled(torch.autograd.Function):
                     d_RC *= slope_RC
                 if spec.scale != 1:
                     d_RC *= spec.scale
-                low_RC = d_RC.to(spec.dtype)
+                low_RC = d_RC.to(spec.backward_dtype)
                 if grad_hidden is not None:
-                    grad_hidden[rows] += low_RC @ weight_CD
+                    grad_hidden[rows] += low_RC @ weight_CD.to(spec.backward_dtype)
                 if sum_CD is not None:
-                    sum_CD += low_RC.T @ hidden_low[rows]
+                    sum_CD += low_RC.T @ hidden_low[rows].to(spec.backward_dtype)
                 if sum_C is not None:
                     sum_C += d_RC.sum(0)
             if grad_weight is not None and sum_CD is not None:

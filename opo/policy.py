@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from opo.batch import Rollouts
 from opo.forward import Microbatch, microbatches, response_hidden
 from opo.logprobs import Head, token_logprobs
+from opo.precision import Compute, computing
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Policy:
     tokenizer: PreTrainedTokenizerBase
     temperature: float = 1.0
     stop_token_ids: tuple[int, ...] = ()
+    compute: Compute = "float32"
 
     @property
     def decoder(self) -> Any:
@@ -61,9 +63,19 @@ class Policy:
         energy: bool = False,
     ) -> TokenScores:
         """Of one part's sampled tokens; log-probabilities (entropies on demand) are differentiable where gradients are enabled."""
-        hidden_KH, mask_MT = response_hidden(self.decoder, rollouts, part, shared_prefix)
-        targets_K = rollouts.tokens_NT[part.rows_M, : mask_MT.shape[1]].to(mask_MT.device)[mask_MT]
-        stats = token_logprobs(hidden_KH, self.head, targets_K, self.temperature, with_entropy=True, with_energy=energy)
+        head = self.head  # found out in full precision
+        with computing(self.compute, self.causal_lm.device.type):
+            hidden_KH, mask_MT = response_hidden(self.decoder, rollouts, part, shared_prefix)
+            targets_K = rollouts.tokens_NT[part.rows_M, : mask_MT.shape[1]].to(mask_MT.device)[mask_MT]
+            stats = token_logprobs(
+                hidden_KH,
+                head,
+                targets_K,
+                self.temperature,
+                with_entropy=True,
+                with_energy=energy,
+                backward_dtype=torch.bfloat16 if self.compute == "bfloat16_backward" else None,
+            )
         assert stats.entropies_M is not None
         entropies_K = stats.entropies_M if entropy_grad else stats.entropies_M.detach()
         energies_MT = None if stats.energies_M is None else _scatter(stats.energies_M, mask_MT)

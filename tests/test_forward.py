@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from small import random_rollouts, small_gpt2
+from small import random_rollouts, small_gpt2, small_llama
 
 from opo.batch import Rollouts
 from opo.forward import microbatches, response_hidden
@@ -44,6 +44,37 @@ def test_gradient_equals_one_response_at_a_time(shared_prefix, token_budget, tem
     actual = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     assert (actual - expected).norm() <= 1e-12 * expected.norm()
     assert torch.allclose(seen.logprobs_NT, logprobs_NT, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("silent", [[1], [0, 2, 3], [0, 1, 2, 3]])
+def test_prompts_without_weight_are_measured_and_add_nothing(silent):
+    model, rollouts = small_gpt2(), random_rollouts()
+    weights_NT = torch.randn(rollouts.mask_NT.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    weights_NT[rollouts.rows_of(silent)] = 0.0
+    expected, logprobs_NT = plain_gradient(model, rollouts, weights_NT * rollouts.mask_NT, 1.0)
+    model.zero_grad(set_to_none=True)
+    seen = accumulate(Policy(model, None), rollouts, [0, 1, 2, 3], weights_NT, token_budget=40)  # type: ignore[arg-type]
+    actual = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    assert (actual - expected).norm() <= 1e-12 * expected.norm()
+    assert torch.allclose(seen.logprobs_NT, logprobs_NT, rtol=0, atol=1e-12)
+    assert bool((seen.entropies_NT[rollouts.mask_NT] > 0).all())
+
+
+@pytest.mark.parametrize("vocabulary", [29, 9000])  # the second one's logits are made in tiles
+def test_a_backward_pass_in_half_precision_rounds_the_gradient_and_nothing_else(vocabulary):
+    model, rollouts = small_llama(vocabulary=vocabulary), random_rollouts(prompts=40)
+    weights_NT = torch.randn(rollouts.mask_NT.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def gradient(compute: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        model.zero_grad()
+        policy = Policy(model, None, compute=compute)  # type: ignore[arg-type]
+        seen = accumulate(policy, rollouts, list(range(40)), weights_NT)
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]), seen.logprobs_NT
+
+    (exact, logprobs_NT), (rounded, same_NT), (_, half_NT) = map(gradient, ("float32", "bfloat16_backward", "bfloat16"))
+    assert torch.equal(logprobs_NT, same_NT)
+    assert 1e-4 < (rounded - exact).norm() / exact.norm() < 2e-2
+    assert 1e-4 < (half_NT - logprobs_NT).abs().max() < 0.3
 
 
 def test_entropy_and_its_gradient():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from scipy import stats
 from small import VOCABULARY, small_gpt2, small_llama
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, MistralConfig
 
 from opo.batch import Rollouts
 from opo.policy import Policy
@@ -79,6 +80,31 @@ def test_inverse_cdf_hits_each_interval():
     logprobs_BV = torch.tensor([[0.2, 0.0, 0.5, 0.3]], dtype=torch.float64).log().expand(5, 4)
     uniforms_B = torch.tensor([0.0, 0.199999, 0.2, 0.699999, 0.999999], dtype=torch.float64)
     assert invert_cdf(logprobs_BV, uniforms_B).tolist() == [0, 0, 2, 2, 3]
+
+
+@pytest.mark.parametrize("config", [MistralConfig, Gemma3TextConfig])
+def test_caches_with_a_window_give_the_log_probabilities_of_a_plain_pass(config):
+    torch.manual_seed(0)
+    shape = config(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        sliding_window=4,
+        max_position_embeddings=64,
+        layer_types=None if config is MistralConfig else ["sliding_attention", "full_attention"],
+    )
+    model = AutoModelForCausalLM.from_config(shape).eval()
+    samples = sampler(model).generate(PROMPTS, Sampling(4, 12, stop_token_ids=(0, 1)), torch.Generator().manual_seed(0))
+    for prompt, group, logprobs in zip(PROMPTS, samples.response_ids, samples.logprobs, strict=True):
+        for response, found in zip(group, logprobs, strict=True):
+            ids = torch.tensor([prompt + response])
+            logits_TV = model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
+            expected_T = logits_TV.log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0]
+            assert torch.allclose(torch.tensor(found), expected_T.detach(), atol=1e-5)
 
 
 def test_truncation_keeps_the_head_of_the_distribution_and_renormalises():

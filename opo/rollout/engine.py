@@ -18,7 +18,7 @@ def make_sampler(config: RunConfig, policy: Policy) -> Iterator[Sampler]:
 
         sampler: Sampler = VllmSampler(
             model_source(config.model),
-            dtype=config.model.dtype,
+            dtype="bfloat16" if config.model.compute == "bfloat16" else config.model.dtype,
             max_model_len=config.rollout.max_model_len,
             max_sequences=config.rollout.max_sequences,
             kv_cache_gib=config.rollout.kv_cache_gib,
@@ -26,7 +26,7 @@ def make_sampler(config: RunConfig, policy: Policy) -> Iterator[Sampler]:
             devices=config.rollout.devices,
         )
     else:
-        sampler = HfSampler(config.rollout.max_sequences)
+        sampler = HfSampler(config.rollout.max_sequences, config.model.compute)
     try:
         yield sampler
     finally:

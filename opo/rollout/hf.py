@@ -13,14 +13,16 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from opo.forward import pad_left, positions
+from opo.precision import Compute, computing
 from opo.rollout.base import Samples, Sampling
 
 
 class HfSampler:
     """Samples with the very module that is trained, so its weights can never be stale."""
 
-    def __init__(self, max_sequences: int = 256) -> None:
+    def __init__(self, max_sequences: int = 256, compute: Compute = "float32") -> None:
         self.max_sequences = max_sequences  # responses sampled at once; bounds the memory of keys and values
+        self.compute: Compute = compute
         self.version = -1
 
     def load_weights(self, model: PreTrainedModel, version: int) -> None:
@@ -43,7 +45,8 @@ class HfSampler:
         for start in range(0, len(prompt_ids), prompts_at_once):
             part = prompt_ids[start : start + prompts_at_once]
             uniforms = uniforms_NT[start * group : (start + len(part)) * group]
-            tokens_NT, logprobs_NT, lengths_N, finished_N = self._sample(part, sampling, uniforms)
+            with computing(self.compute, self.model.device.type):
+                tokens_NT, logprobs_NT, lengths_N, finished_N = self._sample(part, sampling, uniforms)
             lengths = lengths_N.tolist()
             responses += [row[:length] for row, length in zip(tokens_NT.tolist(), lengths, strict=True)]
             logprobs += [row[:length] for row, length in zip(logprobs_NT.tolist(), lengths, strict=True)]

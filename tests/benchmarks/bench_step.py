@@ -1,0 +1,281 @@
+"""One training step beside TRL's: the same weights, prompts, lengths and threads, every arm in a process of its own.
+
+    OMP_NUM_THREADS=1 python tests/benchmarks/bench_step.py [--policies tiny,smollm2] [--rounds 2] [--steps 5]
+
+The arms take turns, `rounds` times each; medians over all steps but the first of each process. All responses have the full length
+(no stop tokens here, `min_new_tokens` there), float32, AdamW, one update a batch.
+
+    opo        sampling with transformers, update, certificate
+    opo_half_backward, opo_half    the same with model.compute=bfloat16_backward and bfloat16
+    opo_vllm   the same with `rollout=vllm`
+    trl, trl_half   GRPOTrainer, beta 0, one iteration; with bf16=True
+    generate   `model.generate` alone: what sampling costs by the plain way
+"""
+
+import argparse
+import importlib
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+SHAPES = {"tiny": (16, 8, 48), "smollm2": (4, 8, 64)}  # prompts, responses to each, tokens
+ARMS = ("opo", "opo_half_backward", "opo_half", "opo_vllm", "trl", "trl_half", "generate")
+
+
+def prompts_of(policy: str, count: int) -> list[str]:
+    if policy == "tiny":
+        return [f"{i}+{i * 7 % 50}-{i * 3 % 20}=" for i in range(10, 10 + count)]
+    return [f"What is {i} plus {i * 7 % 50}? Think step by step." for i in range(count)]
+
+
+def reward(text: str) -> float:
+    return len(text) % 7 / 7
+
+
+def opo(policy_name: str, steps: int, engine: Any = "hf", compute: Any = "float32") -> list[dict[str, float]]:
+    from opo.batch import Rollouts
+    from opo.certificate import Certificate
+    from opo.config import (
+        AlgoConfig,
+        CertificateConfig,
+        CheckpointConfig,
+        CriticConfig,
+        EvaluateConfig,
+        ModelConfig,
+        OptimConfig,
+        RewardConfig,
+        RolloutConfig,
+        RunConfig,
+        TrackingConfig,
+    )
+    from opo.load import load_policy
+    from opo.rollout.base import Sampling
+    from opo.rollout.engine import make_sampler
+    from opo.state import TrainingState
+    from opo.update import update_on
+
+    prompts, group, tokens = SHAPES[policy_name]
+    config = RunConfig(
+        AlgoConfig(),
+        None,
+        ModelConfig(policy_name, compute=compute),
+        RolloutConfig(engine, prompts, group, tokens),
+        OptimConfig(learning_rate=1e-6),
+        CriticConfig(),
+        RewardConfig(),
+        EvaluateConfig(),
+        CheckpointConfig(),
+        TrackingConfig("off"),
+        CertificateConfig(logprob_abs_mean_nats=0.1, logprob_abs_max_nats=2.0),
+        device="cpu",
+    )
+    policy = load_policy(config.model, device="cpu")
+    texts = prompts_of(policy_name, prompts * (steps + 1))
+    state, times = TrainingState(config, policy, None), []
+    with tempfile.TemporaryDirectory() as folder, make_sampler(config, policy) as sampler:
+        certificate = Certificate.open(Path(folder), config.certificate)
+        sampler.load_weights(policy.model, 0)
+        for step in range(steps + 1):
+            start = time.perf_counter()
+            ids = [policy.tokenizer.encode(text) for text in texts[step * prompts : (step + 1) * prompts]]
+            samples = sampler.generate(ids, Sampling(group, tokens), torch.Generator().manual_seed(step))
+            rewards = [[reward(policy.tokenizer.decode(r)) for r in group] for group in samples.response_ids]
+            sampled = time.perf_counter()
+            rollouts = Rollouts.from_lists(ids, samples.response_ids, rewards, samples.logprobs, version=state.version)
+            update_on(rollouts, config, policy, None, state, certificate, Path(folder))
+            updated = time.perf_counter()
+            sampler.load_weights(policy.model, state.version)
+            state.finish_step(rollouts)
+            done = time.perf_counter()
+            assert bool((rollouts.lengths_N == tokens).all())
+            times.append({"step": done - start, "sampling": sampled - start, "update": updated - sampled})
+    return times[1:]
+
+
+def trl(policy_name: str, steps: int, half: bool = False) -> list[dict[str, float]]:
+    peer, datasets = importlib.import_module("trl"), importlib.import_module("datasets")  # `make bench` installs them
+
+    prompts, group, tokens = SHAPES[policy_name]
+    model, tokenizer = plain_model(policy_name)
+    settings: dict[str, Any] = {
+        "per_device_train_batch_size": prompts * group,
+        "num_generations": group,
+        "max_completion_length": tokens,
+        "generation_kwargs": {"min_new_tokens": tokens},
+        "max_steps": steps + 1,
+        "learning_rate": 1e-6,
+        "beta": 0.0,
+        "use_cpu": True,
+        "bf16": half,
+        "gradient_checkpointing": False,
+        "report_to": [],
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+    times: list[dict[str, float]] = []
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.start = time.perf_counter()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            times.append({"step": time.perf_counter() - self.start})
+
+    with tempfile.TemporaryDirectory() as folder:
+        peer.GRPOTrainer(
+            model=model,
+            reward_funcs=lambda completions, **_: [reward(c) for c in completions],
+            args=peer.GRPOConfig(output_dir=folder, **settings),
+            train_dataset=datasets.Dataset.from_dict({"prompt": prompts_of(policy_name, prompts * (steps + 2))}),
+            processing_class=tokenizer,
+            callbacks=[Clock()],
+        ).train()
+    return times[1:]
+
+
+def generate(policy_name: str, steps: int) -> list[dict[str, float]]:
+    prompts, group, tokens = SHAPES[policy_name]
+    model, tokenizer = plain_model(policy_name)
+    texts, times = prompts_of(policy_name, prompts * (steps + 1)), []
+    for step in range(steps + 1):
+        start = time.perf_counter()
+        part = texts[step * prompts : (step + 1) * prompts]
+        inputs = tokenizer(part, return_tensors="pt", padding=True, padding_side="left", return_token_type_ids=False)
+        model.generate(
+            **inputs,
+            do_sample=True,
+            top_k=0,
+            num_return_sequences=group,
+            min_new_tokens=tokens,
+            max_new_tokens=tokens,
+        )
+        times.append({"sampling": time.perf_counter() - start})
+    return times[1:]
+
+
+def plain_model(policy_name: str) -> tuple[Any, Any]:
+    from opo.config import ModelConfig
+    from opo.load import model_source
+
+    folder = model_source(ModelConfig(policy_name))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tokenizer
+
+
+def matmul_rate() -> float:
+    """FLOP/s of one large float32 product on this many threads."""
+    a, b, c = torch.randn(3, 2048, 2048)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        torch.mm(a, b, out=c)
+        times.append(time.perf_counter() - start)
+    return 2 * 2048**3 / statistics.median(times)
+
+
+def update_flops(policy_name: str) -> float:
+    """Three products a weight (forward, and two backward) for each distinct prompt token and each response token; attention left out."""
+    model, tokenizer = plain_model(policy_name)
+    prompts, group, tokens = SHAPES[policy_name]
+    head = model.get_output_embeddings().weight
+    body = sum(p.numel() for p in model.parameters() if p.dim() == 2 and p is not head)
+    fed = sum(len(tokenizer.encode(t)) for t in prompts_of(policy_name, prompts)) + prompts * group * (tokens - 1)
+    return 3 * 2 * (body * fed + head.numel() * prompts * group * tokens)
+
+
+def run_arm(arm: str, policy: str, steps: int) -> None:
+    """In the child: measure and print one line of JSON."""
+    ways: dict[str, Callable[[], list[dict[str, float]]]] = {
+        "opo": lambda: opo(policy, steps),
+        "opo_half_backward": lambda: opo(policy, steps, compute="bfloat16_backward"),
+        "opo_half": lambda: opo(policy, steps, compute="bfloat16"),
+        "opo_vllm": lambda: opo(policy, steps, "vllm"),
+        "trl": lambda: trl(policy, steps),
+        "trl_half": lambda: trl(policy, steps, half=True),
+        "generate": lambda: generate(policy, steps),
+    }
+    times = ways[arm]()
+    print(json.dumps({"times": times, "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--policies", default="tiny,smollm2")
+    parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--child", nargs=2, metavar=("ARM", "POLICY"))
+    options = parser.parse_args()
+    if options.child:
+        run_arm(*options.child, options.steps)
+        return
+    rate = matmul_rate()
+    for policy in options.policies.split(","):
+        prompts, group, length = SHAPES[policy]
+        seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
+        memory: dict[str, float] = defaultdict(float)
+        for _ in range(options.rounds):
+            for arm in options.arms.split(","):
+                command = [sys.executable, __file__, "--child", arm, policy, "--steps", str(options.steps)]
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                if done.returncode:
+                    sys.exit(f"{arm} on {policy}: {done.stderr[-2000:]}")
+                found = json.loads(done.stdout.splitlines()[-1])
+                memory[arm] = max(memory[arm], found["gib"])
+                for times in found["times"]:
+                    for part, value in times.items():
+                        seconds[arm, part].append(value)
+        table = Table()
+        for heading in (
+            "",
+            "s a step",
+            "(min - max)",
+            "sampling s",
+            "tokens/s",
+            "update s",
+            "tokens/s",
+            "peak GiB",
+            "TRL / this",
+        ):
+            table.add_column(heading)
+        median = {key: statistics.median(values) for key, values in seconds.items()}
+        for arm in options.arms.split(","):
+            steps, tokens = seconds.get((arm, "step")), prompts * group * length
+            row = [
+                arm,
+                *([f"{median[arm, 'step']:.3f}", f"{min(steps):.3f} - {max(steps):.3f}"] if steps else ["", ""]),
+            ]
+            for part in ("sampling", "update"):
+                found = median.get((arm, part))
+                row += ["", ""] if found is None else [f"{found:.3f}", f"{tokens / found:.0f}"]
+            row.append(f"{memory[arm]:.2f}")
+            row.append(
+                f"{median['trl', 'step'] / median[arm, 'step']:.2f}" if steps and ("trl", "step") in median else ""
+            )
+            table.add_row(*row)
+        console = Console(width=120)
+        console.print(
+            f"{policy}: {prompts} prompts x {group} responses x {length} tokens, {torch.get_num_threads()} thread(s)"
+        )
+        console.print(table)
+        if ("opo", "update") in median:
+            share = update_flops(policy) / median["opo", "update"] / rate
+            console.print(f"update: {share:.0%} of the {rate / 1e9:.0f} GFLOP/s of a large float32 product\n")
+
+
+if __name__ == "__main__":
+    main()
