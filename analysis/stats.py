@@ -8,14 +8,22 @@ skewed. So every interval inverts a studentised test, whose critical values come
 
 and lie a quarter of the way from the quantiles of t* to Student's where Student's are wider: resampling underestimates
 both tails a little at P = 24, and Student's alone overestimate them where scales differ much.
+A ratio of means has the prompts' common scale in both, and needs no more. The mean of one moment does: where scales are
+log-normal a few prompts are the mean, two dozen often hold none of them, and no resampling of those knows. There a
+share of the t* comes from log-normal prompts instead (`mean_interval`), as large as the sample's scales make likely.
+
 `tests/benchmarks/bench_coverage.py` shows what that covers. Resamples are passed as counts, one matrix for all measures
-and estimators, so comparisons are paired. Sources: Efron 1979 (bootstrap-t); Fieller 1954 (ratios); Holm 1979.
+and estimators, so comparisons are paired. Sources: Efron 1979 (bootstrap-t); Fieller 1954 (ratios); Zhou and Gao 1997
+(means of log-normal samples); Krishnamoorthy and Mathew 2003 (the deviation unknown); Buckland, Burnham and Augustin
+1997 (weights of models); Holm 1979.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 from scipy.stats import t as student
 
 Array = NDArray[np.float64]
@@ -35,8 +43,8 @@ def ratio_interval(
     """Interval for theta = E[x] / E[y] over fresh prompts: all theta with q_low <= t(theta) <= q_high (Fieller's set).
 
     t(theta) is the studentised mean of x - theta y, so the denominator's noise is in it, and the upper end is inf where
-    the denominator is not clearly above zero. A denominator of ones gives the interval of a plain mean. `nonnegative`
-    says that theta cannot be below zero.
+    the denominator is not clearly above zero. A denominator of ones gives the interval of a plain mean of values of
+    bounded scale (of others see `mean_interval`). `nonnegative` says that theta cannot be below zero.
     """
     num_prompts = len(numerator_P)
     floor = 0.0 if nonnegative else -np.inf
@@ -52,6 +60,49 @@ def ratio_interval(
     low = _fieller_end(numerator_P, denominator_P, q_high, theta, upward=False)
     high = _fieller_end(numerator_P, denominator_P, q_low, theta, upward=True)
     return float(max(floor, low)), float(max(floor, high))
+
+
+def mean_interval(values_P: Array, scale_P: Array, counts_BP: Array, level: float = 0.95) -> tuple[float, float]:
+    """Interval for E[x] over fresh prompts, where x_p is a prompt's scale c_p >= 0 times something of bounded scale.
+
+    [mean - q_high se, mean - q_low se], with critical values of t* of which a share w comes from log-normal prompts and
+    the rest from resampled ones. w = L / (L + L'), with L and L' the greatest likelihoods of the scales c_p > 0 if they
+    are log-normal and if they are normal, so w is near 0 where prompts are alike and near 1 where scales spread. The
+    centre stays the mean and w touches only the critical values, which all tend to the normal ones as P grows: the
+    interval is right for many prompts of any finite variance, and for few prompts of log-normal scale.
+    """
+    num_prompts, mean = len(values_P), float(values_P.mean())
+    if num_prompts < 2:
+        return -np.inf, np.inf
+    error = float(values_P.std(ddof=1)) / np.sqrt(num_prompts)
+    if error <= _ROUNDING * abs(mean):
+        return mean, mean
+    t_B = studentised_means(values_P, counts_BP)
+    log_P = np.log(scale_P[scale_P > _ROUNDING * scale_P.max()])
+    from_lognormal = round(_lognormal_weight(log_P) * len(t_B))
+    if from_lognormal:
+        deviation, positive = float(log_P.std(ddof=1)), len(log_P) / num_prompts
+        t_B[:from_lognormal] = lognormal_t(deviation, positive, num_prompts, len(log_P) - 1, len(t_B))[:from_lognormal]
+    q_low, q_high = critical_values(t_B, num_prompts, level)
+    # log-normal samples of a huge deviation have all their means below the expectation; the estimate stays inside
+    return mean - max(float(q_high), 0.0) * error, mean - float(q_low) * error
+
+
+def lognormal_t(deviation: float, positive: float, num_prompts: int, degrees: int, num_samples: int) -> Array:
+    """Studentised means t* = (mean - E) / se of samples of exp(sigma N) at a share `positive` of prompts, 0 at others, (B,).
+
+    Each sample has its own sigma = deviation sqrt(degrees / chi^2), what a deviation of so many degrees of freedom says
+    of the true one. The draws are the same for all data, like the nodes of a quadrature.
+    """
+    normal_BP, uniform_BP, chi2_B = _draws(num_prompts, degrees, num_samples)
+    sigma_B = deviation * np.sqrt(degrees / chi2_B)
+    log_BP = np.where(uniform_BP < positive, sigma_B[:, None] * normal_BP, -np.inf)
+    # t* does not depend on the unit: the largest value of a sample, or e^0 where it is less
+    unit_B = log_BP.max(1).clip(0)
+    value_BP = np.exp(log_BP - unit_B[:, None])
+    expected_B = positive * np.exp(np.minimum(sigma_B**2 / 2 - unit_B, 500.0))
+    mean_B, error_B = value_BP.mean(1), value_BP.std(1, ddof=1) / np.sqrt(num_prompts)
+    return _divide(mean_B - expected_B, error_B, 1.0)
 
 
 def ratio_p_value(numerator_P: Array, denominator_P: Array, counts_BP: Array, theta: float = 1.0) -> float:
@@ -124,6 +175,22 @@ def critical_values(t_B: Array, num_prompts: int, level: float | Array) -> tuple
     low, high = np.quantile(t_B, tail, method="lower"), np.quantile(t_B, 1 - tail, method="higher")
     blend = _TOWARDS_STUDENT
     return (1 - blend) * low + blend * np.minimum(low, -wide), (1 - blend) * high + blend * np.maximum(high, wide)
+
+
+def _lognormal_weight(log_P: Array) -> float:
+    """L / (L + L') of a log-normal against a normal, both fitted to exp(log_P); 0 where there is nothing to fit."""
+    if len(log_P) < 3 or np.ptp(log_P) <= _ROUNDING:
+        return 0.0
+    largest = log_P.max()
+    log_spread = largest + np.log(np.exp(log_P - largest).std())
+    return float(expit(len(log_P) * (log_spread - np.log(log_P.std()) - log_P.mean())))
+
+
+@lru_cache(maxsize=4)
+def _draws(num_prompts: int, degrees: int, num_samples: int) -> tuple[Array, Array, Array]:
+    rng = np.random.default_rng(0)
+    shape = num_samples, num_prompts
+    return rng.standard_normal(shape), rng.random(shape), rng.chisquare(degrees, num_samples)
 
 
 def _residual(numerator_P: Array, denominator_P: Array) -> Array:
