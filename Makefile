@@ -38,7 +38,7 @@ format: $(STAMP) ## put the code into its format and mend what ruff can mend
 lab: $(STAMP) ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab --notebook-dir notebooks
 
-bench: $(STAMP) ## time sampling and update against TRL, one thread, both in one run
+bench: $(STAMP) ## time what is claimed fast beside the peers: a step, advantages, the Gram (an hour, one thread)
 	@$(PIP) install --no-deps -r .lock/bench.txt
 	@for script in tests/benchmarks/bench_*.py; do OMP_NUM_THREADS=1 $(BIN)/python $$script; done
 
@@ -55,7 +55,7 @@ $(STAMP): pyproject.toml $(LOCKS)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 ifneq ($(GPU),)
 	@echo "1/3 torch and vLLM for $(GPU) (several GB)"
-	@$(PIP) install -r .lock/torch.txt -c .lock/base.txt '.[vllm,gpu]'
+	@$(PIP) install -r .lock/torch.txt -c .lock/base.txt '.[vllm]'
 else
 	@echo "1/3 torch for the CPU (200 MB)"
 	@$(PIP) install --no-deps -r .lock/torch.txt $(if $(LINUX),$(CPU_INDEX))

