@@ -30,6 +30,7 @@ from analysis.stats import Array
 from analysis.table import COMPARABLE
 from analysis.variance import compare
 
+_ROUNDING = 1e-20  # of a squared relative difference
 _FEWEST_PROMPTS = 5  # below this a bootstrap over prompts says nothing
 
 
@@ -99,6 +100,10 @@ def plan(
             found = [_measured(piece, group_size, names, measure, rng, options) / means_K1 for piece in pieces]
             groups_F.append(size // group_size)
             variance_F.append(np.mean([_contrast(x_KP).var(ddof=1) for x_KP in found]))
+    if min(variance_F) < _ROUNDING:
+        raise ValueError(
+            f"{estimator!r} and {reference!r} are one estimator up to scale at this group size: nothing to resolve"
+        )
     basis_FC = _basis(np.array(groups_F)) / np.array(variance_F)[:, None]  # relative errors count alike
     coefficients_C, _ = nnls(basis_FC, np.ones(len(groups_F)))
     sizes = [n * group_size for n in (4, 8, 16, 32)] if responses is None else list(responses)

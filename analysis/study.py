@@ -15,10 +15,11 @@ import torch
 import yaml
 
 from analysis.foreign import ForeignPrompt, read_rollouts
+from analysis.pool import Pool
 from analysis.pools import Measurement, PoolFolder, PromptPool, measure_pool
 from analysis.study_config import Stage, VarianceConfig, Weights, load_config, stages
 from analysis.study_result import Study
-from analysis.study_tables import analyse, moments_table, write_figures
+from analysis.study_tables import analyse, meter_pools, moments_table, write_figures
 from analysis.terminal import wide_console
 from opo.atomic import write_text
 from opo.build import build
@@ -32,7 +33,7 @@ from opo.seeding import generator_for
 from opo.tasks import TASKS, make_task
 from opo.tasks.arithmetic import ArithmeticConfig
 
-__all__ = ["load_config", "main", "run_study"]
+__all__ = ["load_config", "load_pools", "main", "run_study"]
 
 LINE_EVERY_S = 10.0
 
@@ -85,6 +86,17 @@ def conclude(config: VarianceConfig, folder: Path) -> Study:
     study.save(folder)
     write_figures(study, folder / "figures")
     return study
+
+
+def load_pools(folder: Path | str, policy: str) -> list[Pool]:
+    """The pools of one policy of a study, for what its tables do not hold: an estimator of one's own (`analysis.variance.compare`),
+    another group size, or how many prompts would resolve a difference (`analysis.planner.plan`). No model is needed.
+    """
+    path = Path(folder) / "pools" / policy
+    files = sorted(path.glob("prompt-*.npz"))
+    if not files:
+        raise UserError(f"{path}: no pools here; `opo variance` makes them, one folder for each policy")
+    return meter_pools([PromptPool.load(file) for file in files])
 
 
 def prompt_numbers(config: VarianceConfig, foreign: list[ForeignPrompt] | None) -> list[int]:

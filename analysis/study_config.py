@@ -11,6 +11,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from analysis.estimators import known_names, resolve
+from opo.algorithms import ALGORITHMS
 from opo.build import build, near
 from opo.checkpoint import checkpoints
 from opo.config import ModelConfig
@@ -31,6 +32,7 @@ ESTIMATORS = (
     "group_standardized",
 )
 GROUP_SIZES = (2, 4, 8, 16)
+NOT_IN_POOLS = ("greedy_rewards_P", "answers")  # what algorithms may need and a study does not keep
 NOT_IN_NAME = ("shard", "threads", "device", "memory_gib", "reward_timeout_s", "hydra")
 
 
@@ -133,9 +135,16 @@ def _complaints(config: VarianceConfig) -> Iterator[str]:
     for size in config.group_sizes:
         if size < 2 or (config.rollouts is None and 2 * size > config.responses):
             yield f"group_sizes has {size}: allowed are 2 to responses / 2 = {config.responses // 2}, since a variance needs two groups a prompt"
-    names = known_names()
+    names = [
+        name for name in known_names() if name not in ALGORITHMS or not {*ALGORITHMS[name].needs} & {*NOT_IN_POOLS}
+    ]
     for name in [*config.estimators, config.reference]:
-        if name not in names:
+        if name in ALGORITHMS and ALGORITHMS[name].token_level:
+            yield f"estimators has {name}: it weighs tokens, not responses; analysis.token_level.compare_token_weights measures it"
+        elif name in ALGORITHMS and name not in names:
+            need = next(need for need in ALGORITHMS[name].needs if need in NOT_IN_POOLS)
+            yield f"estimators has {name}: it needs {need}, which a study does not keep; analysis.variance.compare takes it in its pools"
+        elif name not in names:
             yield f"estimators has {name}: not one that weighs responses{near(name, names)}; allowed are {', '.join(names)}"
     if config.reference not in config.estimators:
         yield f"reference={config.reference}: must be one of the estimators, {', '.join(config.estimators)}"

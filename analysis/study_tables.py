@@ -52,19 +52,20 @@ def analyse(config: VarianceConfig, planned: Sequence[Stage], pools: Mapping[str
     )
 
 
-def _meter(pools: Sequence[PromptPool]) -> list[Pool]:
+def meter_pools(pools: Sequence[PromptPool]) -> list[Pool]:
+    """The pools as `analysis.variance` takes them."""
     return [Pool(p.gram_RR, p.rewards_R, p.lengths_R, p.logit_energy_R) for p in pools]
 
 
 def _compare(config: VarianceConfig, pools: Sequence[PromptPool], group_size: int) -> Table:
     rng = rng_for(config.seed, "partitions", group_size)
     options = (config.num_bootstrap, config.num_partitions, config.prompts_per_batch)
-    return compare(_meter(pools), group_size, config.estimators, rng, *options)
+    return compare(meter_pools(pools), group_size, config.estimators, rng, *options)
 
 
 def _equal_variance(config: VarianceConfig, pools: Sequence[PromptPool]) -> list[dict[str, Any]]:
     """The reference's group size of equal relative variance; open where that lies outside the sizes measured."""
-    meter, size = _meter(pools), default_group_size(config.group_sizes)
+    meter, size = meter_pools(pools), default_group_size(config.group_sizes)
     coupled = {e.name for e in resolve(config.estimators) if e.couples_prompts}
     rows = []
     for name in config.estimators:
@@ -183,16 +184,19 @@ def _policy(stage: Stage, pools: Sequence[PromptPool]) -> dict[str, Any]:
     }
 
 
-def moments_table(study: Study) -> RichTable:
-    """The last policy at the default group size, for the terminal."""
-    policy, size = study.policy(study.last_policy), study.default_group_size
+def moments_table(study: Study, policy_name: str | None = None, group_size: int | None = None) -> RichTable:
+    """One policy (the last) at one group size (the default), for the terminal."""
+    policy, size = study.policy(policy_name or study.last_policy), group_size or study.default_group_size
     shown = ("relative_variance", "bias")
     title = f"{policy['label']}: G = {size}, {policy['prompts']} prompts x {policy['responses']} responses, 95 % intervals over prompts"
     table = RichTable(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for column in ("estimator", "relative variance", "bias", f"relative variance over {study.settings['reference']}'s"):
         table.add_column(column, justify="left" if column == "estimator" else "right")
-    ratios = {row["estimator"]: row for row in study.compare().iter_rows(named=True)}
-    cells = {m: {row["estimator"]: interval_text(row) for row in study.select(m).iter_rows(named=True)} for m in shown}
+    ratios = {row["estimator"]: row for row in study.compare(policy["name"], size).iter_rows(named=True)}
+    cells = {
+        m: {row["estimator"]: interval_text(row) for row in study.select(m, policy["name"], size).iter_rows(named=True)}
+        for m in shown
+    }
     for name in study.estimators:
         ratio = interval_text(ratios[name]) if name in ratios else "1"
         table.add_row(name, *(cells[measure][name] for measure in shown), ratio)

@@ -84,6 +84,7 @@ def test_more_responses_need_fewer_prompts_and_smaller_differences_more():
         ({"pools": pools(16, 4)}, "at least 5 prompts"),
         ({"measure": "cosine"}, "choose from relative_variance, trace_cov"),
         ({"responses": [2]}, "must hold two groups of 2"),
+        ({"estimator": "length_weighted_loo"}, "are one estimator up to scale at this group size"),  # exactly, at G = 2
         ({"pools": [p.take(np.arange(16)) for p in pools(16, 6)], "estimator": "nonsense"}, "unknown"),
     ],
 )

@@ -19,15 +19,18 @@ from torch import nn
 from analysis.audits import audit_interval, audit_terms, audit_value, jackknifed_gain
 from analysis.exact import softmax_bandit
 from analysis.foreign import read_rollouts
+from analysis.planner import plan
 from analysis.pools import Measurement, PromptPool, head_norms, measure_pool
 from analysis.stats import resample_counts
-from analysis.study import run_study
+from analysis.study import load_pools, run_study
 from analysis.study_config import VarianceConfig, load_config, stages, study_name
 from analysis.study_result import TABLES, Study, load
+from analysis.variance import compare
 from opo.errors import UserError
 from opo.hydra_app import plain
 from opo.load import save_model
 from opo.policy import Policy
+from opo.seeding import rng_for
 from opo.tiny import character_tokenizer
 
 
@@ -197,6 +200,22 @@ def test_rollouts_from_elsewhere_shards_and_resumption_agree(foreign: tuple[Path
         run_study(foreign_config(foreign, rollout={"temperature": 0.5}), tmp_path / "whole")
 
 
+def test_pools_of_a_study_can_be_measured_again_without_a_model(foreign: tuple[Path, Path], tmp_path: Path) -> None:
+    study = run_study(foreign_config(foreign), tmp_path)
+    assert study is not None
+    pools = load_pools(tmp_path, "model")
+    table = compare(pools, 2, ["leave_one_out", "length_weighted", "opo"], rng_for(0, "partitions", 2), 200)
+    for row in table:
+        again = study.select("relative_variance", group_size=2).filter(estimator=row.name).row(0, named=True)
+        assert (row.relative_variance, *row.interval("relative_variance")) == pytest.approx(
+            tuple(np.inf if again[key] is None else again[key] for key in ("value", "low", "high"))
+        )
+    found = plan(pools, 2, "none", "leave_one_out", 0.9, np.random.default_rng(0), measure="trace_cov")
+    assert found.cheapest.prompts >= 5
+    with pytest.raises(UserError, match="no pools here"):
+        load_pools(tmp_path, "step-000001")
+
+
 def test_result_is_strict_json_and_reads_back(tmp_path: Path) -> None:
     study = bandit_study()
     study.save(tmp_path)
@@ -231,7 +250,9 @@ def test_prompt_rows_make_the_tables(tmp_path: Path) -> None:
         ({"rollout": {"temperature": 0.0}}, r"rollout\.temperature=0\.0"),
         ({"rollout": {"tempratur": 1.0}}, r"rollout\.tempratur: unknown key \(did you mean temperature\?\)"),
         ({"estimators": ["leave_one_out", "length_wieghted"]}, r"length_wieghted.*did you mean length_weighted"),
-        ({"estimators": ["leave_one_out", "ppo"]}, r"ppo: not one that weighs responses"),
+        ({"estimators": ["leave_one_out", "ppo"]}, r"ppo: it weighs tokens.*token_level\.compare_token_weights"),
+        ({"estimators": ["leave_one_out", "remax"]}, r"remax: it needs greedy_rewards_P"),
+        ({"estimators": ["leave_one_out", "copo"]}, r"copo: it needs answers"),
         ({"estimators": ["none"]}, r"reference=leave_one_out: must be one of the estimators"),
         ({"estimators": ["leave_one_out", "shrinkage"]}, r"prompts_per_batch=null: shrinkage couples"),
         ({"group_sizes": [32]}, r"group_sizes has 32: allowed are 2 to responses / 2 = 16"),
