@@ -173,5 +173,7 @@ def _rollout_weights(name: str, groups: Groups, rows: int | slice) -> Array:
     first_N1 = weights_NT[:, :1]
     spread_NT = torch.where(mask_NT, (weights_NT - first_N1).abs(), 0.0)
     if spread_NT.max() > 1e-9 * weights_NT.abs().max():
-        raise ValueError(f"estimator {name!r} weighs tokens, not responses: measure it with token_level.compare_token_weights")
+        raise ValueError(
+            f"estimator {name!r} weighs tokens, not responses: measure it with token_level.compare_token_weights"
+        )
     return (first_N1[:, 0] * len(mask_NT)).numpy().reshape(rewards_PG.shape)
