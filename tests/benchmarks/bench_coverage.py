@@ -3,7 +3,7 @@
 Prompts are enumerable policies whose exact moments are known: a bank of them, one pool of 64 responses each, measured
 once. A replicate draws 24 from the bank and multiplies all scores of a prompt by a factor of its own, exp(s N(0, 1)),
 which multiplies its moments by the factor's square; so the truth is known for any s: the bank's exact mean times
-E exp(2 s N) = exp(2 s^2). At s = 1 the largest of 24 prompts has half of the total trace.
+E exp(2 s N) = exp(2 s^2). At s = 1 the largest of 24 factors is two fifths of their sum on average.
 
     python tests/benchmarks/bench_coverage.py [prompts in the bank] [replicates]
 """
