@@ -2,6 +2,7 @@
 
 from analysis import figures
 from analysis.audits import AUDITS
+from analysis.figures_audits import audits_over_training
 from analysis.report_blocks import Block, Section, figure, heading, table, text
 from analysis.study_result import Study
 from analysis.study_tables import interval_text
@@ -93,6 +94,10 @@ def _assumptions(study: Study) -> Section:
             f"Squared score norm against length of every response at {study.policies[-1]['label']}; the fit is within prompts, drawn through the middle of all.",
         ),
     ]
+    if len({policy["step"] for policy in study.policies if policy["step"] is not None}) > 1:
+        blocks.append(
+            figure(audits_over_training(study), "The same audits at each checkpoint; 95 % intervals over prompts.")
+        )
     parts = study.audits.filter(policy=names[-1]).filter(measure="norm2_share")
     measures = ("norm2_share", "norm_length_exponent", "best_gain")
     rows = [

@@ -13,6 +13,7 @@ from analysis import figures
 from analysis.audits import audit_interval, audit_terms, audit_value
 from analysis.estimators import resolve
 from analysis.figure_style import save
+from analysis.figures_audits import audit_by_part, audits_over_training
 from analysis.group_size import equal_variance_group_size
 from analysis.pool import Pool
 from analysis.pools import PromptPool
@@ -224,3 +225,6 @@ def write_figures(study: Study, folder: Path) -> None:
             save(figures.against_group_size(study, name), folder, f"group-size-{name}")
     if several:
         save(figures.over_training(study), folder, "variance-over-training")
+        save(audits_over_training(study), folder, "audits-over-training")
+    for measure in ("norm_length_exponent", "norm2_share"):
+        save(audit_by_part(study, measure), folder, f"{measure.replace('_', '-')}-by-part")

@@ -19,6 +19,7 @@ from analysis.claims import judge
 from analysis.claims_evidence import study_evidence
 from analysis.examples import wordy_bandit
 from analysis.figure_style import figure_of, inline_svg, save
+from analysis.figures_audits import audit_by_part, audits_over_training
 from analysis.figures_exact import parabola
 from analysis.run_groups import with_groups
 from analysis.runs import load
@@ -32,6 +33,8 @@ STUDY = {
     "over_training": figures.over_training,
     "within_between": figures.within_between,
     "norm_against_length": figures.norm_against_length,
+    "audits_over_training": audits_over_training,
+    "audit_by_part": audit_by_part,
 }
 
 
@@ -44,6 +47,16 @@ def study() -> Study:
 def test_no_text_overlaps(name: str, study: Study) -> None:
     draw: Callable[..., Axes] = STUDY[name]
     clashes(draw(study))
+
+
+def test_audits_are_drawn_where_the_table_has_them(study: Study) -> None:
+    """Each estimate's interval is a line from its low to its high end."""
+    for ax, scopes, axis in ((audits_over_training(study), {"all"}, 1), (audit_by_part(study), {"layer 0", "head"}, 0)):
+        rows = study.audits.filter(pl.col("scope").is_in(scopes), measure="norm_length_exponent").drop_nulls()
+        drawn = [np.asarray(line.get_data()[axis]) for line in ax.get_lines()]
+        assert len(rows) >= 2
+        for low, high in rows.select("low", "high").iter_rows():
+            assert any(len(ends) == 2 and np.allclose(ends, (low, high)) for ends in drawn)
 
 
 def test_training_curves_and_ledger_do_not_overlap(study: Study, tmp_path: Path) -> None:
