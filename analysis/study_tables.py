@@ -39,6 +39,7 @@ def analyse(config: VarianceConfig, planned: Sequence[Stage], pools: Mapping[str
             table = _compare(config, mine, size)
             found = table.to_dicts() + _batch_rows(table, mine)
             rows["moments"] += [where | row | estimate(row["value"], row["low"], row["high"]) for row in found]
+            rows["moments"] += [where | row for row in _sample_size_rows(table)]
             rows["comparisons"] += [where | row for row in _comparisons(table, config.reference)]
             rows["prompts"] += [
                 {"policy": stage.name} | row for row in _prompt_rows(table, [pool.prompt_id for pool in mine])
@@ -98,6 +99,16 @@ def _batch_rows(table: Table, pools: Sequence[PromptPool]) -> list[dict[str, Any
         }
         for row in table
         for measure, (value, low, high) in batch_measures(row.moments, gradients_PD, row.counts_BP).items()
+    ]
+
+
+def _sample_size_rows(table: Table) -> list[dict[str, Any]]:
+    """How many responses each baseline really averages: a mean over all groups, without an interval."""
+    return [
+        {"estimator": row.name, "group_size": row.group_size, "measure": "effective_sample_size"}
+        | estimate(row.effective_sample_size, -np.inf, np.inf)
+        for row in table
+        if row.effective_sample_size is not None
     ]
 
 

@@ -242,6 +242,14 @@ def test_prompt_rows_make_the_tables(tmp_path: Path) -> None:
     assert study.select("relative_variance").filter(estimator="length_weighted")["value"][0] == pytest.approx(value)
 
 
+def test_effective_sample_sizes_of_the_weights_are_in_the_table() -> None:
+    study = bandit_study()
+    found = dict(study.select("effective_sample_size", group_size=8).select("estimator", "value").iter_rows())
+    assert found["group_mean"] == found["leave_one_out"] == 8
+    assert 1 < found["length_weighted"] < 8
+    assert "none" not in found
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
