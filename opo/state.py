@@ -70,7 +70,7 @@ def _adamw(parameters: list[torch.nn.Parameter], rate: float, config: RunConfig)
         betas=(optim.beta1, optim.beta2),
         eps=optim.eps,
         weight_decay=optim.weight_decay,
-        foreach=True,
+        fused=True,
     )
 
 

@@ -33,6 +33,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 SHAPES = {"tiny": (16, 8, 48), "smollm2": (4, 8, 64)}  # prompts, responses to each, tokens
+MICROBATCH = {"tiny": 4096, "smollm2": 1024}  # tokens, as in conf/
 ARMS = ("opo", "opo_half_backward", "opo_half", "opo_vllm", "trl", "trl_half", "generate")
 
 
@@ -74,7 +75,7 @@ def opo(policy_name: str, steps: int, engine: Any = "hf", compute: Any = "float3
         None,
         ModelConfig(policy_name, compute=compute),
         RolloutConfig(engine, prompts, group, tokens),
-        OptimConfig(learning_rate=1e-6),
+        OptimConfig(learning_rate=1e-6, tokens_per_microbatch=MICROBATCH[policy_name]),
         CriticConfig(),
         RewardConfig(),
         EvaluateConfig(),
