@@ -39,13 +39,14 @@ LINE_EVERY_S = 10.0
 
 
 def main(values: dict[str, Any], folder: Path) -> None:
-    """`opo variance`: run the study in `folder` and print its table."""
+    """`opo variance`: run the study in `folder` and print the tables of its first and last policy."""
     folder.mkdir(parents=True, exist_ok=True)
     kept = {key: value for key, value in values.items() if key != "shard"}
     write_text(folder / "config.yaml", yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
     study = run_study(load_config(values), folder)
     if study is not None:
-        wide_console().print(moments_table(study))
+        for policy in dict.fromkeys((study.policies[0]["name"], study.last_policy)):
+            wide_console().print(moments_table(study, policy))
         print(f"{folder}/result.json, variance.parquet and figures/ are written")
 
 
