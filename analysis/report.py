@@ -17,6 +17,7 @@ from analysis.claims import ALPHA
 from analysis.figures_runs import effect_text, threshold_text
 from analysis.report_blocks import Section, code, ledger, listing, text
 from analysis.runs import load as load_runs
+from analysis.study_ledger import read_ledger
 from analysis.study_result import load as load_study
 from opo.atomic import write_text
 from opo.build import build
@@ -82,6 +83,10 @@ def sections_of(folder: Path) -> list[Section]:
     sections = []
     if (folder / "claims.json").is_file():
         sections.append(_ledger(json.loads((folder / "claims.json").read_text(encoding="utf-8"))))
+    elif study is not None and study_folder is not None:
+        for policy in study.policies:
+            if content := read_ledger(study_folder, policy["name"]):
+                sections.append(_ledger(content, f"-{policy['name']}", f": {policy['label']}"))
     if study is not None:
         sections += report_study.sections(study)
     if runs is not None:
@@ -115,7 +120,7 @@ def _summary(folder: Path) -> str:
     )
 
 
-def _ledger(content: Mapping[str, Any]) -> Section:
+def _ledger(content: Mapping[str, Any], suffix: str = "", of: str = "") -> Section:
     claims = [
         claim | {"effect_text": effect_text(claim), "threshold_text": threshold_text(claim)}
         for claim in content["claims"]
@@ -124,7 +129,7 @@ def _ledger(content: Mapping[str, Any]) -> Section:
         "Thresholds were fixed beforehand. A claim is supported where the interval of its effect lies inside the claimed region, refuted "
         f"where it lies outside, with Holm's correction at {100 * ALPHA:.0f} % over the {len(claims)} claims; the intervals shown are plain 95 % ones."
     )
-    return Section("ledger", "The ledger", [text(rule), ledger(claims, "Claims, effects and verdicts")])
+    return Section(f"ledger{suffix}", f"The ledger{of}", [text(rule), ledger(claims, "Claims, effects and verdicts")])
 
 
 def _commands(folder: Path) -> list[str]:

@@ -18,9 +18,10 @@ from analysis.foreign import ForeignPrompt, read_rollouts
 from analysis.pool import Pool
 from analysis.pools import Measurement, PoolFolder, PromptPool, measure_pool
 from analysis.study_config import Stage, VarianceConfig, Weights, load_config, stages
+from analysis.study_ledger import read_ledger, write_ledgers
 from analysis.study_result import Study
 from analysis.study_tables import analyse, meter_pools, moments_table, write_figures
-from analysis.terminal import wide_console
+from analysis.terminal import ledger_table, wide_console
 from opo.atomic import write_text
 from opo.build import build
 from opo.collect import Collector, stop_token_ids
@@ -39,7 +40,7 @@ LINE_EVERY_S = 10.0
 
 
 def main(values: dict[str, Any], folder: Path) -> None:
-    """`opo variance`: run the study in `folder` and print the tables of its first and last policy."""
+    """`opo variance`: run the study in `folder` and print tables and ledgers of its first and last policy."""
     folder.mkdir(parents=True, exist_ok=True)
     kept = {key: value for key, value in values.items() if key != "shard"}
     write_text(folder / "config.yaml", yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
@@ -47,7 +48,9 @@ def main(values: dict[str, Any], folder: Path) -> None:
     if study is not None:
         for policy in dict.fromkeys((study.policies[0]["name"], study.last_policy)):
             wide_console().print(moments_table(study, policy))
-        print(f"{folder}/result.json, variance.parquet and figures/ are written")
+            if ledger := read_ledger(folder, policy):
+                wide_console().print(ledger_table(ledger["claims"]))
+        print(f"{folder}/result.json, variance.parquet, ledger/ and figures/ are written")
 
 
 def run_study(config: VarianceConfig, folder: Path) -> Study | None:
@@ -79,13 +82,14 @@ def measure(config: VarianceConfig, folder: Path) -> int:
 
 
 def conclude(config: VarianceConfig, folder: Path) -> Study:
-    """From pools to result.json, parquet and figures."""
+    """From pools to result.json, parquet, ledgers and figures."""
     foreign = read_rollouts(Path(config.rollouts)) if config.rollouts else None
     numbers, planned = prompt_numbers(config, foreign), stages(config)
     folders = {stage.name: PoolFolder(folder / "pools" / stage.name, setting_of(config, stage)) for stage in planned}
     study = analyse(config, planned, {name: pools.load(numbers) for name, pools in folders.items()})
     study.save(folder)
     write_figures(study, folder / "figures")
+    write_ledgers(study, folder)
     return study
 
 

@@ -25,7 +25,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +131,14 @@ class Study:
         """One number of the audits with its interval."""
         where = {"policy": policy or self.last_policy, "scope": scope, "measure": measure}
         return _some(self.audits.filter(**where), f"an audit at {where}").row(0, named=True)
+
+    def only(self, policy: str) -> "Study":
+        """The same study of one policy."""
+        tables = {
+            f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), pl.DataFrame)
+        }
+        kept = {name: rows.filter(policy=policy) for name, rows in tables.items() if "policy" in rows.columns}
+        return replace(self, policies=[self.policy(policy)], **kept)
 
     def save(self, folder: Path) -> None:
         """Write the files, each whole or not at all."""

@@ -32,7 +32,7 @@ from analysis.runs import load as load_runs
 from analysis.study_config import GROUP_SIZES, VarianceConfig
 from analysis.study_config import load_config as load_study_config
 from analysis.study_tables import moments_table
-from analysis.terminal import wide_console
+from analysis.terminal import ledger_table, wide_console
 from opo.build import build
 from opo.errors import UserError
 from opo.hydra_app import plain, run_name
@@ -206,22 +206,4 @@ def runs_table(runs: pl.DataFrame) -> RichTable:
         table.add_column(name, justify="left" if name == "algorithm" else "right")
     for row in block.rows:
         table.add_row(*row)
-    return table
-
-
-def ledger_table(ledger: list[dict[str, Any]]) -> RichTable:
-    """The ledger for the terminal."""
-    table = RichTable(title="Ledger", title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("claim", ratio=5)
-    for name in ("effect [95 %]", "claimed", "verdict", "would resolve"):
-        table.add_column(name, ratio=2)
-    for claim in ledger:
-        needed = f"about {claim['would_resolve']:,} {claim['unit']}" if claim["would_resolve"] else ""
-        table.add_row(
-            claim["claim"],
-            figures_runs.effect_text(claim),
-            figures_runs.threshold_text(claim),
-            claim["verdict"],
-            needed,
-        )
     return table

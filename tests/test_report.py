@@ -13,6 +13,7 @@ from analysis.report import load_config, main, write_report
 from analysis.report_wandb import markdown_table
 from analysis.run_groups import with_groups
 from analysis.runs import load
+from analysis.study_ledger import write_ledgers
 from opo.errors import UserError
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -121,9 +122,17 @@ def test_a_study_or_runs_alone(tmp_path: Path) -> None:
         page = Page(write_report(tmp_path / name).read_text(encoding="utf-8"))
         assert there in page.ids
         assert absent not in page.ids
-        assert "ledger" not in page.ids
+        assert not any("ledger" in i for i in page.ids)
     text = " ".join(page.words)
     assert "one seed has no interval" in text
+
+
+def test_the_ledgers_of_a_study_are_in_its_report(tmp_path: Path) -> None:
+    study = bandit_study(group_sizes=[2])
+    study.save(tmp_path)
+    write_ledgers(study, tmp_path)
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert {f"ledger-{policy['name']}" for policy in study.policies} <= set(page.ids)
 
 
 def test_refusals(tmp_path: Path) -> None:

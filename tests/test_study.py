@@ -24,6 +24,7 @@ from analysis.pools import Measurement, PromptPool, head_norms, measure_pool
 from analysis.stats import resample_counts
 from analysis.study import load_pools, run_study
 from analysis.study_config import VarianceConfig, load_config, stages, study_name
+from analysis.study_ledger import read_ledger
 from analysis.study_result import TABLES, Study, load
 from analysis.variance import compare
 from opo.errors import UserError
@@ -196,6 +197,11 @@ def test_rollouts_from_elsewhere_shards_and_resumption_agree(foreign: tuple[Path
     )
     assert opo == pytest.approx(weighted)
     assert (tmp_path / "whole" / "figures" / "variance-model.svg").exists()
+    ledger = read_ledger(tmp_path / "whole", "model")
+    assert ledger is not None
+    effects = {claim["id"]: claim["effect"] for claim in ledger["claims"]}
+    ratios = whole.compare("model", whole.default_group_size).filter(estimator="length_weighted")
+    assert effects["variance_below_leave_one_out"] == pytest.approx(ratios["value"].item())
     with pytest.raises(UserError, match=r"its pools were made with temperature=1.0, not 0.5"):
         run_study(foreign_config(foreign, rollout={"temperature": 0.5}), tmp_path / "whole")
 
