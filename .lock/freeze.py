@@ -16,10 +16,12 @@ HERE = Path(__file__).parent
 UNWANTED = {"torchvision", "torchaudio", "torchcodec"}
 ELSEWHERE = {
     "base": ['appnope==0.1.4; sys_platform == "darwin"'],  # what no Linux environment can show
-    # verl asks for an older transformers; what its advantages need in order to be imported runs beside the rest
+    # verl asks for an older transformers, but what its advantages import runs beside the rest
     "bench": [
         "codetiming==1.4.0",
         "msgpack==1.2.4",
+        "opacus==1.6.0",
+        "opt_einsum==3.4.0",
         "orjson==3.13.0",
         "pyvers==0.2.3",
         "ray==2.60.0",

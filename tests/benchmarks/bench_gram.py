@@ -184,13 +184,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--arms", default="plain,hooks,hooks_unverified,hooks_recompute,loop,vmap,ghost")
-    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--memory", action="store_true", help="memory alone")
     parser.add_argument("--peak-of", choices=list(ARMS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.peak_of:
         peak_of(options.peak_of)
-    elif options.memory:
-        compare_memory()
     else:
-        time_arms(options.arms.split(","), options.repeats)
+        if not options.memory:
+            time_arms(options.arms.split(","), options.repeats)
+        compare_memory()
