@@ -38,6 +38,7 @@ class Collected:
                 "tokens": len(self.samples.response_ids[n // group][n % group]),
                 "logprob_nats": sum(self.samples.logprobs[n // group][n % group]),
                 "finished": self.samples.finished[n // group][n % group],
+                "version": self.samples.versions[n // group][n % group],
             }
             for n, reward in enumerate(rewards_N[:most])
         ]

@@ -83,7 +83,7 @@ class UpdateTally:
         self.clipped: list[float] = []
         self.critic_steps: list[tuple[float, float]] = []
         self.ratio_sum = self.ratio_max = self.tokens = self.silenced = self.speaking = 0.0
-        self.row: dict[str, float] = {}
+        self.row = {"mismatch/corrected": 0.0}
 
     def add(self, rows: Tensor, current_NT: Tensor, weights_NT: Tensor) -> None:
         """Importance ratios and the tokens that clipping silenced: weight zero now, not zero where the ratio is one."""

@@ -61,6 +61,9 @@ METRICS: dict[str, Metric] = {
     "mismatch/ess_fraction": Metric(
         "fraction", "effective sample size of the responses' weights trainer / sampler, over their number"
     ),
+    "mismatch/corrected": Metric(
+        "1", "1 where the batch was not exactly on-policy and its weights were corrected by truncated ratios, else 0"
+    ),
     "eval/reward_mean": Metric("reward", "mean over held-out prompts"),
     "eval/reward_low": Metric("reward", "lower end of its 95 % interval over prompts"),
     "eval/reward_high": Metric("reward", "upper end of its 95 % interval over prompts"),

@@ -41,9 +41,10 @@ class Progress:
         now = time.monotonic()
         pace = (now - self.start) / (step - self.first_step)
         reward = f"reward {metrics['train/reward_mean']:.3f}" if "train/reward_mean" in metrics else "no reward"
+        mark = "  not exactly on-policy, corrected" if metrics["mismatch/corrected"] else ""
         line = (
             f"{self.path.name}  step {step}/{self.steps}  {reward}  length {metrics['length/tokens_mean']:.1f}  "
-            f"{metrics['rollout/tokens_per_s']:,.0f} tok/s sampled  {pace:.2f} s/step  {_duration(pace * (self.steps - step))} left"
+            f"{metrics['rollout/tokens_per_s']:,.0f} tok/s sampled  {pace:.2f} s/step  {_duration(pace * (self.steps - step))} left{mark}"
         )
         if self.status:
             self.status.update(line)

@@ -128,13 +128,18 @@ def exactly_on_policy(config: RunConfig) -> Iterator[str]:
 
 def untruncated(config: RunConfig) -> Iterator[str]:
     """Top-p and top-k sample from another distribution than the one that is differentiated."""
-    if ALGORITHMS[config.algo.name].on_policy_only:
-        for key, value, allowed in (("top_p", config.rollout.top_p, 1), ("top_k", config.rollout.top_k, 0)):
-            if value != allowed:
-                yield (
-                    f"rollout.{key}={value}: {config.algo.name} is exactly on-policy, so it samples from the whole "
-                    f"distribution; allowed is {allowed}"
-                )
+    on_policy_only = ALGORITHMS[config.algo.name].on_policy_only
+    for key, value, allowed in (("top_p", config.rollout.top_p, 1), ("top_k", config.rollout.top_k, 0)):
+        if value != allowed and on_policy_only:
+            yield (
+                f"rollout.{key}={value}: {config.algo.name} is exactly on-policy, so it samples from the whole "
+                f"distribution; allowed is {allowed}"
+            )
+        elif value != allowed and config.certificate.on_breach == "stop":
+            yield (
+                f"rollout.{key}={value}: samples from another distribution than the one that is trained; allowed is "
+                f"{allowed}, or certificate.on_breach=correct"
+            )
 
 
 def whole_minibatches(config: RunConfig) -> Iterator[str]:
@@ -280,6 +285,13 @@ def usable_engine(config: RunConfig) -> Iterator[str]:
             yield "model.dtype=float64: rollout.engine=vllm takes float32 and bfloat16"
 
 
+def rounded_from_float32(config: RunConfig) -> Iterator[str]:
+    """Products in bfloat16 are those of float32 weights; other weights are multiplied as they are."""
+    model = config.model
+    if model.compute != "float32" and model.dtype != "float32":
+        yield f"model.compute={model.compute}: allowed with model.dtype={model.dtype} is float32, which takes products as the weights are"
+
+
 def study_is_a_folder(config: RunConfig) -> Iterator[str]:
     """A study's name is a folder below runs/ and a group in W&B."""
     if not re.fullmatch(r"\w[\w.+-]*", config.study):
@@ -299,6 +311,7 @@ RULES: list[Rule] = [
     study_is_a_folder,
     usable_device,
     usable_engine,
+    rounded_from_float32,
     usable_task,
     reachable_model,
 ]

@@ -8,6 +8,9 @@ checkpoints/    step-000100/ ...                       DONE            the numbe
 import fcntl
 import json
 import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self
@@ -61,6 +64,20 @@ class RunFolder:
         write_text(path / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
         write_text(file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         return cls(path, config, record["wandb_run_id"], lock)
+
+    @contextmanager
+    def gone_if_refused(self) -> Iterator[None]:
+        """Where a UserError comes before the first step, take away what was written, so that the mended command finds no folder of another config."""
+        try:
+            yield
+        except UserError:
+            if not any(read_rows(self.path / "metrics.jsonl")):
+                for name in ("config.yaml", "run.json", "metrics.jsonl", ".lock"):
+                    (self.path / name).unlink(missing_ok=True)
+                shutil.rmtree(self.path / "wandb", ignore_errors=True)
+                if not any(self.path.iterdir()):
+                    self.path.rmdir()
+            raise
 
     @property
     def done(self) -> bool:

@@ -51,6 +51,12 @@ def train(config: RunConfig, path: Path) -> None:
     if folder.done:
         print(f"{path}: finished already, nothing to do")
         return
+    with folder.gone_if_refused():
+        _train(config, folder)
+
+
+def _train(config: RunConfig, folder: RunFolder) -> None:
+    path = folder.path
     task = make_task(config.task)
     policy = load_policy(config.model, config.rollout.temperature, config.device)
     policy = replace(policy, stop_token_ids=stop_token_ids(policy.tokenizer, task.stop))

@@ -85,6 +85,7 @@ def update_on(
             gap = measure_gap(current_NT[rows], measured.logprobs_MT[rows], rollouts.mask_NT[rows])
             if certificate.check(state.step + 1, rollouts.version, state.version, gap):
                 inside_NT = torch.zeros_like(rollouts.mask_NT).index_copy(0, rows, rollouts.mask_NT[rows])
+                tally.row["mismatch/corrected"] = 1.0
                 weights_NT = weights_NT * truncated_ratios(
                     current_NT, measured.logprobs_MT, inside_NT, config.certificate.cap
                 )

@@ -95,13 +95,13 @@ def test_truncated_ratios_correct_the_mean_of_any_function() -> None:
         ([7, 7, 5], NO_GAP, r"version 5, 7, allowed only 7$"),
         (
             7,
-            gap(2e-3, 2e-3),
-            r"mean log-probability gap 2.00e-03 nats, allowed 1.00e-03 \(certificate.logprob_abs_mean_nats\)$",
+            gap(2e-4, 2e-4),
+            r"mean log-probability gap 2.00e-04 nats, allowed 1.00e-04 \(certificate.logprob_abs_mean_nats\)$",
         ),
         (
             7,
-            gap(0.0, 0.2),
-            r"largest log-probability gap 2.00e-01 nats, allowed 1.00e-01 \(certificate.logprob_abs_max_nats\)$",
+            gap(0.0, 0.02),
+            r"largest log-probability gap 2.00e-02 nats, allowed 1.00e-02 \(certificate.logprob_abs_max_nats\)$",
         ),
         (6, gap(2e-3, 0.2), r"version 6.*mean.*largest"),
     ],
@@ -116,11 +116,11 @@ def test_a_breach_stops_the_run_and_says_by_how_much(tmp_path: Path, versions: i
 
 def test_within_tolerance_the_worst_is_kept(tmp_path: Path) -> None:
     certificate = Certificate.open(tmp_path, CertificateConfig())
-    for step, size in enumerate((1e-5, 5e-4, 1e-6), start=1):
+    for step, size in enumerate((1e-5, 5e-5, 1e-6), start=1):
         assert not certificate.check(step, [step - 1] * 8, step - 1, Gap(size, 2 * size, -size, size**2, 1 - size))
     record = json.loads((tmp_path / FILE).read_text())
     assert record["worst"] == {
-        "mean_abs": 5e-4, "max_abs": 1e-3, "k1": -5e-4, "k3": 25e-8, "ess_fraction": 1 - 5e-4, "version_lag": 0
+        "mean_abs": 5e-5, "max_abs": 1e-4, "k1": -5e-5, "k3": 25e-10, "ess_fraction": 1 - 5e-5, "version_lag": 0
     }  # fmt: skip
     assert (record["exactly_on_policy"], record["steps_checked"], record["last_step"]) == (True, 3, 3)
 

@@ -157,6 +157,7 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ("exactly_on_policy", {"algo.updates_per_rollout": 2}, "algo.updates_per_rollout=2: opo is exactly on-policy"),
     ("untruncated", {"rollout.top_p": 0.9}, "rollout.top_p=0.9: opo is exactly on-policy"),
     ("untruncated", {"rollout.top_k": 50}, "rollout.top_k=50: opo is exactly on-policy"),
+    ("untruncated", {"rollout.top_k": 5, "algo": {"name": "grpo"}}, "is 0, or certificate.on_breach=correct"),
     (
         "whole_minibatches",
         {"algo": {"name": "grpo", "updates_per_rollout": 3, "minibatches": 3}},
@@ -176,6 +177,11 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ("usable_device", {"device": "tpu"}, "device=tpu: allowed are auto, cpu, cuda"),
     ("usable_device", {"device": "cuda:99"}, "device=cuda:99: "),
     ("usable_engine", {"rollout.engine": "vllm", "model.dtype": "float64"}, "rollout.engine=vllm"),
+    (
+        "rounded_from_float32",
+        {"model.dtype": "float64", "model.compute": "bfloat16_backward"},
+        "model.compute=bfloat16_backward: allowed with model.dtype=float64 is float32",
+    ),
     (
         "usable_task",
         {"model": {"name": "smollm2"}, "task": {"name": "math", "path": "/nowhere.jsonl"}},
@@ -221,7 +227,8 @@ def test_a_group_of_one_teaches_nothing_to_what_compares_a_group(algo: str) -> N
 
 
 def test_truncated_sampling_is_the_choice_of_an_algorithm_with_a_ratio() -> None:
-    assert load_config(composed("algo=grpo", "rollout.top_p=0.9")).rollout.top_p == 0.9
+    corrected = composed("algo=grpo", "rollout.top_p=0.9", "certificate.on_breach=correct")
+    assert load_config(corrected).rollout.top_p == 0.9
 
 
 def test_a_learning_rate_of_zero_is_the_self_test(default: dict[str, Any]) -> None:

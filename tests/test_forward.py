@@ -9,6 +9,7 @@ from small import random_rollouts, small_gpt2, small_llama
 from opo.batch import Rollouts
 from opo.forward import microbatches, response_hidden
 from opo.gradient import accumulate
+from opo.logprobs import CHUNK, token_logprobs
 from opo.policy import Policy
 
 
@@ -32,7 +33,9 @@ def plain_gradient(
 @pytest.mark.parametrize("shared_prefix", [True, False])
 @pytest.mark.parametrize("token_budget", [1, 17, 40, 10_000])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_gradient_equals_one_response_at_a_time(shared_prefix, token_budget, temperature):
+@pytest.mark.parametrize("chunk", [CHUNK, (4, 7)])  # the second one makes the head's logits in tiles
+def test_gradient_equals_one_response_at_a_time(shared_prefix, token_budget, temperature, chunk, monkeypatch):
+    monkeypatch.setitem(token_logprobs.__kwdefaults__, "chunk", chunk)
     model, rollouts = small_gpt2(), random_rollouts()
     weights_NT = torch.randn(rollouts.mask_NT.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     expected, logprobs_NT = plain_gradient(model, rollouts, weights_NT * rollouts.mask_NT, temperature)

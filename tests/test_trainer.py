@@ -8,10 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from opo.certificate import FILE
 from opo.tracking import METRICS
 
 SMALL = [
@@ -143,6 +145,30 @@ def test_a_learning_rate_of_zero_moves_nothing(tmp_path):
     folder = tmp_path / "run"
     train(folder, "steps=3", "tracking=off", "optim.learning_rate=0")
     assert all(abs(row["train/kl_init_nats"]) < 1e-9 for row in rows(folder))
+
+
+def test_products_in_half_precision_are_stopped_or_corrected_and_marked(tmp_path):
+    """Sampler and trainer round differently: a real breach, met in both ways that a run may choose."""
+    options = ("steps=2", "tracking=off", "tracking.completions_every=1", "model.compute=bfloat16")
+    stderr = train(tmp_path / "stopped", *options, status=1)
+    assert "step 1 is not exactly on-policy: mean log-probability gap" in stderr
+    assert len(stderr.strip().splitlines()) == 1
+    assert rows(tmp_path / "stopped") == []
+    train(tmp_path / "corrected", *options, "certificate.on_breach=correct")
+    assert [row["mismatch/corrected"] for row in rows(tmp_path / "corrected")] == [1.0, 1.0]
+    record = json.loads((tmp_path / "corrected" / FILE).read_text())
+    assert (record["corrected"], list(record["breaches"])) == (True, ["1", "2"])
+    for step in (1, 2):
+        table = pl.read_parquet(tmp_path / "corrected" / "rollouts" / f"step-{step:06d}.parquet")
+        assert table["version"].to_list() == [step - 1] * 16
+
+
+def test_a_run_refused_before_its_first_step_leaves_no_folder(tmp_path):
+    folder = tmp_path / "run"
+    stderr = train(folder, "rollout.max_new_tokens=2000", status=2)
+    assert "rollout.max_new_tokens=2000: prompt 0 of the train stream has" in stderr
+    assert len(stderr.strip().splitlines()) == 1
+    assert not folder.exists()
 
 
 def test_gradients_that_are_not_finite_stop_the_run_with_the_batch_on_disk(tmp_path):

@@ -4,7 +4,9 @@ One engine for the module; every test brings its own weights. Its cache of keys 
 preempted all the time.
 """
 
+import json
 import random
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,11 +16,12 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
+from test_trainer import command, rows
 from torch import Tensor
 from transformers import GPTNeoXConfig, LlamaConfig, LlamaForCausalLM
 
 from opo.batch import Rollouts
-from opo.certificate import Certificate, CertificateBreach, measure_gap
+from opo.certificate import FILE, Certificate, CertificateBreach, measure_gap
 from opo.errors import UserError
 from opo.policy import Policy
 from opo.rollout.base import Samples, Sampling
@@ -182,6 +185,19 @@ def test_no_false_alarm_over_a_training_run(sampler: Any) -> None:
         after = policy.measure(rollouts, list(range(len(PROMPTS))), token_budget=2048)
         moved.append(measure_gap(measured.logprobs_MT, after.logprobs_MT, rollouts.mask_NT).mean_abs)
     assert min(moved) > 1e-2  # the weights did move, far more than the certificate lets pass
+
+
+def test_a_training_keeps_the_gap_at_rounding_after_every_synchronisation(tmp_path: Path) -> None:
+    """`opo train`, with gradients in half precision too: they must not reach the log-probabilities."""
+    options = ("steps=4", "rollout=vllm", "model.compute=bfloat16_backward", "tracking=off", "algo.entropy_coef=0.1")
+    done = subprocess.run(command(tmp_path / "run", *options), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    logged = rows(tmp_path / "run")
+    assert len(logged) == 4
+    assert all(0 < row["mismatch/logprob_abs_mean_nats"] <= 1e-5 for row in logged)
+    assert logged[-1]["train/kl_init_nats"] > 1e-5  # the weights did move
+    record = json.loads((tmp_path / "run" / FILE).read_text())
+    assert (record["exactly_on_policy"], record["steps_checked"], record["worst"]["version_lag"]) == (True, 4, 0)
 
 
 def test_a_missed_synchronisation_is_caught_by_version_and_by_gap(sampler: Any) -> None:
