@@ -109,7 +109,7 @@ def main(values: dict[str, Any], folder: Path) -> None:
     config = load_config(values)
     checks = examine(config)
     table = RichTable(
-        title=f"{config.model.path or config.model.name} in {config.model.dtype}",
+        title=f"{config.model.path or config.model.name} in {config.model.dtype}, products of linear layers in {config.model.compute}",
         title_justify="left",
         box=box.SIMPLE_HEAD,
     )
@@ -141,7 +141,9 @@ def examine(config: DoctorConfig) -> list[Check]:
 
 
 def _checks(config: DoctorConfig, policy: Policy, sampler: Sampler, collector: Collector) -> Iterator[Check]:
-    dtype, temperature = config.model.dtype, config.rollout.temperature
+    model, temperature = config.model, config.rollout.temperature
+    dtype = "bfloat16" if model.compute == "bfloat16" else model.dtype
+    backward = "bfloat16" if model.compute != "float32" else model.dtype  # of the products that make gradients
     sampling = Sampling(
         config.responses, config.rollout.max_new_tokens, temperature, stop_token_ids=policy.stop_token_ids
     )
@@ -166,16 +168,16 @@ def _checks(config: DoctorConfig, policy: Policy, sampler: Sampler, collector: C
     yield Check(
         "gradient, one micro-batch against one response each",
         _relative(one, _gradient(policy, rollouts, 1)),
-        GRADIENT[dtype],
+        GRADIENT[backward],
         "relative",
     )
     yield Check(
         "gradient, the same computation twice",
         _relative(one, _gradient(policy, rollouts, 10**9)),
-        FLOOR[dtype],
+        FLOOR[backward],
         "relative",
     )
-    yield _against_float64(config, policy, rollouts, one)
+    yield _against_float64(config, policy, rollouts, one, GRADIENT[backward])
 
     first = rollouts.select([0])
     gram_NN, loop_NN = (
@@ -228,14 +230,14 @@ def _gradient(policy: Policy, rollouts: Rollouts, token_budget: int, keep: bool 
     return vector
 
 
-def _against_float64(config: DoctorConfig, policy: Policy, rollouts: Rollouts, gradient: Tensor) -> Check:
+def _against_float64(config: DoctorConfig, policy: Policy, rollouts: Rollouts, gradient: Tensor, bound: float) -> Check:
     """The precision floor: what rounding alone does to a gradient."""
     name = "gradient, this precision against float64"
     size = sum(p.numel() for p in policy.model.parameters())
     if size > config.float64_limit:
         return Check(name, math.nan, None, "relative", f"{size:.1e} parameters are above float64_limit")
-    exact = replace(policy, model=copy.deepcopy(policy.model).double())
-    return Check(name, _relative(gradient, _gradient(exact, rollouts, 4096)), GRADIENT[config.model.dtype], "relative")
+    exact = replace(policy, model=copy.deepcopy(policy.model).double(), compute="float32")
+    return Check(name, _relative(gradient, _gradient(exact, rollouts, 4096)), bound, "relative")
 
 
 def mean_score_deviations(gram_NN: Tensor) -> float:

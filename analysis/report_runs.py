@@ -53,11 +53,19 @@ def spread(values: list[float]) -> str:
 def _list(runs: Runs) -> Section:
     table_of_runs = runs.runs
     rows = [
-        [row["run"], row["algo"], row["task"], row["model"], str(row["seed"]), f"{row['steps_done']} of {row['steps']}"]
+        [
+            row["run"],
+            row["algo"],
+            row["task"],
+            row["model"],
+            str(row["seed"]),
+            f"{row['steps_done']} of {row['steps']}",
+            row["on_policy"],
+        ]
         for row in table_of_runs.iter_rows(named=True)
     ]
-    columns = ["run folder", "algorithm", "task", "model", "seed", "steps"]
-    words = "Each folder's config.yaml replays its run; run.json has versions, code and device; metrics.jsonl has every step."
+    columns = ["run folder", "algorithm", "task", "model", "seed", "steps", "on-policy"]
+    words = "Each folder's config.yaml replays its run; run.json has versions, code and device; metrics.jsonl has every step; certificate.json whether sampler and trainer agreed."
     blocks = [text(words), table(f"{len(rows)} runs", columns, rows)]
     if unfinished := [row["run"] for row in table_of_runs.iter_rows(named=True) if not row["done"]]:
         blocks += [text("Not finished:"), code("\n".join(unfinished))]

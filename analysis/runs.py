@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 import yaml
 
+from opo.certificate import FILE
 from opo.errors import UserError
 from opo.metrics import read_rows
 
@@ -18,7 +19,7 @@ LABELS = ("run", "study", "algo", "task", "model", "seed")
 @dataclass(frozen=True)
 class Runs:
     """`metrics`: LABELS, `step`, then one Float64 column a metric, null where it is undefined. `runs`: LABELS, `path`, `steps`,
-    `steps_done`, `done`, `wandb_run_id`, then one column for each key of the config in which the runs differ (text where its values
+    `steps_done`, `done`, `on_policy` (`certificate`), `wandb_run_id`, then one column for each key of the config in which the runs differ (text where its values
     are not all of one type). `run` is the folder's path below the one it was found in.
     """
 
@@ -55,11 +56,27 @@ def load(*paths: Path | str) -> Runs:
                 "steps": config["steps"],
                 "steps_done": rows[-1]["step"] if rows else 0,
                 "done": (folder / "DONE").exists(),
+                "on_policy": certificate(folder),
                 "wandb_run_id": json.loads((folder / "run.json").read_text(encoding="utf-8"))["wandb_run_id"],
             }
         )
         configs.append(_flat(config))
     return Runs(_metrics_table(metrics), pl.DataFrame(runs).hstack(_differing(configs)))
+
+
+def certificate(folder: Path) -> str:
+    """What the run's certificate says: `exact`, `corrected in N of M steps` (by truncated importance sampling), `breached`, or `-`."""
+    file = folder / FILE
+    if not file.exists():
+        return "-"
+    record = json.loads(file.read_text(encoding="utf-8"))
+    if record["exactly_on_policy"]:
+        return "exact"
+    return (
+        f"corrected in {len(record['breaches'])} of {record['steps_checked']} steps"
+        if record["corrected"]
+        else "breached"
+    )
 
 
 def _run_folders(path: Path) -> Iterator[Path]:

@@ -1,6 +1,7 @@
 """Every algorithm's weights at the on-policy point: against hand-derived numbers, and identities between them."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -80,7 +81,7 @@ def test_weights_of_ppo_by_hand():
 def test_weights_with_kl_rewards():
     # KL rewards -1 a token join the return: 1 - 2 and 0 - 1 as a sequence; to go (-1, 0) and (-1) by token.
     rollouts = batch([[1.0, 0.0]], [[2, 1]])
-    kl = {"kl_rewards_NT": [[-1.0, -1.0], [-1.0, -5.0]]}
+    kl: dict[str, Any] = {"kl_rewards_NT": [[-1.0, -1.0], [-1.0, -5.0]]}
     close(per_response("reinforce", rollouts, **kl)[0], [-0.5, -0.5])
     to_go = f64([-1.0, 0.0, -1.0])
     expected = (to_go - to_go.mean()) / to_go.std(correction=0) / 3
@@ -229,7 +230,7 @@ def test_shift_and_scale_of_the_reward(rollouts, scale, shift):
     linear = ["opo", "group_mean", "rloo", "dr_grpo", "gpg", "p3o", "copg"]
     scale_free = ["grpo", "gspo", "cispo", "dapo", "reinforce_pp_baseline"]
     for name in linear + scale_free:
-        exact = {} if "std_eps" not in ALGORITHMS[name].knobs else {"std_eps": 0.0}
+        exact: dict[str, Any] = {} if "std_eps" not in ALGORITHMS[name].knobs else {"std_eps": 0.0}
         weights_NT = score_weights(name, rollouts, **exact)
         close(score_weights(name, moved, **exact), weights_NT, 1e-9)
         factor = scale if name in linear else 1.0

@@ -5,9 +5,13 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
 import yaml
+from studies import write_run
 
 from analysis.runs import LABELS, load
+from opo.certificate import Certificate, measure_gap
+from opo.config import CertificateConfig
 from opo.errors import UserError
 
 
@@ -94,3 +98,15 @@ def test_a_damaged_row_is_named(tmp_path):
     make_run(tmp_path / "a", "opo", 0, [{"train/step": 1}], tail="[1]\n")
     with pytest.raises(UserError, match=r"metrics\.jsonl, line 2"):
         load(tmp_path)
+
+
+def test_runs_say_whether_they_were_exactly_on_policy(tmp_path: Path) -> None:
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    sampled = torch.tensor([[-1.0, -2.0]], dtype=torch.float64)
+    for name, gaps in {"exact": (0.0, 0.0), "corrected": (0.0, 0.5)}.items():
+        certificate = Certificate.open(write_run(tmp_path / name, "opo", 0, 0.0), CertificateConfig("correct"))
+        for step, gap in enumerate(gaps, 1):
+            certificate.check(step, 0, 0, measure_gap(sampled, sampled + gap, mask))
+    write_run(tmp_path / "none", "opo", 0, 0.0)
+    found = {row["run"]: row["on_policy"] for row in load(tmp_path).runs.iter_rows(named=True)}
+    assert found == {"exact": "exact", "corrected": "corrected in 1 of 2 steps", "none": "-"}

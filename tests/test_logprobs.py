@@ -227,3 +227,15 @@ def test_heads_that_are_not_linear_are_refused_by_name() -> None:
     wrapped = peft.get_peft_model(LlamaForCausalLM(LlamaConfig(**SMALL)), peft.LoraConfig(target_modules=["lm_head"]))
     with pytest.raises(UserError, match=r"head of LlamaForCausalLM is peft\S*Linear"):
         Head.of(wrapped)
+
+
+@pytest.mark.parametrize("chunk", [(4, 512), (10_000, 100_000)])  # in tiles and whole
+def test_float32_log_probabilities_over_a_large_vocabulary_are_those_of_float64(chunk: tuple[int, int]) -> None:
+    """One word above 49,151 unlikely ones: a sum in float32 loses what is small beside what it has."""
+    rng = torch.Generator().manual_seed(0)
+    weight_VD = torch.randn(49152, 2, generator=rng) * 0.3
+    weight_VD[7] = 6.0
+    hidden_MD = torch.ones(20, 2)
+    found = token_logprobs(hidden_MD, Head(weight_VD), torch.full((20,), 7), chunk=chunk).logprobs_M
+    expected = (hidden_MD.double() @ weight_VD.double().T).log_softmax(-1)[:, 7]
+    assert (found - expected).abs().max() < 1e-6

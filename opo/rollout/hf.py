@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from opo.forward import pad_left, positions
+from opo.logprobs import log_softmax
 from opo.precision import Compute, computing
 from opo.rollout.base import Samples, Sampling
 
@@ -121,7 +122,7 @@ def _grouped(flat: list[Any], group: int) -> list[list[Any]]:
 def policy_logprobs(logits_BV: Tensor, sampling: Sampling) -> Tensor:
     """log pi(. | context) in at least float32, temperature and truncation applied, (B, V)."""
     logits_BV = logits_BV if logits_BV.dtype == torch.float64 else logits_BV.float()
-    logprobs_BV = torch.log_softmax(logits_BV / sampling.temperature, -1)
+    logprobs_BV = log_softmax(logits_BV / sampling.temperature)
     if sampling.top_k > 0:
         threshold_B1 = logprobs_BV.topk(min(sampling.top_k, logprobs_BV.shape[1]), -1).values[:, -1:]
         logprobs_BV = logprobs_BV.masked_fill(logprobs_BV < threshold_B1, -torch.inf).log_softmax(-1)
