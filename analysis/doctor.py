@@ -23,14 +23,8 @@ from opo.build import build
 from opo.certificate import measure_gap
 from opo.collect import Collector, stop_token_ids
 from opo.config import (
-    AlgoConfig,
-    CertificateConfig,
-    CheckpointConfig,
-    CriticConfig,
-    EvaluateConfig,
     ModelConfig,
     OptimConfig,
-    RewardConfig,
     RolloutConfig,
     RunConfig,
     TrackingConfig,
@@ -130,10 +124,8 @@ def examine(config: DoctorConfig) -> list[Check]:
     task = make_task(config.task)
     policy = load_policy(config.model, config.rollout.temperature, config.device)
     policy = replace(policy, stop_token_ids=stop_token_ids(policy.tokenizer, task.stop))
-    run = RunConfig(
-        AlgoConfig(), config.task, config.model, config.rollout, config.optim, CriticConfig(), RewardConfig(), EvaluateConfig(),
-        CheckpointConfig(), TrackingConfig(mode="off"), CertificateConfig(), device=config.device, threads=config.threads,
-    )  # fmt: skip
+    run = RunConfig.of(config.task, model=config.model, rollout=config.rollout, optim=config.optim)
+    run = replace(run, device=config.device, threads=config.threads, tracking=TrackingConfig(mode="off"))
     with make_sampler(run, policy) as sampler, RewardRunner(task) as rewards:
         sampler.load_weights(policy.model, 0)
         collector = Collector(task, policy.tokenizer, sampler, rewards, max_length(policy.model))

@@ -158,7 +158,8 @@ def _measure(
     if not numbers:
         return
     sampling = _sampling(config, weights)
-    policy = load_policy(weights.model, sampling.temperature, config.device)
+    model = replace(weights.model, compute="float32")  # scores are taken in full precision, however the run was trained
+    policy = load_policy(model, sampling.temperature, config.device)
     if weights.folder is not None and weights.model.path != str(weights.folder):
         restore_model(policy, weights.folder)
     how = Measurement(config.memory_gib, config.token_responses)

@@ -52,9 +52,9 @@ def accumulate(
         (-objective).backward()
         logprobs_NT[part.rows_M, :width] = scores.logprobs_MT.detach().double().cpu()
         entropies_NT[part.rows_M, :width] = scores.entropies_MT.detach().double().cpu()
-    for parameter in policy.parameters() if not speaking else ():
-        if parameter.grad is None:  # zero is a gradient: the optimizer's momentum goes on
-            parameter.grad = torch.zeros_like(parameter)
+    if not speaking:  # zero is a gradient: the optimizer's momentum goes on
+        for parameter in policy.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
     return Pass(logprobs_NT, entropies_NT)
 
 

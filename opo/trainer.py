@@ -56,6 +56,7 @@ def train(config: RunConfig, path: Path) -> None:
 
 
 def _train(config: RunConfig, folder: RunFolder) -> None:
+    """The run itself, in its open folder."""
     path = folder.path
     task = make_task(config.task)
     policy = load_policy(config.model, config.rollout.temperature, config.device)

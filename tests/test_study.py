@@ -206,6 +206,18 @@ def test_rollouts_from_elsewhere_shards_and_resumption_agree(foreign: tuple[Path
         run_study(foreign_config(foreign, rollout={"temperature": 0.5}), tmp_path / "whole")
 
 
+def test_scores_are_taken_in_full_precision_however_the_run_was_trained(
+    foreign: tuple[Path, Path], tmp_path: Path
+) -> None:
+    energies = []
+    for compute in ("float32", "bfloat16"):
+        model = {"name": "pretrained", "path": str(foreign[0]), "compute": compute}
+        study = run_study(foreign_config(foreign, model=model), tmp_path / compute)
+        assert study is not None
+        energies.append(study.responses["logit_energy"].to_list())
+    assert energies[0] == energies[1]
+
+
 def test_pools_of_a_study_can_be_measured_again_without_a_model(foreign: tuple[Path, Path], tmp_path: Path) -> None:
     study = run_study(foreign_config(foreign), tmp_path)
     assert study is not None

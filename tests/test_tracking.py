@@ -1,13 +1,11 @@
 """metrics.jsonl is the truth; W&B mirrors it, offline and online, and can be killed, hang or be absent without harm to a run."""
 
-import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-import typing
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,13 +27,7 @@ COMPLETION = {"prompt_index": 4, "sample": 0, "prompt": "1+2=", "response": "3."
 
 def make_config(mode: str = "off", study: str = "s") -> RunConfig:
     """Every group at its defaults."""
-    types = typing.get_type_hints(RunConfig)
-    groups = {
-        f.name: types[f.name]()
-        for f in dataclasses.fields(RunConfig)
-        if f.default is dataclasses.MISSING and f.name != "task"
-    }
-    config = RunConfig(**groups, task=ArithmeticConfig(), study=study)
+    config = RunConfig.of(ArithmeticConfig(), study=study)
     config.tracking.mode = mode  # pyright: ignore[reportAttributeAccessIssue]
     return config
 

@@ -50,19 +50,7 @@ def reward(text: str) -> float:
 def opo(policy_name: str, steps: int, engine: Any = "hf", compute: Any = "float32") -> list[dict[str, float]]:
     from opo.batch import Rollouts
     from opo.certificate import Certificate
-    from opo.config import (
-        AlgoConfig,
-        CertificateConfig,
-        CheckpointConfig,
-        CriticConfig,
-        EvaluateConfig,
-        ModelConfig,
-        OptimConfig,
-        RewardConfig,
-        RolloutConfig,
-        RunConfig,
-        TrackingConfig,
-    )
+    from opo.config import CertificateConfig, ModelConfig, OptimConfig, RolloutConfig, RunConfig
     from opo.load import load_policy
     from opo.rollout.base import Sampling
     from opo.rollout.engine import make_sampler
@@ -70,18 +58,12 @@ def opo(policy_name: str, steps: int, engine: Any = "hf", compute: Any = "float3
     from opo.update import update_on
 
     prompts, group, tokens = SHAPES[policy_name]
-    config = RunConfig(
-        AlgoConfig(),
+    config = RunConfig.of(
         None,
-        ModelConfig(policy_name, compute=compute),
-        RolloutConfig(engine, prompts, group, tokens),
-        OptimConfig(learning_rate=1e-6, tokens_per_microbatch=MICROBATCH[policy_name]),
-        CriticConfig(),
-        RewardConfig(),
-        EvaluateConfig(),
-        CheckpointConfig(),
-        TrackingConfig("off"),
-        CertificateConfig(logprob_abs_mean_nats=0.1, logprob_abs_max_nats=2.0),
+        model=ModelConfig(policy_name, compute=compute),
+        rollout=RolloutConfig(engine, prompts, group, tokens),
+        optim=OptimConfig(learning_rate=1e-6, tokens_per_microbatch=MICROBATCH[policy_name]),
+        certificate=CertificateConfig(logprob_abs_mean_nats=0.1, logprob_abs_max_nats=2.0),
         device="cpu",
     )
     policy = load_policy(config.model, device="cpu")

@@ -11,20 +11,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from analysis.study_config import ESTIMATORS
 from analysis.variance import Pool, compare
 
-ESTIMATORS = [
-    "none",
-    "group_mean",
-    "leave_one_out",
-    "length_weighted",
-    "length_weighted_loo",
-    "score_norm_weighted",
-    "score_norm_weighted_loo",
-    "logit_energy_weighted",
-    "logit_energy_weighted_loo",
-    "group_standardized",
-]
 GROUPS, SIZE = 20_000, 64
 
 
