@@ -24,6 +24,7 @@ class Rollouts:
     mask_NT: Tensor  # bool, true on response tokens, the sampled end-of-text included
     rewards_PG: Tensor  # float64, NaN = unscorable
     logprobs_NT: Tensor | None = None  # of the policy that sampled, natural log, at the sampling temperature
+    versions_NT: Tensor | None = None  # int64, updates seen by the weights that sampled each token
     reference_logprobs_NT: Tensor | None = None  # of the frozen reference policy
     kl_rewards_NT: Tensor | None = None  # per-token reward that stands for a KL penalty
     values_NT: Tensor | None = None  # the critic's value before each token
@@ -33,7 +34,6 @@ class Rollouts:
     answers: list[list[str | None]] | None = None  # extracted answers, P lists of G
     finished_PG: Tensor | None = None  # bool, true where the response ended by itself, not at the token limit
     prompt_index_P: Tensor | None = None  # int64, position of each prompt in the task's stream
-    version: int = 0  # how many updates the sampling weights had seen
 
     @classmethod
     def from_lists(
@@ -43,12 +43,13 @@ class Rollouts:
         rewards_PG: Any,
         logprobs: list[list[list[float]]] | None = None,
         answers: list[list[str | None]] | None = None,
+        versions: list[list[list[int]]] | None = None,
         **others: Any,
     ) -> Self:
         """Pad P lists of G responses into one record.
 
         Raises ValueError that names the prompt where groups differ in size, a response has no token, a log-probability is
-        missing or not finite, or a reward is infinite.
+        missing or not finite, a version is missing, or a reward is infinite.
         """
         rewards_PG = torch.as_tensor(rewards_PG, dtype=torch.float64)
         group_size = len(response_ids[0]) if response_ids else 0
@@ -70,16 +71,11 @@ class Rollouts:
         tokens_NT = torch.nn.utils.rnn.pad_sequence(responses, batch_first=True)
         lengths_N = torch.tensor([len(r) for r in responses])
         mask_NT = torch.arange(tokens_NT.shape[1]) < lengths_N[:, None]
-        logprobs_NT = None
         if logprobs is not None:
-            rows = [torch.as_tensor(row, dtype=torch.float64) for group in logprobs for row in group]
-            for n, (row, length) in enumerate(zip(rows, lengths_N.tolist(), strict=True)):
-                if len(row) != length or not row.isfinite().all():
-                    raise ValueError(
-                        f"prompt {n // group_size}: response {n % group_size} needs {length} finite log-probabilities"
-                    )
-            logprobs_NT = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        return cls(prompt_ids, tokens_NT, mask_NT, rewards_PG, logprobs_NT, answers=answers, **others)
+            others["logprobs_NT"] = _one_a_token(logprobs, lengths_N, torch.float64, "finite log-probabilities")
+        if versions is not None:
+            others["versions_NT"] = _one_a_token(versions, lengths_N, torch.int64, "versions of weights")
+        return cls(prompt_ids, tokens_NT, mask_NT, rewards_PG, answers=answers, **others)
 
     @property
     def num_prompts(self) -> int:
@@ -98,6 +94,13 @@ class Rollouts:
     def lengths_PG(self) -> Tensor:
         """Response tokens of each response by group, float64: the weights of the length-weighted baseline."""
         return self.lengths_N.view(self.num_prompts, self.group_size).double()
+
+    @property
+    def versions(self) -> set[int]:
+        """Every version of the weights that sampled a token of this batch; ValueError where none was kept."""
+        if self.versions_NT is None:
+            raise ValueError("these rollouts do not say which version of the weights sampled them")
+        return set(self.versions_NT[self.mask_NT].tolist())
 
     @property
     def returns_PG(self) -> Tensor:
@@ -140,3 +143,13 @@ class Rollouts:
     def with_(self, **changes: Any) -> Self:
         """A copy with these fields replaced."""
         return replace(self, **changes)
+
+
+def _one_a_token(numbers: list[list[list[Any]]], lengths_N: Tensor, dtype: torch.dtype, what: str) -> Tensor:
+    """P lists of G lists, padded with zeros to (N, T); ValueError unless each response has as many finite ones as tokens."""
+    rows = [torch.as_tensor(row, dtype=dtype) for group in numbers for row in group]
+    for n, (row, length) in enumerate(zip(rows, lengths_N.tolist(), strict=True)):
+        if len(row) != length or not row.isfinite().all():
+            p, g = divmod(n, len(numbers[0]))
+            raise ValueError(f"prompt {p}: response {g} needs {length} {what}")
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)

@@ -7,7 +7,6 @@ their log-probabilities of the sampled tokens. It is measured at every step, in 
 
 import json
 import math
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -93,8 +92,9 @@ def _difference(sampler_logprobs_NT: Tensor, trainer_logprobs_NT: Tensor, mask_N
 class Certificate:
     """What was checked so far, kept in the run folder as `certificate.json` and carried on by a resumed run.
 
-    Three things are asserted of the first update on a batch: the version of the weights, the mean gap, and the largest gap, which
-    bounds every importance ratio between exp(-max) and exp(max). The ratios a loss is given at that update are one by construction.
+    Three things are asserted of the first update on a batch: the version of the weights that sampled each token, the mean gap, and
+    the largest gap, which bounds every importance ratio between exp(-max) and exp(max). The ratios a loss is given at that update
+    are one by construction.
 
     A step that is done again after a resume replaces nothing: the worst of each number is kept, and no step is counted twice.
     """
@@ -121,11 +121,11 @@ class Certificate:
             certificate.worst, certificate.breaches = record["worst"], record["breaches"]
         return certificate
 
-    def complaints(self, versions: Iterable[int], current_version: int, gap: Gap) -> list[str]:
+    def complaints(self, versions: set[int], current_version: int, gap: Gap) -> list[str]:
         """What keeps this batch from being exactly on-policy: measured against allowed, nothing where it is."""
         found = []
-        if set(versions) != {current_version}:
-            sampled = ", ".join(str(v) for v in sorted(set(versions)))
+        if versions != {current_version}:
+            sampled = ", ".join(str(v) for v in sorted(versions))
             found.append(f"sampled with weights of version {sampled}, allowed only {current_version}")
         for what, measured, allowed, key in (
             ("mean", gap.mean_abs, self.mean_allowed_nats, "logprob_abs_mean_nats"),
@@ -137,14 +137,13 @@ class Certificate:
                 )
         return found
 
-    def check(self, step: int, versions: int | Iterable[int], current_version: int, gap: Gap) -> bool:
+    def check(self, step: int, versions: set[int], current_version: int, gap: Gap) -> bool:
         """Judge the first update on a batch and write the verdict down; true where its weights have to be corrected.
 
-        `versions` are those of the weights that sampled (one, or one for each response or token), `current_version` that of the
-        weights about to be updated. A breach raises CertificateBreach. With `on_breach="correct"` a gap does not: multiply the
-        batch's token weights by `truncated_ratios`, and the certificate says so from here on. Stale weights always raise.
+        `versions` are those of the weights that sampled any token of the batch, `current_version` that of the weights about to be
+        updated. A breach raises CertificateBreach. With `on_breach="correct"` a gap does not: multiply the batch's token weights
+        by `truncated_ratios`, and the certificate says so from here on. A token of other weights always raises.
         """
-        versions = [versions] if isinstance(versions, int) else list(versions)
         found = self.complaints(versions, current_version, gap)
         for name, value in (asdict(gap) | {"version_lag": current_version - min(versions)}).items():
             self.worst[name] = _worse(name, self.worst.get(name, value), value)
@@ -154,7 +153,7 @@ class Certificate:
             self.breaches[str(step)] = "; ".join(found)
         if self.path is not None:
             write_text(self.path, json.dumps(self.record(), indent=1) + "\n")
-        if found and (self.on_breach == "stop" or set(versions) != {current_version}):
+        if found and (self.on_breach == "stop" or versions != {current_version}):
             raise CertificateBreach(f"step {step} is not exactly on-policy: {self.breaches[str(step)]}")
         return bool(found)
 

@@ -38,7 +38,7 @@ class Collected:
                 "tokens": len(self.samples.response_ids[n // group][n % group]),
                 "logprob_nats": sum(self.samples.logprobs[n // group][n % group]),
                 "finished": self.samples.finished[n // group][n % group],
-                "version": self.samples.versions[n // group][n % group],
+                "version": min(self.samples.versions[n // group][n % group]),
             }
             for n, reward in enumerate(rewards_N[:most])
         ]
@@ -98,9 +98,9 @@ class Collector:
             samples.response_ids,
             scored.rewards_PG,
             samples.logprobs,
+            versions=samples.versions,
             answers=[[self.task.extract(r) for r in group] for group in responses],
             finished_PG=torch.tensor(samples.finished),
             prompt_index_P=torch.tensor([p.index for p in prompts]),
-            version=min(v for group in samples.versions for v in group),
         )
         return Collected(rollouts, prompts, responses, samples, scored.reasons)

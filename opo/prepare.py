@@ -18,17 +18,20 @@ def needs_reference(algo: AlgoConfig) -> bool:
 
 def prepare(
     batch: Collected,
+    step: int,
     config: RunConfig,
     policy: Policy,
     initial: Policy | None,
     critic: Critic | None,
     collector: Collector,
 ) -> Rollouts:
-    """The batch's rollouts with reference log-probabilities, KL rewards, values and greedy rewards, each only where it is used."""
+    """The batch's rollouts with reference log-probabilities, KL rewards, values and greedy rewards, each only where it is used.
+
+    `step` counts the batches from 0, whatever weights sampled this one.
+    """
     rollouts, algo, optim = batch.rollouts, config.algo, config.optim
     needs = ALGORITHMS[algo.name].needs
     prompts = list(range(rollouts.num_prompts))
-    step = rollouts.version // algo.updates_per_rollout
     if initial is not None and (needs_reference(algo) or (config.kl_init_every and step % config.kl_init_every == 0)):
         reference = initial.measure(rollouts, prompts, optim.tokens_per_microbatch, shared_prefix=optim.shared_prefix)
         rollouts = rollouts.with_(reference_logprobs_NT=reference.logprobs_MT)

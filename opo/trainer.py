@@ -92,7 +92,7 @@ def _train(config: RunConfig, folder: RunFolder) -> None:
             generator = generator_for(config.seed, "rollout", state.step)
             batch = collector.collect(first_prompt, config.rollout.num_prompts, sampling, generator)
             clock.lap("time/rollout_s")
-            rollouts = prepare(batch, config, policy, initial, critic, collector)
+            rollouts = prepare(batch, state.step, config, policy, initial, critic, collector)
             clock.lap("time/logprob_s")
             metrics = update_on(rollouts, config, policy, critic, state, certificate, path)
             clock.lap("time/update_s")

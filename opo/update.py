@@ -83,7 +83,7 @@ def update_on(
         elif config.certificate.on_breach == "correct":
             measured = policy.measure(rollouts, prompts, optim.tokens_per_microbatch, shared_prefix=optim.shared_prefix)
             gap = measure_gap(current_NT[rows], measured.logprobs_MT[rows], rollouts.mask_NT[rows])
-            if certificate.check(state.step + 1, rollouts.version, state.version, gap):
+            if certificate.check(state.step + 1, rollouts.versions, state.version, gap):
                 inside_NT = torch.zeros_like(rollouts.mask_NT).index_copy(0, rows, rollouts.mask_NT[rows])
                 tally.row["mismatch/corrected"] = 1.0
                 weights_NT = weights_NT * truncated_ratios(
@@ -106,7 +106,7 @@ def update_on(
         if update == 0:
             gap = measure_gap(rollouts.logprobs_NT[rows], seen.logprobs_NT[rows], rollouts.mask_NT[rows])
             if config.certificate.on_breach == "stop":
-                certificate.check(state.step + 1, rollouts.version, state.version, gap)
+                certificate.check(state.step + 1, rollouts.versions, state.version, gap)
             tally.first(rows, seen, gap)
         clipped = clip_gradients(policy.parameters(), norm, optim.max_grad_norm)
         rate = learning_rate(optim.learning_rate, optim.schedule, optim.warmup_steps, state.version, total_updates)

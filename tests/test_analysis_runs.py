@@ -106,7 +106,7 @@ def test_runs_say_whether_they_were_exactly_on_policy(tmp_path: Path) -> None:
     for name, gaps in {"exact": (0.0, 0.0), "corrected": (0.0, 0.5)}.items():
         certificate = Certificate.open(write_run(tmp_path / name, "opo", 0, 0.0), CertificateConfig("correct"))
         for step, gap in enumerate(gaps, 1):
-            certificate.check(step, 0, 0, measure_gap(sampled, sampled + gap, mask))
+            certificate.check(step, {0}, 0, measure_gap(sampled, sampled + gap, mask))
     write_run(tmp_path / "none", "opo", 0, 0.0)
     found = {row["run"]: row["on_policy"] for row in load(tmp_path).runs.iter_rows(named=True)}
     assert found == {"exact": "exact", "corrected": "corrected in 1 of 2 steps", "none": "-"}

@@ -6,12 +6,27 @@ from opo.batch import Rollouts
 
 
 def test_padding_starts_after_each_response():
-    rollouts = Rollouts.from_lists([[7]], [[[1, 2, 3], [4]]], [[1.0, 0.0]], [[[-1.0, -2.0, -3.0], [-4.0]]])
+    rollouts = Rollouts.from_lists(
+        [[7]], [[[1, 2, 3], [4]]], [[1.0, 0.0]], [[[-1.0, -2.0, -3.0], [-4.0]]], versions=[[[5, 5, 6], [6]]]
+    )
     assert rollouts.tokens_NT.tolist() == [[1, 2, 3], [4, 0, 0]]
     assert rollouts.mask_NT.tolist() == [[True, True, True], [True, False, False]]
     assert rollouts.lengths_PG.tolist() == [[3.0, 1.0]]
     assert rollouts.logprobs_NT is not None
     assert rollouts.logprobs_NT.tolist() == [[-1.0, -2.0, -3.0], [-4.0, 0.0, 0.0]]
+    assert rollouts.versions_NT is not None
+    assert rollouts.versions_NT.tolist() == [[5, 5, 6], [6, 0, 0]]
+    assert rollouts.versions_NT.dtype == torch.int64
+
+
+def test_versions_are_those_of_tokens_not_of_padding():
+    rollouts = Rollouts.from_lists([[7]] * 2, [[[1, 2, 3], [4]], [[5], [6]]], torch.zeros(2, 2))
+    with pytest.raises(ValueError, match="do not say which version"):
+        _ = rollouts.versions
+    versions = [[[5, 4, 5], [6]], [[5], [5]]]
+    rollouts = Rollouts.from_lists([[7]] * 2, [[[1, 2, 3], [4]], [[5], [6]]], torch.zeros(2, 2), versions=versions)
+    assert rollouts.versions == {4, 5, 6}
+    assert rollouts.select([1]).versions == {5}
 
 
 def test_returns_add_kl_rewards_and_keep_unscorable_apart():
@@ -50,3 +65,10 @@ def test_bad_input_names_the_prompt(responses, rewards, logprobs, words):
     prompts = [[5]] * max(1, len(responses))
     with pytest.raises(ValueError, match=words):
         Rollouts.from_lists(prompts, responses, rewards, logprobs)
+
+
+@pytest.mark.parametrize("versions", [[[[3], [3, 3]], [[3], [3]]], [[[3], [3]], [[3], []]]])
+def test_each_token_needs_a_version(versions):
+    prompt = next(p for p, group in enumerate(versions) if [len(row) for row in group] != [1, 1])
+    with pytest.raises(ValueError, match=f"prompt {prompt}: response 1 needs 1 versions"):
+        Rollouts.from_lists([[5]] * 2, [[[1], [2]], [[3], [4]]], torch.zeros(2, 2), versions=versions)

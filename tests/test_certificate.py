@@ -1,6 +1,6 @@
 """The gap's formulas against known distributions, and what the certificate writes, stops and corrects.
 
-The planted faults (stale cache, missed synchronisation, temperature, positions) are in test_vllm.py, on a real engine.
+The planted faults (stale cache, missed synchronisation, temperature, positions) are in test_vllm.py, on a real engine; one stale token in a batch is in test_update.py.
 """
 
 import json
@@ -91,22 +91,24 @@ def test_truncated_ratios_correct_the_mean_of_any_function() -> None:
 @pytest.mark.parametrize(
     ("versions", "measured", "said"),
     [
-        (6, NO_GAP, r"step 3 is not exactly on-policy: sampled with weights of version 6, allowed only 7$"),
-        ([7, 7, 5], NO_GAP, r"version 5, 7, allowed only 7$"),
+        ({6}, NO_GAP, r"step 3 is not exactly on-policy: sampled with weights of version 6, allowed only 7$"),
+        ({7, 5}, NO_GAP, r"version 5, 7, allowed only 7$"),
         (
-            7,
+            {7},
             gap(2e-4, 2e-4),
             r"mean log-probability gap 2.00e-04 nats, allowed 1.00e-04 \(certificate.logprob_abs_mean_nats\)$",
         ),
         (
-            7,
+            {7},
             gap(0.0, 0.02),
             r"largest log-probability gap 2.00e-02 nats, allowed 1.00e-02 \(certificate.logprob_abs_max_nats\)$",
         ),
-        (6, gap(2e-3, 0.2), r"version 6.*mean.*largest"),
+        ({6}, gap(2e-3, 0.2), r"version 6.*mean.*largest"),
     ],
 )
-def test_a_breach_stops_the_run_and_says_by_how_much(tmp_path: Path, versions: int, measured: Gap, said: str) -> None:
+def test_a_breach_stops_the_run_and_says_by_how_much(
+    tmp_path: Path, versions: set[int], measured: Gap, said: str
+) -> None:
     certificate = Certificate.open(tmp_path, CertificateConfig())
     with pytest.raises(CertificateBreach, match=said):
         certificate.check(3, versions, 7, measured)
@@ -117,7 +119,7 @@ def test_a_breach_stops_the_run_and_says_by_how_much(tmp_path: Path, versions: i
 def test_within_tolerance_the_worst_is_kept(tmp_path: Path) -> None:
     certificate = Certificate.open(tmp_path, CertificateConfig())
     for step, size in enumerate((1e-5, 5e-5, 1e-6), start=1):
-        assert not certificate.check(step, [step - 1] * 8, step - 1, Gap(size, 2 * size, -size, size**2, 1 - size))
+        assert not certificate.check(step, {step - 1}, step - 1, Gap(size, 2 * size, -size, size**2, 1 - size))
     record = json.loads((tmp_path / FILE).read_text())
     assert record["worst"] == {
         "mean_abs": 5e-5, "max_abs": 1e-4, "k1": -5e-5, "k3": 25e-10, "ess_fraction": 1 - 5e-5, "version_lag": 0
@@ -128,13 +130,13 @@ def test_within_tolerance_the_worst_is_kept(tmp_path: Path) -> None:
 def test_a_resumed_run_counts_no_step_twice_and_forgets_no_breach(tmp_path: Path) -> None:
     config = CertificateConfig(on_breach="correct")
     first = Certificate.open(tmp_path, config)
-    corrected = [first.check(step, 0, 0, gap(1.0 if step == 2 else 0.0)) for step in (1, 2, 3)]
+    corrected = [first.check(step, {0}, 0, gap(1.0 if step == 2 else 0.0)) for step in (1, 2, 3)]
     assert corrected == [False, True, False]
     with pytest.raises(CertificateBreach, match="version 0, allowed only 1"):  # stale weights are never corrected
-        Certificate(1e-3, 0.1, "correct").check(1, 0, 1, NO_GAP)
+        Certificate(1e-3, 0.1, "correct").check(1, {0}, 1, NO_GAP)
     second = Certificate.open(tmp_path, config)
     for step in (2, 3, 4):
-        second.check(step, 0, 0, NO_GAP)
+        second.check(step, {0}, 0, NO_GAP)
     record = json.loads((tmp_path / FILE).read_text())
     assert (record["steps_checked"], list(record["breaches"]), record["corrected"]) == (4, ["2"], True)
     assert record["worst"]["mean_abs"] == 1.0

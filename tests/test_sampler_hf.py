@@ -29,7 +29,7 @@ def test_logprobs_are_those_of_the_policy(temperature):
     measured = Policy(model, None, temperature).measure(rollouts, [0, 1, 2], 10_000)  # type: ignore[arg-type]
     assert rollouts.logprobs_NT is not None
     assert torch.allclose(measured.logprobs_MT, rollouts.logprobs_NT, rtol=0, atol=1e-12)
-    assert samples.versions == [[5] * 4] * 3
+    assert samples.versions == [[[5] * len(r) for r in group] for group in samples.response_ids]
 
 
 def test_a_stop_token_ends_a_response_and_belongs_to_it():

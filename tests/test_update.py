@@ -1,6 +1,7 @@
 """Minibatches, schedules and the gradient of a whole batch."""
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,10 +10,13 @@ import torch
 from small import random_rollouts, small_gpt2
 
 from opo.algorithms import ALGORITHMS, token_weights
-from opo.config import AlgoConfig
+from opo.certificate import Certificate
+from opo.config import AlgoConfig, CertificateConfig, RolloutConfig, RunConfig
+from opo.errors import StoppedRun
 from opo.gradient import accumulate, clip_gradients, gradient_norm
 from opo.policy import Policy
-from opo.update import learning_rate, loss_of, minibatch
+from opo.state import TrainingState
+from opo.update import learning_rate, loss_of, minibatch, update_on
 
 
 def config(prompts: int, minibatches: int) -> Any:
@@ -78,3 +82,33 @@ def test_clipping_scales_to_the_norm_and_reports_the_unclipped_one():
     assert parameter.grad.norm().item() == pytest.approx(1.0, rel=1e-5)
     assert not clip_gradients([parameter], 1.0, 0.0)
     assert not clip_gradients([parameter], 1.0, 2.0)
+
+
+@pytest.mark.parametrize("on_breach", ["stop", "correct"])
+@pytest.mark.parametrize("minibatches", [1, 2])
+def test_one_token_of_older_weights_stops_the_run(tmp_path: Path, on_breach: Any, minibatches: int) -> None:
+    """In the middle of one response, in the last minibatch, with log-probabilities that show nothing."""
+    run = RunConfig.of(
+        None,
+        algo=AlgoConfig(minibatches=minibatches),
+        rollout=RolloutConfig(num_prompts=4, group_size=3),
+        certificate=CertificateConfig(on_breach),
+    )
+    policy = Policy(small_gpt2(), None)  # type: ignore[arg-type]
+    rollouts = random_rollouts(lengths=(5, 11))
+    current_NT = 7 * rollouts.mask_NT.long()
+    rollouts = rollouts.with_(
+        logprobs_NT=policy.measure(rollouts, [0, 1, 2, 3], 10_000).logprobs_MT, versions_NT=current_NT
+    )
+    stale_NT = current_NT.clone()
+    stale_NT[rollouts.rows_of(minibatch(run, 0, minibatches - 1))[1], 2] = 6
+    state = TrainingState(run, policy, None)
+    state.version = 7
+    before = [p.clone() for p in policy.parameters()]
+    certificate = Certificate.open(tmp_path, run.certificate)
+    with pytest.raises(StoppedRun, match=r"step 1 .*weights of version 6, 7, allowed only 7$"):
+        update_on(rollouts.with_(versions_NT=stale_NT), run, policy, None, state, certificate, tmp_path)
+    assert state.version == 7
+    assert all(torch.equal(old, new) for old, new in zip(before, policy.parameters(), strict=True))
+    update_on(rollouts, run, policy, None, state, certificate, tmp_path)  # without that token all is well
+    assert state.version == 8

@@ -4,6 +4,7 @@ One engine for the module; every test brings its own weights. Its cache of keys 
 preempted all the time.
 """
 
+import itertools
 import json
 import random
 import subprocess
@@ -75,7 +76,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def as_rollouts(samples: Samples) -> Rollouts:
     rewards = torch.zeros(len(PROMPTS), SAMPLING.group_size)
-    return Rollouts.from_lists(PROMPTS, samples.response_ids, rewards, samples.logprobs)
+    return Rollouts.from_lists(PROMPTS, samples.response_ids, rewards, samples.logprobs, versions=samples.versions)
 
 
 @torch.no_grad()
@@ -106,7 +107,7 @@ def assert_certified(samples: Samples, logprobs_NT: Tensor, version: int, step: 
     rollouts = as_rollouts(samples)
     assert rollouts.logprobs_NT is not None
     gap = measure_gap(rollouts.logprobs_NT, logprobs_NT, rollouts.mask_NT)
-    Certificate(*STRICT).check(step, [v for group in samples.versions for v in group], version, gap)
+    Certificate(*STRICT).check(step, rollouts.versions, version, gap)
 
 
 def test_models_that_vllm_does_not_know_are_refused_in_one_sentence(tmp_path: Path) -> None:
@@ -212,6 +213,32 @@ def test_a_missed_synchronisation_is_caught_by_version_and_by_gap(sampler: Any) 
         assert_certified(samples, logprobs_NT, 3)  # also where versions are not kept
 
 
+def test_every_token_carries_the_version_that_sampled_it(sampler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that change while responses are under way: one number a response would hide it."""
+    model, engine = make_model(), sampler.engine.llm_engine
+    sampler.load_weights(model, 3)
+    before = sampler.generate(PROMPTS, SAMPLING, generator())
+    assert before.versions == [[[3] * len(r) for r in group] for group in before.response_ids]
+    step, steps = engine.step, itertools.count(1)
+
+    def step_then_change() -> Any:
+        done = step()
+        if next(steps) == 9:
+            engine.set_weight_version("4")
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "step", step_then_change)
+        samples = sampler.generate(PROMPTS, SAMPLING, generator())
+    assert samples.response_ids == before.response_ids
+    versions = [row for group in samples.versions for row in group]
+    assert all(set(row) <= {3, 4} and row == sorted(row) for row in versions)
+    assert any(len(set(row)) == 2 and row.count(3) <= 9 for row in versions)
+    for version in (3, 4):
+        with pytest.raises(CertificateBreach, match=f"version 3, 4, allowed only {version}$"):
+            assert_certified(samples, trainer_logprobs(model, as_rollouts(samples)), version)
+
+
 def test_a_stale_prefix_cache_is_caught(sampler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model()
     sampler.load_weights(model, 0)
@@ -225,7 +252,7 @@ def test_a_stale_prefix_cache_is_caught(sampler: Any, monkeypatch: pytest.Monkey
     for samples, prompt, caught in ((stale, PROMPTS[1], True), (fresh_rows, PROMPTS[0], False)):
         rollouts = Rollouts.from_lists([prompt] * 4, samples.response_ids, torch.zeros(4, 4), samples.logprobs)
         gap = measure_gap(rollouts.logprobs_NT, trainer_logprobs(model, rollouts), rollouts.mask_NT)  # type: ignore[arg-type]
-        assert bool(Certificate(*STRICT, on_breach="correct").check(1, 1, 1, gap)) is caught
+        assert bool(Certificate(*STRICT, on_breach="correct").check(1, {1}, 1, gap)) is caught
     sampler.load_weights(model, 2)
     samples = sampler.generate(PROMPTS, SAMPLING, generator())
     assert_certified(samples, trainer_logprobs(model, as_rollouts(samples)), 2)

@@ -27,7 +27,7 @@ class Samples:
     response_ids: list[list[list[int]]]
     logprobs: list[list[list[float]]]
     finished: list[list[bool]]  # ended by a stop token, not by the limit
-    versions: list[list[int]]  # the version of the weights that sampled each response
+    versions: list[list[list[int]]]  # of the weights that sampled each token
 
 
 class Sampler(Protocol):

@@ -53,7 +53,7 @@ class HfSampler:
             logprobs += [row[:length] for row, length in zip(logprobs_NT.tolist(), lengths, strict=True)]
             finished += finished_N.tolist()
         self.model.train(training)
-        versions = [[self.version] * group for _ in prompt_ids]
+        versions = _grouped([[self.version] * len(response) for response in responses], group)
         return Samples(_grouped(responses, group), _grouped(logprobs, group), _grouped(finished, group), versions)
 
     def _sample(

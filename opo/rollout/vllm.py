@@ -169,7 +169,9 @@ class VllmSampler:
                 [[step[t].logprob for t, step in zip(r.token_ids, r.logprobs, strict=True)] for r in responses], group
             ),
             finished=_grouped([r.finish_reason == "stop" for r in responses], group),
-            versions=_grouped([min(int(span.version) for span in r.weight_versions) for r in responses], group),
+            versions=_grouped(
+                [[int(s.version) for s in r.weight_versions for _ in range(s.start, s.end)] for r in responses], group
+            ),
         )
 
     def close(self) -> None:

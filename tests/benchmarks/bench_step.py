@@ -78,7 +78,9 @@ def opo(policy_name: str, steps: int, engine: Any = "hf", compute: Any = "float3
             samples = sampler.generate(ids, Sampling(group, tokens), torch.Generator().manual_seed(step))
             rewards = [[reward(str(policy.tokenizer.decode(r))) for r in group] for group in samples.response_ids]
             sampled = time.perf_counter()
-            rollouts = Rollouts.from_lists(ids, samples.response_ids, rewards, samples.logprobs, version=state.version)
+            rollouts = Rollouts.from_lists(
+                ids, samples.response_ids, rewards, samples.logprobs, versions=samples.versions
+            )
             update_on(rollouts, config, policy, None, state, certificate, Path(folder))
             updated = time.perf_counter()
             sampler.load_weights(policy.model, state.version)
