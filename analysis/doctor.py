@@ -33,6 +33,7 @@ from opo.errors import StoppedRun, UserError
 from opo.gradient import accumulate
 from opo.load import load_policy, max_length
 from opo.policy import Policy
+from opo.process import use_machine
 from opo.rewards import RewardRunner
 from opo.rollout.base import Sampler, Sampling
 from opo.rollout.engine import make_sampler
@@ -120,7 +121,7 @@ def main(values: dict[str, Any], folder: Path) -> None:
 
 def examine(config: DoctorConfig) -> list[Check]:
     """All checks of this model on this machine."""
-    torch.set_num_threads(config.threads)
+    use_machine(config.threads)
     task = make_task(config.task)
     policy = load_policy(config.model, config.rollout.temperature, config.device)
     policy = replace(policy, stop_token_ids=stop_token_ids(policy.tokenizer, task.stop))

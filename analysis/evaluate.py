@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -18,6 +17,7 @@ from opo.collect import Collector, stop_token_ids
 from opo.config import ModelConfig
 from opo.errors import UserError
 from opo.load import load_policy, max_length, restore_model
+from opo.process import use_machine
 from opo.rewards import RewardRunner
 from opo.rollout.base import Sampling
 from opo.rollout.hf import HfSampler
@@ -68,7 +68,7 @@ def load_config(values: Mapping[str, Any]) -> EvaluateConfig:
 def main(values: dict[str, Any], folder: Path) -> None:
     """Evaluate every policy that the checkpoint names; writes `eval.json`, prints a table."""
     config = load_config(values)
-    torch.set_num_threads(config.threads)
+    use_machine(config.threads)
     study = VarianceConfig(checkpoint=config.checkpoint, model=config.model, rollout=config.rollout)
     results = []
     for stage in stages(study):

@@ -11,7 +11,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from analysis.foreign import ForeignPrompt, read_rollouts
@@ -27,6 +26,7 @@ from opo.build import build
 from opo.collect import Collector, stop_token_ids
 from opo.errors import UserError
 from opo.load import load_policy, max_length, restore_model
+from opo.process import use_machine
 from opo.rewards import RewardRunner
 from opo.rollout.base import Sampling
 from opo.rollout.hf import HfSampler
@@ -66,7 +66,7 @@ def run_study(config: VarianceConfig, folder: Path) -> Study | None:
 
 def measure(config: VarianceConfig, folder: Path) -> int:
     """Make this shard's missing pools; returns how many pools of all shards are missing after that."""
-    torch.set_num_threads(config.threads)
+    use_machine(config.threads)
     foreign = read_rollouts(Path(config.rollouts)) if config.rollouts else None
     numbers, planned = prompt_numbers(config, foreign), stages(config)
     folders = {stage.name: PoolFolder(folder / "pools" / stage.name, setting_of(config, stage)) for stage in planned}

@@ -121,6 +121,13 @@ class Rollouts:
         """Bool: true where the response has a reward."""
         return ~self.rewards_PG.isnan().view(-1)
 
+    @property
+    def first_N(self) -> Tensor:
+        """For each response the first one to the same prompt with the same tokens, int64: the policy has to see that one alone."""
+        seen: dict[tuple[int, bytes], int] = {}
+        rows = self.tokens_NT.masked_fill(~self.mask_NT, -1).cpu().numpy()
+        return torch.tensor([seen.setdefault((n // self.group_size, row.tobytes()), n) for n, row in enumerate(rows)])
+
     def rows_of(self, prompts: list[int]) -> Tensor:
         """Indices into N of all responses to these prompts, int64."""
         return torch.tensor([p * self.group_size + g for p in prompts for g in range(self.group_size)])

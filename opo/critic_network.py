@@ -38,10 +38,10 @@ class Critic(nn.Module):
     def values(self, rollouts: Rollouts, token_budget: int, *, shared_prefix: bool = True) -> Tensor:
         """Values of all response tokens, (N, T) float64 on the CPU."""
         values_NT = torch.zeros(rollouts.mask_NT.shape, dtype=torch.float64)
-        for part in microbatches(rollouts, list(range(rollouts.num_prompts)), token_budget):
+        for part in microbatches(rollouts, list(range(rollouts.num_prompts)), token_budget, distinct=True):
             values_MT = self(rollouts, part, shared_prefix=shared_prefix)
             values_NT[part.rows_M, : values_MT.shape[1]] = values_MT.double().cpu()
-        return values_NT
+        return values_NT[rollouts.first_N]
 
 
 def update_critic(
@@ -57,16 +57,18 @@ def update_critic(
     _, returns_NT = gae(rollouts.token_rewards_NT, rollouts.values_NT, rollouts.mask_NT, knobs["gamma"], knobs["lam"])
     inside_NT = rollouts.mask_NT & rollouts.scorable_N[:, None]
     tokens = max(1, int(inside_NT[rollouts.rows_of(prompts)].sum()))
-    total = 0.0
-    for part in microbatches(rollouts, prompts, config.optim.tokens_per_microbatch):
+    first_N, total = rollouts.first_N, 0.0
+    for part in microbatches(rollouts, prompts, config.optim.tokens_per_microbatch, distinct=True):
+        rows_C = torch.isin(first_N, part.rows_M).nonzero().squeeze(1)  # all copies of the part's responses
+        place_N = torch.zeros_like(first_N).index_put((part.rows_M,), torch.arange(len(part.rows_M)))
         values_MT = critic(rollouts, part)
-        width = values_MT.shape[1]
-        old_MT, target_MT, mask_MT = (
-            x[part.rows_M, :width].to(values_MT.device) for x in (rollouts.values_NT, returns_NT, inside_NT)
+        values_CT, width = values_MT[place_N[first_N[rows_C]].to(values_MT.device)], values_MT.shape[1]
+        old_CT, target_CT, mask_CT = (
+            x[rows_C, :width].to(values_MT.device) for x in (rollouts.values_NT, returns_NT, inside_NT)
         )
         # value_loss is a mean over the part's tokens: weighted by their share it adds up to the mean over all
-        loss = value_loss(values_MT, old_MT.float(), target_MT.float(), mask_MT, knobs["value_clip"]) * (
-            mask_MT.sum() / tokens
+        loss = value_loss(values_CT, old_CT.float(), target_CT.float(), mask_CT, knobs["value_clip"]) * (
+            mask_CT.sum() / tokens
         )
         loss.backward()
         total += loss.item()

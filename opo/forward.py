@@ -25,16 +25,19 @@ class Microbatch:
     prompt_of_M: Tensor  # int64, index into `prompts` for each row
 
 
-def microbatches(rollouts: Rollouts, prompts: list[int], token_budget: int) -> Iterator[Microbatch]:
+def microbatches(
+    rollouts: Rollouts, prompts: list[int], token_budget: int, *, distinct: bool = False
+) -> Iterator[Microbatch]:
     """Cut these prompts' responses so that no part has more than `token_budget` tokens after padding (one response at least).
 
-    Longest first, so that rows of one part are alike in length; a group is split only where it does not fit.
+    Longest first, so that rows of one part are alike in length; a group is split only where it does not fit. With `distinct`, only
+    the first of responses that are the same (`Rollouts.first_N`).
     """
+    first = rollouts.first_N.tolist() if distinct else range(rollouts.num_prompts * rollouts.group_size)
     lengths = rollouts.lengths_N.tolist()
     prompt_lengths = [len(ids) for ids in rollouts.prompt_ids]
     groups = [
-        sorted(range(p * rollouts.group_size, (p + 1) * rollouts.group_size), key=lambda n: -lengths[n])
-        for p in prompts
+        sorted({first[n] for n in rollouts.rows_of([p]).tolist()}, key=lambda n: (-lengths[n], n)) for p in prompts
     ]
     order = sorted(range(len(prompts)), key=lambda i: -lengths[groups[i][0]])
     part: dict[int, list[int]] = {}

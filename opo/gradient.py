@@ -35,27 +35,32 @@ def accumulate(
 ) -> Pass:
     """Add -sum_nt w_nt grad log pi(y_nt) - entropy_coef grad(mean entropy) over these prompts to the parameters' gradients.
 
-    A prompt whose responses all weigh nothing (equal rewards, to most baselines) is measured without a backward pass.
+    A prompt whose responses all weigh nothing (equal rewards, to most baselines) is measured without a backward pass, and responses
+    that are the same go through the model once, with the sum of their weights.
     """
+    first_N = rollouts.first_N
+    weights_NT = torch.zeros_like(weights_NT).index_add(0, first_N, weights_NT)
+    copies_N = torch.bincount(first_N, minlength=len(first_N))
     speaking = [p for p in prompts if entropy_coef or bool(weights_NT[rollouts.rows_of([p])].any())]
     silent = [p for p in prompts if p not in speaking]
     measured = policy.measure(rollouts, silent, token_budget, shared_prefix=shared_prefix)
     logprobs_NT, entropies_NT = measured.logprobs_MT, measured.entropies_MT
     tokens = int(rollouts.mask_NT[rollouts.rows_of(prompts)].sum())
-    for part in microbatches(rollouts, speaking, token_budget):
+    for part in microbatches(rollouts, speaking, token_budget, distinct=True):
         scores = policy.scores(rollouts, part, shared_prefix=shared_prefix, entropy_grad=entropy_coef != 0)
         width = scores.mask_MT.shape[1]
         weights_MT = weights_NT[part.rows_M, :width].to(scores.logprobs_MT)
         objective = (weights_MT * scores.logprobs_MT).sum()
         if entropy_coef:
-            objective = objective + entropy_coef * scores.entropies_MT.sum() / tokens
+            copies_M1 = copies_N[part.rows_M, None].to(scores.entropies_MT)
+            objective = objective + entropy_coef * (copies_M1 * scores.entropies_MT).sum() / tokens
         (-objective).backward()
         logprobs_NT[part.rows_M, :width] = scores.logprobs_MT.detach().double().cpu()
         entropies_NT[part.rows_M, :width] = scores.entropies_MT.detach().double().cpu()
     if not speaking:  # zero is a gradient: the optimizer's momentum goes on
         for parameter in policy.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-    return Pass(logprobs_NT, entropies_NT)
+    return Pass(logprobs_NT[first_N], entropies_NT[first_N])
 
 
 def gradient_norm(parameters: list[torch.nn.Parameter]) -> float:

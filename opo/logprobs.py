@@ -2,7 +2,7 @@
 
 Legend: M response positions laid end to end, D hidden units, V vocabulary. The logits (M, V) are the largest tensor of a plain
 training step. Here they exist one tile at a time, in the forward pass (log-sum-exp, carried from tile to tile) and again in the
-backward pass (recomputed), so that memory is that of the hidden states and of the head's own gradient.
+backward pass (recomputed, unless all of them are few), so that memory is that of the hidden states and of the head's own gradient.
 """
 
 from collections.abc import Iterator
@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from opo.errors import UserError
+from opo.precision import linear
 
 CHUNK = (1024, 8192)  # positions and tokens of the vocabulary in one tile: 32 MB in float32
+KEPT = 2**27  # logits that are kept for the backward pass where a part has no more: 512 MB in float32
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ class _Spec(NamedTuple):
     def s(self, hidden_MD: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
         """Scaled, capped, divided by the temperature: pi = softmax(s). Always a new tensor."""
         bias_V = None if bias_V is None else bias_V.to(self.dtype)
-        s_MV = nn.functional.linear(hidden_MD.to(self.dtype), weight_VD.to(self.dtype), bias_V).to(self.sum_dtype)
+        s_MV = linear(hidden_MD.to(self.dtype), weight_VD.to(self.dtype), bias_V).to(self.sum_dtype)
         if self.cap is not None:
             return self.cap * torch.tanh(s_MV * (self.scale / self.cap))
         return s_MV if self.scale == 1 else s_MV * self.scale
@@ -172,6 +174,7 @@ class _Tiled(torch.autograd.Function):
         target_M = torch.full_like(top_M, torch.nan)  # s of the sampled token
         mass_M, moment_M, squares_M = torch.zeros_like(top_M), torch.zeros_like(top_M), torch.zeros_like(top_M)
         # sums of e, e (s - top) and e^2, where e = exp(s - top)
+        keep, kept = any(ctx.needs_input_grad) and len(hidden_MD) * len(weight_VD) <= KEPT, []
         for columns in _slices(len(weight_VD), chunk[1]):
             weight_CD = weight_VD[columns].to(spec.dtype)
             bias_C = None if bias_V is None else bias_V[columns]
@@ -181,7 +184,9 @@ class _Tiled(torch.autograd.Function):
                 target_M[rows] = torch.where(inside_R, s_RC.gather(1, column_R[:, None]).squeeze(1), target_M[rows])
                 top_R = torch.maximum(top_M[rows], s_RC.amax(1))
                 drop_R = top_M[rows] - top_R
-                s_RC -= top_R[:, None]
+                if keep:
+                    kept.append(s_RC)
+                s_RC = s_RC - top_R[:, None] if keep else s_RC.sub_(top_R[:, None])
                 e_RC = s_RC.exp()
                 if with_entropy:
                     moment_M[rows] = drop_R.exp() * (moment_M[rows] + drop_R * mass_M[rows]) + (e_RC * s_RC).sum(1)
@@ -193,7 +198,7 @@ class _Tiled(torch.autograd.Function):
         logprobs_M = (target_M - top_M) - log_mass_M
         entropies_M = log_mass_M - moment_M / mass_M if with_entropy else None
         energies_M = 1 - 2 * logprobs_M.exp() + squares_M / mass_M**2 if with_energy else None
-        ctx.save_for_backward(hidden_MD, weight_VD, bias_V, targets_M, top_M, log_mass_M, entropies_M)
+        ctx.save_for_backward(hidden_MD, weight_VD, bias_V, targets_M, top_M, log_mass_M, entropies_M, *kept)
         if energies_M is not None:
             ctx.mark_non_differentiable(energies_M)
         return logprobs_M, entropies_M, energies_M
@@ -209,7 +214,8 @@ class _Tiled(torch.autograd.Function):
     def _gradients(
         ctx: Any, g_M: Tensor | None, h_M: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        hidden_MD, weight_VD, bias_V, targets_M, top_M, log_mass_M, entropies_M = ctx.saved_tensors
+        hidden_MD, weight_VD, bias_V, targets_M, top_M, log_mass_M, entropies_M, *kept = ctx.saved_tensors
+        tiles = iter(kept)
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         g_M = torch.zeros_like(top_M) if g_M is None else g_M
         spec, hidden_low = ctx.spec, hidden_MD.to(ctx.spec.dtype)
@@ -219,12 +225,12 @@ class _Tiled(torch.autograd.Function):
         for columns in _slices(len(weight_VD), ctx.chunk[1]):
             weight_CD = weight_VD[columns].to(spec.dtype)
             bias_C = None if bias_V is None else bias_V[columns]
-            sum_CD = torch.zeros(weight_CD.shape, dtype=top_M.dtype, device=weight_CD.device) if need_weight else None
+            sum_CD = None
             sum_C = torch.zeros(len(weight_CD), dtype=top_M.dtype, device=weight_CD.device) if need_bias else None
             for rows in _slices(len(hidden_MD), ctx.chunk[0]):
-                s_RC = spec.s(hidden_low[rows], weight_CD, bias_C)
+                s_RC = next(tiles) if kept else spec.s(hidden_low[rows], weight_CD, bias_C)
                 slope_RC = None if spec.cap is None else 1 - (s_RC / spec.cap).square()  # of tanh
-                s_RC -= top_M[rows, None]
+                s_RC = s_RC - top_M[rows, None]
                 s_RC -= log_mass_M[rows, None]  # log pi; in two steps, since top + log mass would round log mass away
                 pi_RC = s_RC.exp()
                 if h_M is None:
@@ -245,9 +251,10 @@ class _Tiled(torch.autograd.Function):
                     d_RC *= spec.scale
                 low_RC = d_RC.to(spec.backward_dtype)
                 if grad_hidden is not None:
-                    grad_hidden[rows] += low_RC @ weight_CD.to(spec.backward_dtype)
-                if sum_CD is not None:
-                    sum_CD += low_RC.T @ hidden_low[rows].to(spec.backward_dtype)
+                    grad_hidden[rows] += linear(low_RC, weight_CD.to(spec.backward_dtype).t())
+                if need_weight:
+                    product_CD = (low_RC.T @ hidden_low[rows].to(spec.backward_dtype)).to(top_M.dtype)
+                    sum_CD = product_CD if sum_CD is None else sum_CD.add_(product_CD)
                 if sum_C is not None:
                     sum_C += d_RC.sum(0)
             if grad_weight is not None and sum_CD is not None:

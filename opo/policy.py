@@ -94,14 +94,16 @@ class Policy:
         """The same for all responses to these prompts, without gradient: (N, T) float64 on the CPU, zero elsewhere."""
         logprobs_NT = torch.zeros(rollouts.mask_NT.shape, dtype=torch.float64)
         entropies_NT, energies_NT = torch.zeros_like(logprobs_NT), torch.zeros_like(logprobs_NT)
-        for part in microbatches(rollouts, prompts, token_budget):
+        for part in microbatches(rollouts, prompts, token_budget, distinct=True):
             scores = self.scores(rollouts, part, shared_prefix=shared_prefix, energy=energy)
             width = scores.mask_MT.shape[1]
             logprobs_NT[part.rows_M, :width] = scores.logprobs_MT.double().cpu()
             entropies_NT[part.rows_M, :width] = scores.entropies_MT.double().cpu()
             if scores.energies_MT is not None:
                 energies_NT[part.rows_M, :width] = scores.energies_MT.double().cpu()
-        return TokenScores(logprobs_NT, entropies_NT, energies_NT if energy else None, rollouts.mask_NT)
+        first_N = rollouts.first_N
+        energies = energies_NT[first_N] if energy else None
+        return TokenScores(logprobs_NT[first_N], entropies_NT[first_N], energies, rollouts.mask_NT)
 
 
 def _scatter(values_K: Tensor, mask_MT: Tensor) -> Tensor:

@@ -17,8 +17,6 @@ import copy
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from opo.algorithms import ALGORITHMS
 from opo.certificate import Certificate
 from opo.collect import Collector, stop_token_ids
@@ -28,6 +26,7 @@ from opo.evaluate import evaluate
 from opo.load import load_policy, max_length
 from opo.measure import Clock, batch_metrics
 from opo.prepare import needs_reference, prepare
+from opo.process import use_machine
 from opo.progress import Progress
 from opo.rewards import RewardRunner
 from opo.rollout.base import Sampling
@@ -46,7 +45,7 @@ def train(config: RunConfig, path: Path) -> None:
     Raises UserError for a configuration or folder that cannot be used, StoppedRun after SIGTERM (saved) and where a loss or
     gradient is not finite (the batch is on disk).
     """
-    torch.set_num_threads(config.threads)
+    use_machine(config.threads)
     folder = RunFolder.open(path, to_dict(config))
     if folder.done:
         print(f"{path}: finished already, nothing to do")

@@ -49,6 +49,31 @@ def test_gradient_equals_one_response_at_a_time(shared_prefix, token_budget, tem
     assert torch.allclose(seen.logprobs_NT, logprobs_NT, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("entropy_coef", [0.0, 0.3])
+def test_responses_that_are_the_same_go_through_the_model_once(entropy_coef):
+    model, rollouts = small_gpt2(), random_rollouts()
+    same = [[0, 0, 0], [0, 1, 0], [0, 1, 2], [0, 1, 1]]
+    rows = torch.tensor([3 * p + g for p, group in enumerate(same) for g in group])
+    rollouts = rollouts.with_(tokens_NT=rollouts.tokens_NT[rows], mask_NT=rollouts.mask_NT[rows])
+    assert rollouts.first_N.tolist() == rows.tolist()
+    weights_NT = torch.randn(rollouts.mask_NT.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    policy = Policy(model, None)  # type: ignore[arg-type]
+    (part,) = microbatches(rollouts, [0, 1, 2, 3], 10_000)
+    assert len(part.rows_M) == 12
+    scores, width = policy.scores(rollouts, part, entropy_grad=True), rollouts.mask_NT.shape[1]
+    objective = (weights_NT[part.rows_M, :width] * scores.logprobs_MT).sum()
+    (objective + entropy_coef * scores.entropies_MT.sum() / rollouts.mask_NT.sum()).neg().backward()
+    expected = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    model.zero_grad()
+    (part,) = microbatches(rollouts, [0, 1, 2, 3], 10_000, distinct=True)
+    assert sorted(part.rows_M.tolist()) == sorted(set(rows.tolist()))
+    seen = accumulate(policy, rollouts, [0, 1, 2, 3], weights_NT, entropy_coef=entropy_coef, token_budget=40)
+    actual = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    assert (actual - expected).norm() <= 1e-12 * expected.norm()
+    assert torch.equal(seen.logprobs_NT, seen.logprobs_NT[rows])
+    assert bool((seen.entropies_NT[rollouts.mask_NT] > 0).all())
+
+
 @pytest.mark.parametrize("silent", [[1], [0, 2, 3], [0, 1, 2, 3]])
 def test_prompts_without_weight_are_measured_and_add_nothing(silent):
     model, rollouts = small_gpt2(), random_rollouts()

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, MistralConfig
 from opo.batch import Rollouts
 from opo.policy import Policy
 from opo.rollout.base import Sampling
-from opo.rollout.hf import HfSampler, invert_cdf, policy_logprobs
+from opo.rollout.hf import HfSampler, draw, policy_logits
 
 PROMPTS = [[3, 4, 5], [6], [7, 8, 9, 10, 11]]
 
@@ -79,7 +79,29 @@ def test_first_token_follows_the_policy():
 def test_inverse_cdf_hits_each_interval():
     logprobs_BV = torch.tensor([[0.2, 0.0, 0.5, 0.3]], dtype=torch.float64).log().expand(5, 4)
     uniforms_B = torch.tensor([0.0, 0.199999, 0.2, 0.699999, 0.999999], dtype=torch.float64)
-    assert invert_cdf(logprobs_BV, uniforms_B).tolist() == [0, 0, 2, 2, 3]
+    tokens_B, drawn_B = draw(logprobs_BV + 7, torch.arange(5), uniforms_B)
+    assert tokens_B.tolist() == [0, 0, 2, 2, 3]
+    torch.testing.assert_close(drawn_B, logprobs_BV[0, tokens_B], rtol=0, atol=1e-15)
+    assert draw(logprobs_BV, torch.tensor([0, 0, 3]), None)[0].tolist() == [2] * 3
+
+
+@pytest.mark.parametrize("vocabulary", [7, 128, 129, 1000, 49_152])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_blocks_of_the_vocabulary_draw_what_one_sum_over_it_draws(vocabulary, dtype):
+    generator = torch.Generator().manual_seed(vocabulary)
+    s_BV = (5 * torch.randn(64, vocabulary, generator=generator)).to(dtype)
+    s_BV[:, torch.rand(vocabulary, generator=generator) < 0.3] = -torch.inf
+    uniforms_B = torch.rand(64, generator=generator, dtype=torch.float64)
+    uniforms_B[:2] = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+    exact_BV = s_BV.double().log_softmax(1)
+    cdf_BV = exact_BV.exp().cumsum(1)
+    tokens_B, drawn_B = draw(s_BV, torch.arange(64), uniforms_B)
+    token_B1, tolerance = tokens_B[:, None], 1e-6 if dtype == torch.float32 else 1e-12
+    upper_B, mass_B = cdf_BV.gather(1, token_B1)[:, 0], exact_BV.gather(1, token_B1).exp()[:, 0]
+    assert bool((mass_B > 0).all())
+    assert bool((uniforms_B <= upper_B + tolerance).all())
+    assert bool((uniforms_B >= upper_B - mass_B - tolerance).all())
+    torch.testing.assert_close(drawn_B, exact_BV.gather(1, token_B1)[:, 0], rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("config", [MistralConfig, Gemma3TextConfig])
@@ -109,9 +131,9 @@ def test_caches_with_a_window_give_the_log_probabilities_of_a_plain_pass(config)
 
 def test_truncation_keeps_the_head_of_the_distribution_and_renormalises():
     logits_BV = torch.tensor([[0.4, 0.3, 0.2, 0.1]], dtype=torch.float64).log()
-    top_k = policy_logprobs(logits_BV, Sampling(1, 1, top_k=2)).exp()
+    top_k = policy_logits(logits_BV, Sampling(1, 1, top_k=2)).softmax(1)
     assert torch.allclose(top_k, torch.tensor([[4 / 7, 3 / 7, 0, 0]], dtype=torch.float64))
-    top_p = policy_logprobs(logits_BV, Sampling(1, 1, top_p=0.65)).exp()
+    top_p = policy_logits(logits_BV, Sampling(1, 1, top_p=0.65)).softmax(1)
     assert torch.allclose(top_p, torch.tensor([[4 / 7, 3 / 7, 0, 0]], dtype=torch.float64))
 
 

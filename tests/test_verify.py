@@ -128,8 +128,8 @@ def test_doctor_finds_a_sampler_that_is_not_the_policy(folder: Path, monkeypatch
     """A temperature that only the sampler applies: its log-probabilities are not the trainer's, and mean scores are not zero."""
     from opo.rollout import hf
 
-    right = hf.policy_logprobs
-    monkeypatch.setattr(hf, "policy_logprobs", lambda logits, sampling: right(logits * 1.5, sampling))
+    right = hf.policy_logits
+    monkeypatch.setattr(hf, "policy_logits", lambda logits, sampling: right(logits * 1.5, sampling))
     with pytest.raises(StoppedRun, match="sampler against trainer, mean") as caught:
         doctor.main(doctor_config(folder, prompts=1, responses=32), folder)
     assert "padded batch" not in str(caught.value)

@@ -1,21 +1,27 @@
 """Sampling with transformers, made for RL.
 
-The prompt of a group is encoded once and its keys and values are repeated; finished responses leave the batch; the
-log-probability of every sampled token is kept. Each response has uniform numbers of its own, drawn beforehand and turned into
-tokens through the inverse of the cumulative distribution, so a sample depends neither on who shares the batch with it nor on when
-the others finish.
+Responses to a prompt are one row of the batch as long as they are the same, so nothing is computed twice for a group: not the
+prompt, and not what its responses have in common. A row splits where they part and leaves when they have finished. Each response has
+uniform numbers of its own, drawn beforehand and turned into tokens through the inverse of the cumulative distribution, so a sample
+depends neither on who shares the batch with it nor on when the others finish.
+
+R rows of the batch (distinct beginnings of responses), S responses that are still growing.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import DynamicCache, PreTrainedModel
 
 from opo.forward import pad_left, positions
-from opo.logprobs import log_softmax
-from opo.precision import Compute, computing
+from opo.precision import Compute
 from opo.rollout.base import Samples, Sampling
+from opo.rollout.decoding import packed_weights, shared_keys
+
+BLOCK = 128  # tokens of the vocabulary whose probabilities are summed in the policy's precision
+BELOW_ONE = 1 - 2**-52  # a uniform number of one, reached by rounding, would hit no token
 
 
 class HfSampler:
@@ -43,15 +49,17 @@ class HfSampler:
         finished: list[bool] = []
         training = self.model.training
         self.model.eval()
-        for start in range(0, len(prompt_ids), prompts_at_once):
-            part = prompt_ids[start : start + prompts_at_once]
-            uniforms = uniforms_NT[start * group : (start + len(part)) * group]
-            with computing(self.compute, self.model.device.type):
+        rows, half = min(len(prompt_ids), prompts_at_once) * group, self.compute == "bfloat16"
+        products = torch.autocast(self.model.device.type, torch.bfloat16) if half else packed_weights(self.model, rows)
+        with products, shared_keys(self.model):
+            for start in range(0, len(prompt_ids), prompts_at_once):
+                part = prompt_ids[start : start + prompts_at_once]
+                uniforms = uniforms_NT[start * group : (start + len(part)) * group]
                 tokens_NT, logprobs_NT, lengths_N, finished_N = self._sample(part, sampling, uniforms)
-            lengths = lengths_N.tolist()
-            responses += [row[:length] for row, length in zip(tokens_NT.tolist(), lengths, strict=True)]
-            logprobs += [row[:length] for row, length in zip(logprobs_NT.tolist(), lengths, strict=True)]
-            finished += finished_N.tolist()
+                lengths = lengths_N.tolist()
+                responses += [row[:length] for row, length in zip(tokens_NT.tolist(), lengths, strict=True)]
+                logprobs += [row[:length] for row, length in zip(logprobs_NT.tolist(), lengths, strict=True)]
+                finished += finished_N.tolist()
         self.model.train(training)
         versions = _grouped([[self.version] * len(response) for response in responses], group)
         return Samples(_grouped(responses, group), _grouped(logprobs, group), _grouped(finished, group), versions)
@@ -69,49 +77,44 @@ class HfSampler:
         lengths_N = torch.full((count,), steps, device=device)
         finished_N = torch.zeros(count, dtype=torch.bool, device=device)
 
-        ids_BL, mask_BL = pad_left(prompt_ids, device)
+        ids_RL, mask_RL = pad_left(prompt_ids, device)
+        position_R = mask_RL.sum(1)
         cache = DynamicCache(config=self.model.config)
-        out = self.model(
-            input_ids=ids_BL,
-            attention_mask=mask_BL,
-            position_ids=positions(mask_BL),
+        logits_RV = self.model(
+            input_ids=ids_RL,
+            attention_mask=mask_RL,
+            position_ids=positions(mask_RL),
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
-        )
-        cache.batch_repeat_interleave(group)
-        logits_BV = out.logits[:, -1].repeat_interleave(group, 0)
-        mask_BL = mask_BL.repeat_interleave(group, 0)
-        position_B = mask_BL.sum(1)
-        rows_B = torch.arange(count, device=device)  # which response each row of the shrinking batch is
+        ).logits[:, -1]
+        growing_S = torch.arange(count, device=device)  # responses without a stop token so far
+        row_S = growing_S // group
         for t in range(steps):
-            logprobs_BV = policy_logprobs(logits_BV, sampling)
-            token_B = logprobs_BV.argmax(1) if sampling.greedy else invert_cdf(logprobs_BV, uniforms_NT[rows_B, t])
-            tokens_NT[rows_B, t] = token_B
-            logprobs_NT[rows_B, t] = logprobs_BV.gather(1, token_B[:, None]).squeeze(1).double()
-            stopped_B = torch.isin(token_B, stops)
-            finished_N[rows_B[stopped_B]] = True
-            lengths_N[rows_B[stopped_B]] = t + 1
-            if t + 1 == steps or bool(stopped_B.all()):
+            uniforms_S = None if sampling.greedy else uniforms_NT[growing_S, t]
+            token_S, logprobs_S = draw(policy_logits(logits_RV, sampling), row_S, uniforms_S)
+            tokens_NT[growing_S, t], logprobs_NT[growing_S, t] = token_S, logprobs_S
+            stopped_S = torch.isin(token_S, stops)
+            finished_N[growing_S[stopped_S]] = True
+            lengths_N[growing_S[stopped_S]] = t + 1
+            if t + 1 == steps or bool(stopped_S.all()):
                 break
-            if bool(stopped_B.any()):
-                keep_B = (~stopped_B).nonzero().squeeze(1)
-                cache.batch_select_indices(keep_B)
-                rows_B, token_B, mask_BL, position_B = (
-                    rows_B[keep_B],
-                    token_B[keep_B],
-                    mask_BL[keep_B],
-                    position_B[keep_B],
-                )
-            mask_BL = torch.cat([mask_BL, mask_BL.new_ones(len(rows_B), 1)], 1)
-            logits_BV = self.model(
-                input_ids=token_B[:, None],
-                attention_mask=mask_BL,
-                position_ids=position_B[:, None],
+            rows, vocabulary = logits_RV.shape
+            branch_S = (row_S * vocabulary + token_S)[~stopped_S]
+            branch_R, row_S = torch.unique(branch_S, return_inverse=True)
+            growing_S, parent_R, token_R = growing_S[~stopped_S], branch_R // vocabulary, branch_R % vocabulary
+            if len(parent_R) != rows or bool((parent_R != torch.arange(rows, device=device)).any()):
+                cache.batch_select_indices(parent_R)
+                mask_RL, position_R = mask_RL[parent_R], position_R[parent_R]
+            mask_RL = F.pad(mask_RL, (0, 1), value=1)
+            logits_RV = self.model(
+                input_ids=token_R[:, None],
+                attention_mask=mask_RL,
+                position_ids=position_R[:, None],
                 past_key_values=cache,
                 use_cache=True,
             ).logits[:, -1]
-            position_B = position_B + 1
+            position_R = position_R + 1
         return tokens_NT.cpu(), logprobs_NT.cpu(), lengths_N.cpu(), finished_N.cpu()
 
 
@@ -119,23 +122,41 @@ def _grouped(flat: list[Any], group: int) -> list[list[Any]]:
     return [flat[i : i + group] for i in range(0, len(flat), group)]
 
 
-def policy_logprobs(logits_BV: Tensor, sampling: Sampling) -> Tensor:
-    """log pi(. | context) in at least float32, temperature and truncation applied, (B, V)."""
-    logits_BV = logits_BV if logits_BV.dtype == torch.float64 else logits_BV.float()
-    logprobs_BV = log_softmax(logits_BV / sampling.temperature)
+def policy_logits(logits_BV: Tensor, sampling: Sampling) -> Tensor:
+    """s with softmax(s) = pi(. | context): at least float32, over the temperature, -inf where truncated, (B, V)."""
+    s_BV = (logits_BV if logits_BV.dtype == torch.float64 else logits_BV.float()) / sampling.temperature
     if sampling.top_k > 0:
-        threshold_B1 = logprobs_BV.topk(min(sampling.top_k, logprobs_BV.shape[1]), -1).values[:, -1:]
-        logprobs_BV = logprobs_BV.masked_fill(logprobs_BV < threshold_B1, -torch.inf).log_softmax(-1)
+        threshold_B1 = s_BV.topk(min(sampling.top_k, s_BV.shape[1]), -1).values[:, -1:]
+        s_BV = s_BV.masked_fill(s_BV < threshold_B1, -torch.inf)
     if sampling.top_p < 1:
-        sorted_BV, order_BV = logprobs_BV.sort(-1, descending=True)
-        before_BV = sorted_BV.exp().cumsum(-1) - sorted_BV.exp()
-        drop_BV = torch.zeros_like(before_BV, dtype=torch.bool).scatter(1, order_BV, before_BV >= sampling.top_p)
-        logprobs_BV = logprobs_BV.masked_fill(drop_BV, -torch.inf).log_softmax(-1)
-    return logprobs_BV
+        sorted_BV, order_BV = s_BV.sort(-1, descending=True)
+        mass_BV = sorted_BV.double().softmax(-1)
+        drop_BV = torch.zeros_like(s_BV, dtype=torch.bool)
+        drop_BV.scatter_(1, order_BV, mass_BV.cumsum(-1) - mass_BV >= sampling.top_p)
+        s_BV = s_BV.masked_fill(drop_BV, -torch.inf)
+    return s_BV
 
 
-def invert_cdf(logprobs_BV: Tensor, uniforms_B: Tensor) -> Tensor:
-    """The token whose interval of the cumulative distribution holds each uniform number, (B,); summed in float64."""
-    cdf_BV = logprobs_BV.double().exp().cumsum(-1)
-    token_B = torch.searchsorted(cdf_BV, (uniforms_B * cdf_BV[:, -1])[:, None], right=True).squeeze(1)
-    return token_B.clamp(max=logprobs_BV.shape[1] - 1)
+def draw(s_RV: Tensor, row_S: Tensor, uniforms_S: Tensor | None) -> tuple[Tensor, Tensor]:
+    """For each sample a token from softmax(s) of its row, (S,), and the token's log-probability, (S,) float64.
+
+    The token is the one whose interval of the cumulative distribution holds the uniform number, or without one the likeliest. Only
+    sums of blocks of the vocabulary are added up one by one, and the tokens of the block that was hit, both in float64.
+    """
+    top_R1 = s_RV.amax(1, keepdim=True)
+    e_RV = (s_RV - top_R1).exp()
+    width = min(BLOCK, e_RV.shape[1])
+    e_RKW = F.pad(e_RV, (0, -e_RV.shape[1] % width)).view(len(e_RV), -1, width)
+    mass_RK = e_RKW.sum(2).double().cumsum(1)
+    if uniforms_S is None:
+        token_S = s_RV.argmax(1)[row_S]
+    else:
+        mass_SK = mass_RK[row_S]
+        aim_S1 = uniforms_S[:, None].clamp(max=BELOW_ONE) * mass_SK[:, -1:]
+        block_S1 = torch.searchsorted(mass_SK, aim_S1, right=True)
+        before_S1 = F.pad(mass_SK, (1, 0)).gather(1, block_S1)
+        share_S1 = (aim_S1 - before_S1) / (mass_SK.gather(1, block_S1) - before_S1)
+        inside_SW = e_RKW[row_S, block_S1[:, 0]].double().cumsum(1)
+        place_S1 = torch.searchsorted(inside_SW, share_S1.clamp(max=BELOW_ONE) * inside_SW[:, -1:], right=True)
+        token_S = (block_S1 * width + place_S1)[:, 0]
+    return token_S, (s_RV[row_S, token_S] - top_R1[row_S, 0]).double() - mass_RK[row_S, -1].log()

@@ -33,7 +33,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 SHAPES = {"tiny": (16, 8, 48), "smollm2": (4, 8, 64)}  # prompts, responses to each, tokens
-MICROBATCH = {"tiny": 4096, "smollm2": 1024}  # tokens, as in conf/
+MICROBATCH = {"tiny": 4096, "smollm2": 2560}  # tokens, as in conf/
 ARMS = ("opo", "opo_half_backward", "opo_half", "opo_vllm", "trl", "trl_half", "generate")
 
 
@@ -52,11 +52,13 @@ def opo(policy_name: str, steps: int, engine: Any = "hf", compute: Any = "float3
     from opo.certificate import Certificate
     from opo.config import CertificateConfig, ModelConfig, OptimConfig, RolloutConfig, RunConfig
     from opo.load import load_policy
+    from opo.process import use_machine
     from opo.rollout.base import Sampling
     from opo.rollout.engine import make_sampler
     from opo.state import TrainingState
     from opo.update import update_on
 
+    use_machine(torch.get_num_threads())
     prompts, group, tokens = SHAPES[policy_name]
     config = RunConfig.of(
         None,

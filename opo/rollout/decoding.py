@@ -1,0 +1,87 @@
+"""What makes transformers decode faster on a processor, for as long as it samples; the numbers stay those of float32.
+
+A step of decoding multiplies a few rows by every weight. Weights laid out for that beforehand make the products half as long again
+as fast, and heads that share keys and values need no copies of them.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from opo.precision import ONEDNN, linear, packed_weight
+
+SMALLEST = 2**17  # entries of a weight that is worth packing
+SHARED_KEYS = "sdpa_shared_keys"
+
+
+@contextmanager
+def packed_weights(model: nn.Module, rows: int) -> Iterator[None]:
+    """Linear layers multiply by copies of their weights, packed now for products with `rows` rows; back to the weights on leaving."""
+    layers = [module for module in model.modules() if ONEDNN and _can_be_packed(module)]
+    try:
+        for layer in layers:
+            layer.forward = partial(linear, weight=packed_weight(layer.weight, rows), bias=layer.bias)
+        yield
+    finally:
+        for layer in layers:
+            layer.__dict__.pop("forward", None)
+
+
+def _can_be_packed(module: Any) -> bool:
+    plain = getattr(type(module), "forward", None) is nn.Linear.forward and "forward" not in vars(module)
+    return (
+        plain
+        and (module.weight.device.type, module.weight.dtype) == ("cpu", torch.float32)
+        and module.weight.numel() >= SMALLEST
+    )
+
+
+@contextmanager
+def shared_keys(model: Any) -> Iterator[None]:
+    """Attention by `attention` below, in models with fewer heads of keys than of queries that use torch's own."""
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    config, before = model.config.get_text_config(), model.config._attn_implementation
+    heads = getattr(config, "num_attention_heads", None)
+    if before != "sdpa" or getattr(config, "num_key_value_heads", heads) == heads:
+        yield
+        return
+    model.set_attn_implementation(SHARED_KEYS)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def attention(
+    module: nn.Module,
+    query_BHTD: Tensor,
+    key_BKLD: Tensor,
+    value_BKLD: Tensor,
+    attention_mask: Tensor | None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention over torch's, but that for one new token the H / K queries of a head of keys are rows of one product.
+
+    The mask (B, 1, 1, L) says which keys a sequence has, the same for every head. Returns (B, T, H, D) and no weights.
+    """
+    batch, heads, length, width = query_BHTD.shape
+    keys = key_BKLD.shape[1]
+    one_mask = attention_mask is not None and attention_mask.shape[1] == attention_mask.shape[2] == 1
+    if heads == keys or length > 1 or not one_mask or others.get("position_bias") is not None:
+        return sdpa_attention_forward(module, query_BHTD, key_BKLD, value_BKLD, attention_mask, **others)
+    query_BKRD = query_BHTD.view(batch, keys, heads // keys, width)
+    mask = attention_mask.expand(-1, -1, heads // keys, -1) if attention_mask is not None else None
+    out = F.scaled_dot_product_attention(query_BKRD, key_BKLD, value_BKLD, attn_mask=mask, scale=others.get("scaling"))
+    return out.reshape(batch, 1, heads, value_BKLD.shape[-1]), None
+
+
+ALL_ATTENTION_FUNCTIONS.register(SHARED_KEYS, attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(SHARED_KEYS, sdpa_mask)
