@@ -38,9 +38,10 @@ class Clock:
 
 
 def peak_memory_mib() -> float:
-    """Peak of the accelerator's memory where there is one, else of this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
+    """Peak of the GPU that this process used most, or of the process itself where it used none."""
+    gpus = [torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())]
+    if any(gpus):
+        return max(gpus) / 2**20
     unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 

@@ -60,7 +60,7 @@ class _Elsewhere(Tensor):
     @staticmethod
     def __new__(cls, inner: Tensor) -> Any:
         made = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls, inner.size(), inner.stride(), inner.storage_offset(), dtype=inner.dtype, device=f"{NAME}:0"
+            cls, inner.size(), inner.stride(), inner.storage_offset(), dtype=inner.dtype, device=torch.device(NAME, 0)
         )
         made.inner = inner
         return made

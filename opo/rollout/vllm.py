@@ -99,7 +99,7 @@ class VllmSampler:
                 if self.on_cpu:
                     _check_head_size(model_config.get_head_size())
                 self.engine: Any = vllm.LLM(**options)
-            except (ValueError, NotImplementedError) as error:
+            except (ValueError, NotImplementedError, torch.OutOfMemoryError) as error:
                 self._leave_process_group()
                 raise UserError(_sentence(error, source, memory)) from error
         # on the CPU a tied head is a packed copy, which a new embedding alone would leave as it was
