@@ -1,11 +1,14 @@
 """Everything that touches the device, on a GPU where there is one; where there is none the same bodies run on a stand-in.
 
 `cuda` is the real thing and says so when it is skipped. `elsewhere` is this machine's memory under another device's name
-(tests/elsewhere.py): it shows that every tensor is where it must be, not how a GPU rounds.
+(tests/elsewhere.py): it shows that every tensor is where it must be, not how a GPU rounds. torch counts its devices at the first
+backward pass, so the stand-in has a process of its own.
 """
 
 import json
+import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib import metadata
@@ -60,7 +63,10 @@ ENGINES = [pytest.param("cpu", marks=CPU_VLLM), pytest.param("cuda", marks=[GPU,
 STARVED = {"cpu": {"kv_cache_gib": 1e-5}, "cuda": {"gpu_memory_utilization": 1e-4}}
 
 
-@pytest.fixture(params=["elsewhere", pytest.param("cuda", marks=GPU)])
+STAND_IN = "OPO_TESTS_ON_THE_STAND_IN"
+
+
+@pytest.fixture(params=["elsewhere" if STAND_IN in os.environ else pytest.param("cuda", marks=GPU)])
 def device(request: pytest.FixtureRequest) -> Iterator[str]:
     if request.param == "cuda":
         yield "cuda"
@@ -79,6 +85,14 @@ def weights_of(rollouts: Rollouts) -> torch.Tensor:
     return torch.randn(rollouts.mask_NT.shape, generator=g, dtype=torch.float64) * rollouts.mask_NT
 
 
+@pytest.mark.skipif(STAND_IN in os.environ, reason="this is that process")
+def test_the_bodies_run_on_the_stand_in() -> None:
+    alone = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "elsewhere or stand_in"]
+    done = subprocess.run(alone, capture_output=True, text=True, timeout=600, env=os.environ | {STAND_IN: "1"})
+    assert done.returncode == 0, done.stdout[-5000:]
+
+
+@pytest.mark.skipif(STAND_IN not in os.environ, reason="run by test_the_bodies_run_on_the_stand_in")
 def test_the_stand_in_refuses_what_a_gpu_refuses() -> None:
     with elsewhere() as there:
         x, y = torch.ones(3, device=there), torch.ones(3)

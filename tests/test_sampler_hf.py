@@ -4,10 +4,11 @@ import pytest
 import torch
 from scipy import stats
 from small import VOCABULARY, small_gpt2, small_llama
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, MistralConfig
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, MistralConfig, Qwen2Config
 
 from opo.batch import Rollouts
 from opo.policy import Policy
+from opo.rollout import decoding
 from opo.rollout.base import Sampling
 from opo.rollout.hf import HfSampler, draw, policy_logits
 
@@ -141,3 +142,46 @@ def test_greedy_takes_the_most_likely_token():
     model = small_gpt2()
     samples = sampler(model).generate([PROMPTS[0]], Sampling(1, 1, greedy=True), torch.Generator().manual_seed(0))
     assert samples.response_ids[0][0][0] == int(model(input_ids=torch.tensor([PROMPTS[0]])).logits[0, -1].argmax())
+
+
+@pytest.mark.parametrize("shape", [LlamaConfig, Qwen2Config])  # without and with biases
+def test_packed_weights_are_those_of_the_moment_and_leave_no_trace(shape, monkeypatch):
+    monkeypatch.setattr(decoding, "SMALLEST", 1)
+    torch.manual_seed(0)
+    config = shape(
+        vocab_size=200,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    made = sampler(model)
+    for _ in range(2):
+        samples = made.generate(PROMPTS, Sampling(4, 12), torch.Generator().manual_seed(1))
+        assert model.config._attn_implementation == "sdpa"
+        assert not any("forward" in vars(module) for module in model.modules())
+        rollouts = Rollouts.from_lists(PROMPTS, samples.response_ids, torch.zeros(3, 4), samples.logprobs)
+        measured = Policy(model, None).measure(rollouts, [0, 1, 2], 10_000)  # type: ignore[arg-type]
+        assert rollouts.logprobs_NT is not None
+        assert (measured.logprobs_MT - rollouts.logprobs_NT).abs().max() < 2e-5
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    with pytest.raises(IndexError):
+        made.generate([[10_000]], Sampling(1, 1), torch.Generator())
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_a_group_is_one_row_until_its_responses_part():
+    model, rows = small_gpt2(), []
+    model.register_forward_pre_hook(lambda _, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True)
+    sampler(model).generate(PROMPTS, Sampling(8, 5, greedy=True), torch.Generator())
+    assert rows == [3] * 5
+    rows.clear()
+    samples = sampler(model).generate(PROMPTS, Sampling(8, 5), torch.Generator().manual_seed(0))
+    beginnings = [len({(p, *r[:t]) for p, g in enumerate(samples.response_ids) for r in g}) for t in range(5)]
+    assert rows == beginnings

@@ -25,7 +25,7 @@ SHARED_KEYS = "sdpa_shared_keys"
 @contextmanager
 def packed_weights(model: nn.Module, rows: int) -> Iterator[None]:
     """Linear layers multiply by copies of their weights, packed now for products with `rows` rows; back to the weights on leaving."""
-    layers = [module for module in model.modules() if ONEDNN and _can_be_packed(module)]
+    layers: list[Any] = [module for module in model.modules() if ONEDNN and _can_be_packed(module)]
     try:
         for layer in layers:
             layer.forward = partial(linear, weight=packed_weight(layer.weight, rows), bias=layer.bias)

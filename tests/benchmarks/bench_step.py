@@ -10,6 +10,8 @@ The arms take turns, `rounds` times each; medians over all steps but the first o
     opo_vllm   the same with `rollout=vllm`
     trl, trl_half   GRPOTrainer, beta 0, one iteration; with bf16=True
     generate   `model.generate` alone: what sampling costs by the plain way
+    opo_train, trl_train    30 steps of training of the built-in policy as they come: its task, its stop token, a learning rate of 3e-4;
+                            `opo train` with all it tracks, TRL with nothing
 """
 
 import argparse
@@ -34,7 +36,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 SHAPES = {"tiny": (16, 8, 48), "smollm2": (4, 8, 64)}  # prompts, responses to each, tokens
 MICROBATCH = {"tiny": 4096, "smollm2": 2560}  # tokens, as in conf/
-ARMS = ("opo", "opo_half_backward", "opo_half", "opo_vllm", "trl", "trl_half", "generate")
+ARMS = ("opo", "opo_half_backward", "opo_half", "opo_vllm", "trl", "trl_half", "generate", "opo_train", "trl_train")
+TRAINING_STEPS = 30
 
 
 def prompts_of(policy: str, count: int) -> list[str]:
@@ -94,25 +97,37 @@ def opo(policy_name: str, steps: int, engine: Any = "hf", compute: Any = "float3
 
 
 def trl(policy_name: str, steps: int, half: bool = False) -> list[dict[str, float]]:
+    prompts, _, tokens = SHAPES[policy_name]
+    settings = {"learning_rate": 1e-6, "bf16": half, "generation_kwargs": {"min_new_tokens": tokens}}
+    rows = {"prompt": prompts_of(policy_name, prompts * (steps + 2))}
+    return _trl(policy_name, steps, rows, lambda completions, **_: [reward(c) for c in completions], settings)
+
+
+def _trl(
+    policy_name: str,
+    steps: int,
+    rows: dict[str, list[Any]],
+    score: Callable[..., list[float]],
+    settings: dict[str, Any],
+) -> list[dict[str, float]]:
     peer, datasets = importlib.import_module("trl"), importlib.import_module("datasets")  # `make bench` installs them
 
     prompts, group, tokens = SHAPES[policy_name]
     model, tokenizer = plain_model(policy_name)
-    settings: dict[str, Any] = {
+    settings = {
         "per_device_train_batch_size": prompts * group,
         "num_generations": group,
         "max_completion_length": tokens,
-        "generation_kwargs": {"min_new_tokens": tokens},
         "max_steps": steps + 1,
-        "learning_rate": 1e-6,
         "beta": 0.0,
         "use_cpu": True,
-        "bf16": half,
+        "bf16": False,
         "gradient_checkpointing": False,
         "report_to": [],
+        "logging_steps": 1,
         "save_strategy": "no",
         "disable_tqdm": True,
-    }
+    } | settings
     times: list[dict[str, float]] = []
 
     class Clock(TrainerCallback):
@@ -123,15 +138,56 @@ def trl(policy_name: str, steps: int, half: bool = False) -> list[dict[str, floa
             times.append({"step": time.perf_counter() - self.start})
 
     with tempfile.TemporaryDirectory() as folder:
-        peer.GRPOTrainer(
+        trainer = peer.GRPOTrainer(
             model=model,
-            reward_funcs=lambda completions, **_: [reward(c) for c in completions],
+            reward_funcs=score,
             args=peer.GRPOConfig(output_dir=folder, **settings),
-            train_dataset=datasets.Dataset.from_dict({"prompt": prompts_of(policy_name, prompts * (steps + 2))}),
+            train_dataset=datasets.Dataset.from_dict(rows),
             processing_class=tokenizer,
             callbacks=[Clock()],
-        ).train()
-    return times[1:]
+        )
+        trainer.train()
+    rewards = [row["reward"] for row in trainer.state.log_history if "reward" in row]
+    return [row | {"reward": value} for row, value in zip(times, rewards, strict=True)][1:]
+
+
+def opo_train(policy_name: str, _: int) -> list[dict[str, float]]:
+    from opo.config import ModelConfig, RolloutConfig, RunConfig
+    from opo.tasks.arithmetic import ArithmeticConfig
+    from opo.trainer import train
+
+    config = RunConfig.of(
+        ArithmeticConfig(),
+        model=ModelConfig(policy_name),
+        rollout=RolloutConfig("hf", *SHAPES[policy_name]),
+        steps=TRAINING_STEPS,
+        threads=torch.get_num_threads(),
+        device="cpu",
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        train(config, Path(folder) / "run")
+        rows = [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()]
+    names = {
+        "step": "time/step_s",
+        "sampling": "time/rollout_s",
+        "update": "time/update_s",
+        "reward": "train/reward_mean",
+    }
+    return [{part: row[name] for part, name in names.items() if name in row} for row in rows[1:]]
+
+
+def trl_train(policy_name: str, _: int) -> list[dict[str, float]]:
+    from opo.tasks.arithmetic import Arithmetic, ArithmeticConfig
+
+    task = Arithmetic(ArithmeticConfig())
+    prompts = [task.prompt(i) for i in range(SHAPES[policy_name][0] * (TRAINING_STEPS + 1))]
+
+    def score(completions: list[str], index: list[int], **_: Any) -> list[float]:
+        return [task.score(prompts[i], text) for i, text in zip(index, completions, strict=True)]
+
+    settings = {"learning_rate": 3e-4, "lr_scheduler_type": "constant", "adam_beta2": 0.95, "shuffle_dataset": False}
+    rows = {"prompt": [p.text for p in prompts], "index": list(range(len(prompts)))}
+    return _trl(policy_name, TRAINING_STEPS - 1, rows, score, settings)
 
 
 def generate(policy_name: str, steps: int) -> list[dict[str, float]]:
@@ -195,6 +251,8 @@ def run_arm(arm: str, policy: str, steps: int) -> None:
         "trl": lambda: trl(policy, steps),
         "trl_half": lambda: trl(policy, steps, half=True),
         "generate": lambda: generate(policy, steps),
+        "opo_train": lambda: opo_train(policy, steps),
+        "trl_train": lambda: trl_train(policy, steps),
     }
     times = ways[arm]()
     print(json.dumps({"times": times, "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}))
