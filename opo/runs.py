@@ -28,12 +28,12 @@ FREE = ("tracking", "checkpoint", "study")  # keys that say nothing about what i
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of one run, held by this process alone until it ends."""
+    """The folder of one run, held by this process alone until it is let go."""
 
     path: Path
     config: dict[str, Any]
     wandb_id: str
-    _lock: IO[str] | None  # an open file: the lock is let go when the process ends, however it ends
+    _lock: IO[str] | None  # an open file: the lock is let go at the latest when the process ends, however it ends
 
     @classmethod
     def open(cls, path: Path, config: dict[str, Any]) -> Self:
@@ -66,8 +66,12 @@ class RunFolder:
         return cls(path, config, record["wandb_run_id"], lock)
 
     @contextmanager
-    def gone_if_refused(self) -> Iterator[None]:
-        """Where a UserError comes before the first step, take away what was written, so that the mended command finds no folder of another config."""
+    def held(self) -> Iterator[None]:
+        """Let the folder go on leaving.
+
+        Where a UserError comes before the first step, take away what was written, so that the mended command finds no folder of
+        another config.
+        """
         try:
             yield
         except UserError:
@@ -78,6 +82,9 @@ class RunFolder:
                 if not any(self.path.iterdir()):
                     self.path.rmdir()
             raise
+        finally:
+            if self._lock:
+                self._lock.close()
 
     @property
     def done(self) -> bool:

@@ -50,7 +50,7 @@ def train(config: RunConfig, path: Path) -> None:
     if folder.done:
         print(f"{path}: finished already, nothing to do")
         return
-    with folder.gone_if_refused():
+    with folder.held():
         _train(config, folder)
 
 

@@ -10,8 +10,8 @@ The arms take turns, `rounds` times each; medians over all steps but the first o
     opo_vllm   the same with `rollout=vllm`
     trl, trl_half   GRPOTrainer, beta 0, one iteration; with bf16=True
     generate   `model.generate` alone: what sampling costs by the plain way
-    opo_train, trl_train    30 steps of training of the built-in policy as they come: its task, its stop token, a learning rate of 3e-4;
-                            `opo train` with all it tracks, TRL with nothing
+    opo_train, trl_train    training as it comes, with a task, a stop token and responses that end and repeat: `opo train` as it is, but
+                            for the KL to the initial policy, which TRL does not take with beta 0; means over all steps but the first
 """
 
 import argparse
@@ -37,7 +37,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 SHAPES = {"tiny": (16, 8, 48), "smollm2": (4, 8, 64)}  # prompts, responses to each, tokens
 MICROBATCH = {"tiny": 4096, "smollm2": 2560}  # tokens, as in conf/
 ARMS = ("opo", "opo_half_backward", "opo_half", "opo_vllm", "trl", "trl_half", "generate", "opo_train", "trl_train")
-TRAINING_STEPS = 30
+TRAINING = {"tiny": (30, 3e-4), "smollm2": (8, 1e-5)}  # steps, learning rate
 
 
 def prompts_of(policy: str, count: int) -> list[str]:
@@ -151,16 +151,29 @@ def _trl(
     return [row | {"reward": value} for row, value in zip(times, rewards, strict=True)][1:]
 
 
-def opo_train(policy_name: str, _: int) -> list[dict[str, float]]:
-    from opo.config import ModelConfig, RolloutConfig, RunConfig
+def training_task(policy_name: str) -> Any:
+    from opo.tasks import make_task
     from opo.tasks.arithmetic import ArithmeticConfig
+    from opo.tasks.reasoning_gym import ReasoningGymConfig
+
+    options = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
+    return make_task(
+        ArithmeticConfig() if policy_name == "tiny" else ReasoningGymConfig(options=options, template="chat")
+    )
+
+
+def opo_train(policy_name: str, _: int) -> list[dict[str, float]]:
+    from opo.config import ModelConfig, OptimConfig, RolloutConfig, RunConfig
     from opo.trainer import train
 
+    steps, rate = TRAINING[policy_name]
     config = RunConfig.of(
-        ArithmeticConfig(),
+        training_task(policy_name).config,
         model=ModelConfig(policy_name),
         rollout=RolloutConfig("hf", *SHAPES[policy_name]),
-        steps=TRAINING_STEPS,
+        optim=OptimConfig(learning_rate=rate, tokens_per_microbatch=MICROBATCH[policy_name]),
+        steps=steps,
+        kl_init_every=0,
         threads=torch.get_num_threads(),
         device="cpu",
     )
@@ -173,21 +186,25 @@ def opo_train(policy_name: str, _: int) -> list[dict[str, float]]:
         "update": "time/update_s",
         "reward": "train/reward_mean",
     }
-    return [{part: row[name] for part, name in names.items() if name in row} for row in rows[1:]]
+    return [{part: row[name] for part, name in names.items()} for row in rows[1:]]
 
 
 def trl_train(policy_name: str, _: int) -> list[dict[str, float]]:
-    from opo.tasks.arithmetic import Arithmetic, ArithmeticConfig
+    from opo.tasks import render
 
-    task = Arithmetic(ArithmeticConfig())
-    prompts = [task.prompt(i) for i in range(SHAPES[policy_name][0] * (TRAINING_STEPS + 1))]
+    task, (_, tokenizer), (steps, rate) = (
+        training_task(policy_name),
+        plain_model(policy_name),
+        TRAINING[policy_name],
+    )
+    prompts = [task.prompt(i) for i in range(SHAPES[policy_name][0] * (steps + 1))]
 
     def score(completions: list[str], index: list[int], **_: Any) -> list[float]:
         return [task.score(prompts[i], text) for i, text in zip(index, completions, strict=True)]
 
-    settings = {"learning_rate": 3e-4, "lr_scheduler_type": "constant", "adam_beta2": 0.95, "shuffle_dataset": False}
-    rows = {"prompt": [p.text for p in prompts], "index": list(range(len(prompts)))}
-    return _trl(policy_name, TRAINING_STEPS - 1, rows, score, settings)
+    settings = {"learning_rate": rate, "lr_scheduler_type": "constant", "adam_beta2": 0.95, "shuffle_dataset": False}
+    rows = {"prompt": [render(p, tokenizer) for p in prompts], "index": list(range(len(prompts)))}
+    return _trl(policy_name, steps - 1, rows, score, settings)
 
 
 def generate(policy_name: str, steps: int) -> list[dict[str, float]]:
@@ -262,6 +279,7 @@ def run_arm(arm: str, policy: str, steps: int) -> None:
 class Found:
     """What the processes of one arm measured."""
 
+    training: bool = False
     seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     gib: float = 0.0
 
@@ -272,13 +290,15 @@ class Found:
             for part, value in times.items():
                 self.seconds[part].append(value)
 
-    def median(self, part: str) -> float | None:
-        return statistics.median(self.seconds[part]) if part in self.seconds else None
+    def typical(self, part: str) -> float | None:
+        """The median; the mean of training, whose steps differ in length."""
+        average = statistics.mean if self.training else statistics.median
+        return average(self.seconds[part]) if part in self.seconds else None
 
 
 def measure(policy: str, arms: list[str], rounds: int, steps: int) -> dict[str, Found]:
     """The arms one after the other, `rounds` times, each in a process of its own."""
-    found = {arm: Found() for arm in arms}
+    found = {arm: Found(arm.endswith("_train")) for arm in arms}
     for arm in arms * rounds:
         command = [sys.executable, __file__, "--child", arm, policy, "--steps", str(steps)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -290,7 +310,7 @@ def measure(policy: str, arms: list[str], rounds: int, steps: int) -> dict[str, 
 
 def table_of(policy: str, found: dict[str, Found]) -> Table:
     prompts, group, length = SHAPES[policy]
-    tokens, peer = prompts * group * length, found["trl"].median("step") if "trl" in found else None
+    tokens = prompts * group * length
     table = Table(title=f"{policy}: {prompts} prompts x {group} responses x {length} tokens, float32 weights")
     for heading in (
         "",
@@ -305,11 +325,13 @@ def table_of(policy: str, found: dict[str, Found]) -> Table:
     ):
         table.add_column(heading)
     for arm, times in found.items():
-        row, step = [arm], times.median("step")
+        row, step = [arm], times.typical("step")
+        beside = found.get("trl_train" if times.training else "trl")
+        peer = beside.typical("step") if beside else None
         row += ["", ""] if step is None else [f"{step:.3f}", "{:.3f} - {:.3f}".format(*extremes(times.seconds["step"]))]
         for part in ("sampling", "update"):
-            value = times.median(part)
-            row += ["", ""] if value is None else [f"{value:.3f}", f"{tokens / value:.0f}"]
+            value = times.typical(part)
+            row += ["", ""] if value is None else [f"{value:.3f}", "" if times.training else f"{tokens / value:.0f}"]
         table.add_row(*row, f"{times.gib:.2f}", "" if step is None or peer is None else f"{peer / step:.2f}")
     return table
 
@@ -335,7 +357,7 @@ def main() -> None:
     for policy in options.policies.split(","):
         found = measure(policy, options.arms.split(","), options.rounds, options.steps)
         console.print(table_of(policy, found))
-        if "opo" in found and (update := found["opo"].median("update")) is not None:
+        if "opo" in found and (update := found["opo"].typical("update")) is not None:
             console.print(f"the update of opo: {update_flops(policy) / update / rate:.0%} of that rate\n")
 
 
