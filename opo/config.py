@@ -3,6 +3,7 @@
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal, Self, get_type_hints
 
+from opo.logprobs import HeadKernel
 from opo.precision import Compute
 
 
@@ -44,6 +45,7 @@ class ModelConfig:
     path: str | None = None  # a folder or hub id; null for tiny and smollm2
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # of the weights
     compute: Compute = "float32"  # of the products of linear layers
+    head_kernel: HeadKernel = "tiled"  # what makes log-probabilities from hidden states
     lora_rank: int = 0  # 0: all parameters are trained
     lora_alpha: int = 16
     lora_targets: str | list[str] = "all-linear"  # or names of modules

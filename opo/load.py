@@ -9,6 +9,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from opo.config import ModelConfig
 from opo.errors import UserError
+from opo.liger import check_liger
 from opo.policy import Policy
 from opo.smollm2 import smollm2_folder
 from opo.tiny import tiny_folder
@@ -50,7 +51,12 @@ def load_policy(config: ModelConfig, temperature: float = 1.0, device: str = "au
         model = get_peft_model(model, lora)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Policy(model.to(device).eval(), tokenizer, temperature, compute=config.compute)
+    policy = Policy(
+        model.to(device).eval(), tokenizer, temperature, compute=config.compute, head_kernel=config.head_kernel
+    )
+    if config.head_kernel == "liger":
+        check_liger(policy.head)
+    return policy
 
 
 def max_length(model: PreTrainedModel | Any) -> int:

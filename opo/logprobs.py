@@ -7,7 +7,7 @@ backward pass (recomputed, unless all of them are few), so that memory is that o
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from torch.autograd.function import once_differentiable
 
 from opo.errors import UserError
 from opo.precision import linear
+
+HeadKernel = Literal["tiled", "liger"]
 
 CHUNK = (1024, 8192)  # positions and tokens of the vocabulary in one tile: 32 MB in float32
 KEPT = 2**27  # logits that are kept for the backward pass where a part has no more: 512 MB in float32

@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from opo.batch import Rollouts
 from opo.forward import Microbatch, microbatches, response_hidden
-from opo.logprobs import Head, token_logprobs
+from opo.liger import liger_logprobs
+from opo.logprobs import Head, HeadKernel, token_logprobs
 from opo.precision import Compute, computing
 
 
@@ -33,6 +34,7 @@ class Policy:
     temperature: float = 1.0
     stop_token_ids: tuple[int, ...] = ()
     compute: Compute = "float32"
+    head_kernel: HeadKernel = "tiled"
 
     @property
     def decoder(self) -> Any:
@@ -67,15 +69,18 @@ class Policy:
         with computing(self.compute, self.causal_lm.device.type):
             hidden_KH, mask_MT = response_hidden(self.decoder, rollouts, part, shared_prefix)
             targets_K = rollouts.tokens_NT[part.rows_M, : mask_MT.shape[1]].to(mask_MT.device)[mask_MT]
-            stats = token_logprobs(
-                hidden_KH,
-                head,
-                targets_K,
-                self.temperature,
-                with_entropy=True,
-                with_energy=energy,
-                backward_dtype=torch.bfloat16 if self.compute == "bfloat16_backward" else None,
-            )
+            if self.head_kernel == "liger" and not energy:
+                stats = liger_logprobs(hidden_KH, head, targets_K, self.temperature)
+            else:
+                stats = token_logprobs(
+                    hidden_KH,
+                    head,
+                    targets_K,
+                    self.temperature,
+                    with_entropy=True,
+                    with_energy=energy,
+                    backward_dtype=torch.bfloat16 if self.compute == "bfloat16_backward" else None,
+                )
         assert stats.entropies_M is not None
         entropies_K = stats.entropies_M if entropy_grad else stats.entropies_M.detach()
         energies_MT = None if stats.energies_M is None else _scatter(stats.energies_M, mask_MT)

@@ -292,6 +292,16 @@ def rounded_from_float32(config: RunConfig) -> Iterator[str]:
         yield f"model.compute={model.compute}: allowed with model.dtype={model.dtype} is float32, which takes products as the weights are"
 
 
+def liger_is_bfloat16(config: RunConfig) -> Iterator[str]:
+    """Liger's kernel multiplies in bfloat16."""
+    model = config.model
+    if model.head_kernel == "liger" and "bfloat16" not in (model.dtype, model.compute):
+        yield (
+            f"model.head_kernel=liger: it multiplies in bfloat16; allowed with model.dtype={model.dtype} and "
+            f"model.compute={model.compute} is tiled"
+        )
+
+
 def study_is_a_folder(config: RunConfig) -> Iterator[str]:
     """A study's name is a folder below runs/ and a group in W&B."""
     if not re.fullmatch(r"\w[\w.+-]*", config.study):
@@ -312,6 +322,7 @@ RULES: list[Rule] = [
     usable_device,
     usable_engine,
     rounded_from_float32,
+    liger_is_bfloat16,
     usable_task,
     reachable_model,
 ]

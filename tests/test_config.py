@@ -183,6 +183,11 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
         "model.compute=bfloat16_backward: allowed with model.dtype=float64 is float32",
     ),
     (
+        "liger_is_bfloat16",
+        {"model.head_kernel": "liger", "model.compute": "bfloat16_backward"},
+        "model.head_kernel=liger: it multiplies in bfloat16; allowed with model.dtype=float32 and model.compute=bfloat16_backward is tiled",
+    ),
+    (
         "usable_task",
         {"model": {"name": "smollm2"}, "task": {"name": "math", "path": "/nowhere.jsonl"}},
         "task.path=/nowhere.jsonl",

