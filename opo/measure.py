@@ -102,6 +102,7 @@ class UpdateTally:
         """Entropy, KL to the initial policy and the gap between sampler and trainer, before any update on this batch."""
         mask_NT = self.rollouts.mask_NT
         self.row["train/entropy_mean_nats"] = float(seen.entropies_NT[rows][mask_NT[rows]].mean())
+        self.row["train/entropy_sampled_nats"] = -float(seen.logprobs_NT[rows][mask_NT[rows]].mean())
         if self.rollouts.reference_logprobs_NT is not None:
             assert self.rollouts.logprobs_NT is not None
             k3_NT = kl_estimate(self.rollouts.logprobs_NT, self.rollouts.reference_logprobs_NT, "k3")

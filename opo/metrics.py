@@ -28,6 +28,9 @@ METRICS: dict[str, Metric] = {
     "train/clipped": Metric("fraction", "share of updates whose gradient was scaled down to optim.max_grad_norm"),
     "train/learning_rate": Metric("1", "of the last update"),
     "train/entropy_mean_nats": Metric("nats", "entropy of the next-token distribution, mean over sampled tokens"),
+    "train/entropy_sampled_nats": Metric(
+        "nats", "-log-probability of a sampled token, mean: the same expectation from what was drawn alone"
+    ),
     "train/kl_init_nats": Metric(
         "nats per token", "k3 estimate of KL(policy || initial policy), mean over sampled tokens"
     ),

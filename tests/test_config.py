@@ -19,7 +19,8 @@ from opo.cli import take_apart
 from opo.config import AlgoConfig, ModelConfig, RolloutConfig, RunConfig, TrackingConfig, to_dict
 from opo.errors import UserError
 from opo.hydra_app import check
-from opo.rules import RANGES, RULES
+from opo.ranges import RANGES
+from opo.rules import RULES
 from opo.tasks import TASKS
 from opo.validate import load_config
 

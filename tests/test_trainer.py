@@ -80,6 +80,7 @@ def test_a_run_leaves_what_is_promised(tmp_path):
             assert key in row
         assert row["mismatch/logprob_abs_mean_nats"] < 1e-5
         assert row["train/ratio_max"] == 1.0
+        assert row["train/entropy_sampled_nats"] == pytest.approx(row["train/entropy_mean_nats"], abs=0.2)
     assert "eval/reward_mean" in logged[1]
     assert "eval/reward_mean" not in logged[0]
     assert logged[0]["train/kl_init_nats"] == pytest.approx(0, abs=1e-9)
