@@ -36,7 +36,7 @@ class Gap:
     ess_fraction: float  # (sum w)^2 / (N sum w^2) of the responses' weights w = exp(sum of d), between 1/N and 1
 
     def metrics(self) -> dict[str, float]:
-        """Under the names of `opo.tracking.METRICS`."""
+        """Under the names of `opo.metrics.METRICS`."""
         return {
             "mismatch/logprob_abs_mean_nats": self.mean_abs,
             "mismatch/logprob_abs_max_nats": self.max_abs,
