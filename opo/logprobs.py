@@ -1,8 +1,9 @@
-"""Log-probabilities, entropies and logit energies of sampled tokens, without ever holding the logits.
+"""Log-probabilities, entropies and logit energies of sampled tokens, in memory that does not grow with positions x vocabulary.
 
 Legend: M response positions laid end to end, D hidden units, V vocabulary. The logits (M, V) are the largest tensor of a plain
-training step. Here they exist one tile at a time, in the forward pass (log-sum-exp, carried from tile to tile) and again in the
-backward pass (recomputed, unless all of them are few), so that memory is that of the hidden states and of the head's own gradient.
+training step. Here they are made one tile at a time, in the forward pass (log-sum-exp, carried from tile to tile) and again in the
+backward pass, so that memory is that of the hidden states and of the head's own gradient. Only where all the logits of a part are
+few (`KEPT`) does the backward pass find them kept.
 """
 
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from opo.precision import linear
 HeadKernel = Literal["tiled", "liger"]
 
 CHUNK = (1024, 8192)  # positions and tokens of the vocabulary in one tile: 32 MB in float32
-KEPT = 2**27  # logits that are kept for the backward pass where a part has no more: 512 MB in float32
+KEPT = 2**27  # logits of a part that are kept for its backward pass, if there are no more: 512 MB in float32
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,8 @@ def token_logprobs(
     if len(targets_M) * len(head.weight_VD) <= chunk[0] * chunk[1]:  # one tile: what autograd keeps is no larger
         return _plain(hidden_MD, head, targets_M, spec, with_entropy, with_energy)
     with torch.autocast(hidden_MD.device.type, enabled=False):  # the spec has taken it into account
-        options = (targets_M, spec, chunk, with_entropy, with_energy)
+        keep = torch.is_grad_enabled() and len(targets_M) * len(head.weight_VD) <= KEPT
+        options = (targets_M, spec, chunk, with_entropy, with_energy, keep)
         return TokenStats(*_Tiled.apply(hidden_MD, head.weight_VD, head.bias_V, *options))
 
 
@@ -167,6 +169,7 @@ class _Tiled(torch.autograd.Function):
         chunk: tuple[int, int],
         with_entropy: bool,
         with_energy: bool,
+        keep: bool,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         ctx.set_materialize_grads(False)
         ctx.spec, ctx.chunk = spec, chunk
@@ -176,7 +179,7 @@ class _Tiled(torch.autograd.Function):
         target_M = torch.full_like(top_M, torch.nan)  # s of the sampled token
         mass_M, moment_M, squares_M = torch.zeros_like(top_M), torch.zeros_like(top_M), torch.zeros_like(top_M)
         # sums of e, e (s - top) and e^2, where e = exp(s - top)
-        keep, kept = any(ctx.needs_input_grad) and len(hidden_MD) * len(weight_VD) <= KEPT, []
+        kept: list[Tensor] = []
         for columns in _slices(len(weight_VD), chunk[1]):
             weight_CD = weight_VD[columns].to(spec.dtype)
             bias_C = None if bias_V is None else bias_V[columns]
@@ -210,7 +213,7 @@ class _Tiled(torch.autograd.Function):
     def backward(ctx: Any, g_M: Tensor | None, h_M: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
         """d log pi_y / d s_v = [v = y] - pi_v and dH / d s_v = -pi_v (log pi_v + H), times the upstream g and h."""
         with torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):
-            return *_Tiled._gradients(ctx, g_M, h_M), None, None, None, None, None
+            return *_Tiled._gradients(ctx, g_M, h_M), None, None, None, None, None, None
 
     @staticmethod
     def _gradients(

@@ -60,7 +60,8 @@ class LinearLayers(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.linear and torch.is_grad_enabled():
             x, weight, bias = _operands(*args, **(kwargs or {}))
-            if x.dtype == weight.dtype == torch.float32 and (x.requires_grad or weight.requires_grad):
+            differentiated = x.requires_grad or weight.requires_grad
+            if x.dtype == weight.dtype == torch.float32 and x.dim() > 1 and differentiated:
                 return _Linear.apply(x, weight, bias, self.backward_dtype)
         return func(*args, **(kwargs or {}))
 

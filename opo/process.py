@@ -15,5 +15,6 @@ def use_machine(threads: int) -> None:
     """
     torch.set_num_threads(threads)
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(MMAP_THRESHOLD, 2**30)
-        libc.mallopt(TRIM_THRESHOLD, 2**31 - 1)
+        # older versions refuse more than 32 MB; the second setting without the first would return every block at once
+        if libc.mallopt(MMAP_THRESHOLD, 2**30) or libc.mallopt(MMAP_THRESHOLD, 2**25):
+            libc.mallopt(TRIM_THRESHOLD, 2**31 - 1)

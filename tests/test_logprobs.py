@@ -1,5 +1,6 @@
 """Tiled log-probabilities against plain log_softmax, in float64; what a tile may hold; heads that are not plain."""
 
+import weakref
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from opo import logprobs
 from opo.errors import UserError
 from opo.logprobs import Head, TokenStats, token_logprobs
 
@@ -56,6 +58,13 @@ def everything(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
     return stats.logprobs_M, stats.entropies_M, stats.energies_M
 
 
+@pytest.fixture(params=[0, logprobs.KEPT], ids=["recomputed", "kept"])
+def kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backward pass makes the logits again, or finds them."""
+    monkeypatch.setattr(logprobs, "KEPT", request.param)
+
+
+@pytest.mark.usefixtures("kept")
 @pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize("chunk", [*CHUNKS, (1000, 1000)])
 def test_values_and_gradients_are_those_of_log_softmax(kind: Any, chunk: tuple[int, int]) -> None:
@@ -74,6 +83,7 @@ def test_values_and_gradients_are_those_of_log_softmax(kind: Any, chunk: tuple[i
             torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
 
 
+@pytest.mark.usefixtures("kept")
 def test_gradcheck() -> None:
     hidden, head, targets = draw(bias=True, scale=0.8, softcap=3.0, size=5, vocabulary=9)
 
@@ -83,6 +93,7 @@ def test_gradcheck() -> None:
     assert torch.autograd.gradcheck(function, (hidden, head.weight_VD, head.bias_V))
 
 
+@pytest.mark.usefixtures("kept")
 def test_gradient_of_the_entropy_alone_and_of_a_frozen_head() -> None:
     hidden, head, targets = draw()
     frozen = Head(head.weight_VD.detach())
@@ -117,6 +128,7 @@ def test_float32_holds_at_any_size_of_the_logits(size: float) -> None:
         torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=rounding)
 
 
+@pytest.mark.usefixtures("kept")
 def test_bfloat16_logits_are_summed_in_float32() -> None:
     hidden, _, targets = draw()
     low_hidden, low = hidden.bfloat16(), nn.Linear(6, 31, dtype=torch.bfloat16)
@@ -141,6 +153,33 @@ def test_autocast_takes_the_product_as_the_head_would() -> None:
             torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
             (grad,) = torch.autograd.grad(got.sum(), low_hidden)
             assert grad.dtype == torch.float32
+
+
+def test_logits_are_kept_where_they_are_few_and_wanted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, head, targets = draw()
+
+    def tiles(few: int) -> int:
+        monkeypatch.setattr(logprobs, "KEPT", few)
+        made: Any = token_logprobs(hidden, head, targets, chunk=(4, 7)).logprobs_M.grad_fn
+        return sum(x is not None and x.shape[-1] in (7, 31 % 7) for x in made.saved_tensors)
+
+    assert (tiles(23 * 31), tiles(23 * 31 - 1)) == (6 * 5, 0)
+    monkeypatch.setattr(logprobs, "KEPT", 23 * 31)
+    plain, made, alive = logprobs._Spec.s, [], []
+
+    def counted(*args: Any) -> Tensor:
+        alive.append(sum(tile() is not None for tile in made))
+        tile = plain(*args)
+        made.append(weakref.ref(tile))
+        return tile
+
+    monkeypatch.setattr(logprobs._Spec, "s", counted)
+    for enabled, most in ((True, 6 * 5 - 1), (False, 1)):
+        made.clear()
+        alive.clear()
+        with torch.set_grad_enabled(enabled):
+            token_logprobs(hidden, head, targets, chunk=(4, 7))
+        assert (len(made), max(alive)) == (6 * 5, most)
 
 
 class Largest(TorchDispatchMode):

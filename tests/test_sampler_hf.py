@@ -147,6 +147,12 @@ def test_greedy_takes_the_most_likely_token():
 @pytest.mark.parametrize("shape", [LlamaConfig, Qwen2Config])  # without and with biases
 def test_packed_weights_are_those_of_the_moment_and_leave_no_trace(shape, monkeypatch):
     monkeypatch.setattr(decoding, "SMALLEST", 1)
+    packed, slow = [], []
+    pack, plain = decoding.packed_weight, decoding.sdpa_attention_forward
+    monkeypatch.setattr(decoding, "packed_weight", lambda *args: packed.append(args) or pack(*args))
+    monkeypatch.setattr(
+        decoding, "sdpa_attention_forward", lambda *args, **rest: slow.append(args[1].shape[2]) or plain(*args, **rest)
+    )
     torch.manual_seed(0)
     config = shape(
         vocab_size=200,
@@ -171,8 +177,12 @@ def test_packed_weights_are_those_of_the_moment_and_leave_no_trace(shape, monkey
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))
+    assert len(packed) == (2 * (2 * 7 + 1) if decoding.ONEDNN else 0)  # seven a layer and the head, each time
+    assert set(slow) == {5}  # the prompts, and nothing of one token
+    model.train()
     with pytest.raises(IndexError):
         made.generate([[10_000]], Sampling(1, 1), torch.Generator())
+    assert model.training
     assert not any("forward" in vars(module) for module in model.modules())
 
 
@@ -185,3 +195,13 @@ def test_a_group_is_one_row_until_its_responses_part():
     samples = sampler(model).generate(PROMPTS, Sampling(8, 5), torch.Generator().manual_seed(0))
     beginnings = [len({(p, *r[:t]) for p, g in enumerate(samples.response_ids) for r in g}) for t in range(5)]
     assert rows == beginnings
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_draw_a_token_and_no_number(value):
+    """The batch is refused afterwards, with its prompt's name; here nothing may be read past the end."""
+    logits_RV = torch.zeros(1, 300)
+    logits_RV[0, 7] = value
+    token_S, logprobs_S = draw(logits_RV, torch.zeros(3, dtype=torch.int64), torch.tensor([0.0, 0.5, 0.999]))
+    assert bool(((token_S >= 0) & (token_S < 300)).all())
+    assert bool(logprobs_S.isnan().all())

@@ -10,8 +10,11 @@ import torch
 from small import random_rollouts, small_gpt2
 
 from opo.algorithms import ALGORITHMS, token_weights
+from opo.batch import Rollouts
 from opo.certificate import Certificate
-from opo.config import AlgoConfig, CertificateConfig, RolloutConfig, RunConfig
+from opo.config import AlgoConfig, CertificateConfig, OptimConfig, RolloutConfig, RunConfig
+from opo.critic import gae, value_loss
+from opo.critic_network import Critic, update_critic
 from opo.errors import StoppedRun
 from opo.gradient import accumulate, clip_gradients, gradient_norm
 from opo.policy import Policy
@@ -112,3 +115,47 @@ def test_one_token_of_older_weights_stops_the_run(tmp_path: Path, on_breach: Any
     assert all(torch.equal(old, new) for old, new in zip(before, policy.parameters(), strict=True))
     update_on(rollouts, run, policy, None, state, certificate, tmp_path)  # without that token all is well
     assert state.version == 8
+
+
+@pytest.mark.parametrize("budget", [16, 4096])
+def test_a_critic_sees_each_response_once_and_counts_its_copies(budget: int) -> None:
+    """Against one whole pass over the plain rows: copies with their own rewards, old values and one without a reward."""
+    same, other = [3, 4, 5, 6], [3, 4]
+    responses = [[same, other, same], [other, same, same], [[9], [9], [9]]]
+    rewards = [[1.0, 0.0, math.nan], [0.25, 1.0, 0.0], [0.0, 1.0, 1.0]]
+    rollouts = Rollouts.from_lists([[7, 8], [7, 8, 9], [1]], responses, rewards)
+    g = torch.Generator().manual_seed(0)
+    old_NT = torch.randn(rollouts.mask_NT.shape, generator=g, dtype=torch.float64) * rollouts.mask_NT
+    rollouts = rollouts.with_(values_NT=old_NT)
+    no_tokenizer: Any = None
+    critic = Critic(Policy(small_gpt2(), no_tokenizer))
+    torch.nn.init.normal_(critic.head.weight, generator=g)
+
+    expected_NT = torch.zeros_like(old_NT)
+    for n, length in enumerate(rollouts.lengths_N.tolist()):
+        prompt = rollouts.prompt_ids[n // 3]
+        ids = torch.cat([torch.tensor(prompt), rollouts.tokens_NT[n, : length - 1]])[None]
+        expected_NT[n, :length] = critic.head(critic.decoder(input_ids=ids).last_hidden_state)[0, len(prompt) - 1 :, 0]
+    torch.testing.assert_close(critic.values(rollouts, budget), expected_NT.detach(), rtol=1e-6, atol=1e-6)
+    asked = RunConfig.of(
+        None,
+        algo=AlgoConfig("ppo"),
+        optim=OptimConfig(tokens_per_microbatch=budget, max_grad_norm=0.0),
+    )
+    knobs = {name: p.default for name, p in ALGORITHMS["ppo"].knobs.items()}
+    _, target_NT = gae(rollouts.token_rewards_NT, old_NT, rollouts.mask_NT, knobs["gamma"], knobs["lam"])
+    rows = rollouts.rows_of([0, 2])
+    inside_NT = (rollouts.mask_NT & rollouts.scorable_N[:, None])[rows]
+    loss = value_loss(expected_NT[rows], old_NT[rows], target_NT[rows], inside_NT, knobs["value_clip"])
+    parameters = [p for p in critic.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    optimizer = torch.optim.SGD(parameters, lr=1.0)
+    before = [p.detach().clone() for p in parameters]
+    found, norm = update_critic(critic, optimizer, rollouts, [0, 2], asked)
+    assert found == pytest.approx(loss.item(), rel=1e-5)
+    moved = torch.cat([(a - b.detach()).flatten() for a, b in zip(before, parameters, strict=True)])
+    wanted = torch.cat(
+        [(torch.zeros_like(p) if d is None else d).flatten() for p, d in zip(parameters, gradients, strict=True)]
+    )
+    assert (moved - wanted).norm() < 1e-5 * wanted.norm()
+    assert norm == pytest.approx(float(wanted.norm()), rel=1e-5)

@@ -135,6 +135,16 @@ def test_too_little_memory_for_one_sequence_names_the_key(folder: Path) -> None:
     assert "\n" not in str(raised.value)
 
 
+def test_a_full_gpu_is_not_told_to_take_more() -> None:
+    from opo.rollout.vllm import _sentence
+
+    full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. Process 7 has 70 GiB memory in use.")
+    assert _sentence(full, "model", "rollout.gpu_memory_utilization=0.9") == (
+        "rollout.gpu_memory_utilization=0.9: no room for vLLM beside what the GPU holds, lower it or set rollout.devices "
+        "(CUDA out of memory. Tried to allocate 2 GiB. Process 7 has 70 GiB memory in use.)"
+    )
+
+
 def test_without_vllm_the_extra_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from opo.rollout.vllm import VllmSampler
 

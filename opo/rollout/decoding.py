@@ -1,7 +1,7 @@
 """What makes transformers decode faster on a processor, for as long as it samples; the numbers stay those of float32.
 
 A step of decoding multiplies a few rows by every weight. Weights laid out for that beforehand make the products half as long again
-as fast, and heads that share keys and values need no copies of them.
+as fast, for a second copy of them while it samples; heads that share keys and values need no copies of those.
 """
 
 from collections.abc import Iterator
@@ -74,11 +74,11 @@ def attention(
     """
     batch, heads, length, width = query_BHTD.shape
     keys = key_BKLD.shape[1]
-    one_mask = attention_mask is not None and attention_mask.shape[1] == attention_mask.shape[2] == 1
-    if heads == keys or length > 1 or not one_mask or others.get("position_bias") is not None:
+    plain = heads == keys or length > 1 or others.get("position_bias") is not None
+    if plain or attention_mask is None or attention_mask.shape[1] > 1 or attention_mask.shape[2] > 1:
         return sdpa_attention_forward(module, query_BHTD, key_BKLD, value_BKLD, attention_mask, **others)
     query_BKRD = query_BHTD.view(batch, keys, heads // keys, width)
-    mask = attention_mask.expand(-1, -1, heads // keys, -1) if attention_mask is not None else None
+    mask = attention_mask.expand(-1, -1, heads // keys, -1)
     out = F.scaled_dot_product_attention(query_BKRD, key_BKLD, value_BKLD, attn_mask=mask, scale=others.get("scaling"))
     return out.reshape(batch, 1, heads, value_BKLD.shape[-1]), None
 

@@ -8,6 +8,8 @@ depends neither on who shares the batch with it nor on when the others finish.
 R rows of the batch (distinct beginnings of responses), S responses that are still growing.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -47,11 +49,9 @@ class HfSampler:
         responses: list[list[int]] = []
         logprobs: list[list[float]] = []
         finished: list[bool] = []
-        training = self.model.training
-        self.model.eval()
         rows, half = min(len(prompt_ids), prompts_at_once) * group, self.compute == "bfloat16"
         products = torch.autocast(self.model.device.type, torch.bfloat16) if half else packed_weights(self.model, rows)
-        with products, shared_keys(self.model):
+        with evaluating(self.model), products, shared_keys(self.model):
             for start in range(0, len(prompt_ids), prompts_at_once):
                 part = prompt_ids[start : start + prompts_at_once]
                 uniforms = uniforms_NT[start * group : (start + len(part)) * group]
@@ -60,7 +60,6 @@ class HfSampler:
                 responses += [row[:length] for row, length in zip(tokens_NT.tolist(), lengths, strict=True)]
                 logprobs += [row[:length] for row, length in zip(logprobs_NT.tolist(), lengths, strict=True)]
                 finished += finished_N.tolist()
-        self.model.train(training)
         versions = _grouped([[self.version] * len(response) for response in responses], group)
         return Samples(_grouped(responses, group), _grouped(logprobs, group), _grouped(finished, group), versions)
 
@@ -118,6 +117,17 @@ class HfSampler:
         return tokens_NT.cpu(), logprobs_NT.cpu(), lengths_N.cpu(), finished_N.cpu()
 
 
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Without dropout inside, as it was before on leaving."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
 def _grouped(flat: list[Any], group: int) -> list[list[Any]]:
     return [flat[i : i + group] for i in range(0, len(flat), group)]
 
@@ -153,10 +163,11 @@ def draw(s_RV: Tensor, row_S: Tensor, uniforms_S: Tensor | None) -> tuple[Tensor
     else:
         mass_SK = mass_RK[row_S]
         aim_S1 = uniforms_S[:, None].clamp(max=BELOW_ONE) * mass_SK[:, -1:]
-        block_S1 = torch.searchsorted(mass_SK, aim_S1, right=True)
+        last = mass_SK.shape[1] - 1  # where logits are not numbers every search ends past the end
+        block_S1 = torch.searchsorted(mass_SK, aim_S1, right=True).clamp(max=last)
         before_S1 = F.pad(mass_SK, (1, 0)).gather(1, block_S1)
         share_S1 = (aim_S1 - before_S1) / (mass_SK.gather(1, block_S1) - before_S1)
         inside_SW = e_RKW[row_S, block_S1[:, 0]].double().cumsum(1)
         place_S1 = torch.searchsorted(inside_SW, share_S1.clamp(max=BELOW_ONE) * inside_SW[:, -1:], right=True)
-        token_S = (block_S1 * width + place_S1)[:, 0]
+        token_S = (block_S1 * width + place_S1)[:, 0].clamp(max=s_RV.shape[1] - 1)
     return token_S, (s_RV[row_S, token_S] - top_R1[row_S, 0]).double() - mass_RK[row_S, -1].log()

@@ -279,6 +279,8 @@ def _reason(error: Exception) -> str:
 def _sentence(error: Exception, source: str, memory: str) -> str:
     """vLLM's reason for not starting, in one sentence that names what can be changed."""
     reason = _reason(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"{memory}: no room for vLLM beside what the GPU holds, lower it or set rollout.devices ({reason})"
     if "KV cache" in reason or "memory" in reason.lower():
         reason = reason.split(". ")[0]  # the rest advises on vLLM's own settings
         return f"{memory}: too little memory for keys and values, raise it or lower rollout.max_model_len ({reason})"
