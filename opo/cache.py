@@ -29,8 +29,11 @@ def made_once(kind: str, recipe: dict[str, Any], make: Callable[[Path], None]) -
     try:
         make(making)
         (making / "recipe.json").write_text(json.dumps(recipe, indent=2, sort_keys=True) + "\n")
-        if not target.is_dir():
+        try:
             making.rename(target)
+        except OSError:  # another process was first
+            if not target.is_dir():
+                raise
     finally:
         shutil.rmtree(making, ignore_errors=True)
     return target

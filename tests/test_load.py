@@ -4,6 +4,7 @@ import pytest
 import torch
 from small import random_rollouts, small_llama
 
+from opo.cache import made_once
 from opo.config import ModelConfig, TinyConfig
 from opo.errors import UserError
 from opo.forward import microbatches
@@ -81,3 +82,18 @@ def test_the_built_in_policy_is_the_same_bits_for_the_same_seed(tmp_path, monkey
         weights.append((made / "model.safetensors").read_bytes())
     assert weights[0] == weights[1]
     assert weights[0] != weights[2]
+
+
+def test_the_first_of_two_makers_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPO_CACHE", str(tmp_path))
+
+    def first(folder):
+        (folder / "whose").write_text("first")
+
+    def second(folder):
+        (folder / "whose").write_text("second")
+        made_once("kind", {}, first)  # another process, done in the meantime
+
+    made = made_once("kind", {}, second)
+    assert (made / "whose").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == [made.name]
