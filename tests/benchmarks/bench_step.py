@@ -12,6 +12,7 @@ The arms take turns, `rounds` times each; medians over all steps but the first o
     generate   `model.generate` alone: what sampling costs by the plain way
     opo_train, trl_train    training as it comes, with a task, a stop token and responses that end and repeat: `opo train` as it is, but
                             for the KL to the initial policy, which TRL does not take with beta 0; means over all steps but the first
+    opo_standing, trl_standing  the same at a learning rate so small that the policy stays where it starts
 """
 
 import argparse
@@ -36,8 +37,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 SHAPES = {"tiny": (16, 8, 48), "smollm2": (4, 8, 64)}  # prompts, responses to each, tokens
 MICROBATCH = {"tiny": 4096, "smollm2": 2560}  # tokens, as in conf/
-ARMS = ("opo", "opo_half_backward", "opo_half", "opo_vllm", "trl", "trl_half", "generate", "opo_train", "trl_train")
-TRAINING = {"tiny": (30, 3e-4), "smollm2": (8, 1e-5)}  # steps, learning rate
+TRAINING = ("opo_standing", "trl_standing", "opo_train", "trl_train")
+ARMS = ("opo", "opo_half_backward", "opo_half", "opo_vllm", "trl", "trl_half", "generate", *TRAINING)
+TRAINING_STEPS = {"tiny": 30, "smollm2": 8}
+LEARNING_RATE = {"tiny": 3e-4, "smollm2": 1e-5}  # as in conf/
+STANDING = 1e-6  # a learning rate at which responses stay what they are at the start
 
 
 def prompts_of(policy: str, count: int) -> list[str]:
@@ -67,7 +71,7 @@ def opo(policy_name: str, steps: int, engine: Any = "hf", compute: Any = "float3
         None,
         model=ModelConfig(policy_name, compute=compute),
         rollout=RolloutConfig(engine, prompts, group, tokens),
-        optim=OptimConfig(learning_rate=1e-6, tokens_per_microbatch=MICROBATCH[policy_name]),
+        optim=OptimConfig(learning_rate=STANDING, tokens_per_microbatch=MICROBATCH[policy_name]),
         certificate=CertificateConfig(logprob_abs_mean_nats=0.1, logprob_abs_max_nats=2.0),
         device="cpu",
     )
@@ -98,7 +102,7 @@ def opo(policy_name: str, steps: int, engine: Any = "hf", compute: Any = "float3
 
 def trl(policy_name: str, steps: int, half: bool = False) -> list[dict[str, float]]:
     prompts, _, tokens = SHAPES[policy_name]
-    settings = {"learning_rate": 1e-6, "bf16": half, "generation_kwargs": {"min_new_tokens": tokens}}
+    settings = {"learning_rate": STANDING, "bf16": half, "generation_kwargs": {"min_new_tokens": tokens}}
     rows = {"prompt": prompts_of(policy_name, prompts * (steps + 2))}
     return _trl(policy_name, steps, rows, lambda completions, **_: [reward(c) for c in completions], settings)
 
@@ -147,8 +151,11 @@ def _trl(
             callbacks=[Clock()],
         )
         trainer.train()
-    rewards = [row["reward"] for row in trainer.state.log_history if "reward" in row]
-    return [row | {"reward": value} for row, value in zip(times, rewards, strict=True)][1:]
+    logged = [row for row in trainer.state.log_history if "reward" in row]
+    names = {"reward": "reward", "length": "completions/mean_length"}
+    return [step | {part: row[name] for part, name in names.items()} for step, row in zip(times, logged, strict=True)][
+        1:
+    ]
 
 
 def training_task(policy_name: str) -> Any:
@@ -162,11 +169,11 @@ def training_task(policy_name: str) -> Any:
     )
 
 
-def opo_train(policy_name: str, _: int) -> list[dict[str, float]]:
+def opo_train(policy_name: str, rate: float) -> list[dict[str, float]]:
     from opo.config import ModelConfig, OptimConfig, RolloutConfig, RunConfig
     from opo.trainer import train
 
-    steps, rate = TRAINING[policy_name]
+    steps = TRAINING_STEPS[policy_name]
     config = RunConfig.of(
         training_task(policy_name).config,
         model=ModelConfig(policy_name),
@@ -185,24 +192,21 @@ def opo_train(policy_name: str, _: int) -> list[dict[str, float]]:
         "sampling": "time/rollout_s",
         "update": "time/update_s",
         "reward": "train/reward_mean",
+        "length": "length/tokens_mean",
     }
     return [{part: row[name] for part, name in names.items()} for row in rows[1:]]
 
 
-def trl_train(policy_name: str, _: int) -> list[dict[str, float]]:
+def trl_train(policy_name: str, rate: float) -> list[dict[str, float]]:
     from opo.tasks import render
 
-    task, (_, tokenizer), (steps, rate) = (
-        training_task(policy_name),
-        plain_model(policy_name),
-        TRAINING[policy_name],
-    )
+    task, (_, tokenizer), steps = training_task(policy_name), plain_model(policy_name), TRAINING_STEPS[policy_name]
     prompts = [task.prompt(i) for i in range(SHAPES[policy_name][0] * (steps + 1))]
 
     def score(completions: list[str], index: list[int], **_: Any) -> list[float]:
         return [task.score(prompts[i], text) for i, text in zip(index, completions, strict=True)]
 
-    settings = {"learning_rate": rate, "lr_scheduler_type": "constant", "adam_beta2": 0.95, "shuffle_dataset": False}
+    settings = {"learning_rate": rate, "lr_scheduler_type": "constant", "shuffle_dataset": False}
     rows = {"prompt": [render(p, tokenizer) for p in prompts], "index": list(range(len(prompts)))}
     return _trl(policy_name, steps - 1, rows, score, settings)
 
@@ -268,8 +272,10 @@ def run_arm(arm: str, policy: str, steps: int) -> None:
         "trl": lambda: trl(policy, steps),
         "trl_half": lambda: trl(policy, steps, half=True),
         "generate": lambda: generate(policy, steps),
-        "opo_train": lambda: opo_train(policy, steps),
-        "trl_train": lambda: trl_train(policy, steps),
+        "opo_standing": lambda: opo_train(policy, STANDING),
+        "trl_standing": lambda: trl_train(policy, STANDING),
+        "opo_train": lambda: opo_train(policy, LEARNING_RATE[policy]),
+        "trl_train": lambda: trl_train(policy, LEARNING_RATE[policy]),
     }
     times = ways[arm]()
     print(json.dumps({"times": times, "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}))
@@ -298,7 +304,7 @@ class Found:
 
 def measure(policy: str, arms: list[str], rounds: int, steps: int) -> dict[str, Found]:
     """The arms one after the other, `rounds` times, each in a process of its own."""
-    found = {arm: Found(arm.endswith("_train")) for arm in arms}
+    found = {arm: Found(arm in TRAINING) for arm in arms}
     for arm in arms * rounds:
         command = [sys.executable, __file__, "--child", arm, policy, "--steps", str(steps)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -326,7 +332,7 @@ def table_of(policy: str, found: dict[str, Found]) -> Table:
         table.add_column(heading)
     for arm, times in found.items():
         row, step = [arm], times.typical("step")
-        beside = found.get("trl_train" if times.training else "trl")
+        beside = found.get(arm.replace("opo", "trl") if times.training else "trl")
         peer = beside.typical("step") if beside else None
         row += ["", ""] if step is None else [f"{step:.3f}", "{:.3f} - {:.3f}".format(*extremes(times.seconds["step"]))]
         for part in ("sampling", "update"):
@@ -357,6 +363,9 @@ def main() -> None:
     for policy in options.policies.split(","):
         found = measure(policy, options.arms.split(","), options.rounds, options.steps)
         console.print(table_of(policy, found))
+        for arm in (arm for arm, times in found.items() if times.training):
+            reward, length = (statistics.mean(found[arm].seconds[part]) for part in ("reward", "length"))
+            console.print(f"{arm}: mean reward {reward:.2f}, mean length {length:.1f} tokens")
         if "opo" in found and (update := found["opo"].typical("update")) is not None:
             console.print(f"the update of opo: {update_flops(policy) / update / rate:.0%} of that rate\n")
 
