@@ -21,19 +21,6 @@ Mode = Literal["off", "census", "body", "again", "head"]
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout off; every module's own mode is restored."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-@contextmanager
 def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """No parameter gradients are computed inside."""
     parameters = list(parameters)

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from analysis.gram_batch import Batch, causal_model, log_probability, model_inputs, working_dtype
-from analysis.gram_capture import Capture, evaluating, frozen
+from analysis.gram_capture import Capture, frozen
 from analysis.gram_head import Head, Tail, Terms
 from analysis.gram_layers import Use
 from analysis.gram_recompute import recomputed_layers
 from analysis.gram_sinks import GramSink, chunk_elements
 from analysis.gram_split import Split, grouping
+from opo.forward import evaluating
 
 # Relative error up to which the norm of a parameter's score may differ from autograd's before the model is refused.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2}
@@ -110,7 +111,7 @@ def send_scores(
     kept = batch.context()
     whole, context = batch.columns(slice(kept.start, None)), batch.columns(kept)
     terms, shape = Terms.of(whole.input_ids, whole.weights_NL), context.input_ids.shape
-    with evaluating(model), frozen(parameters):
+    with evaluating(model), torch.enable_grad(), frozen(parameters):
         capture = Capture(model, parameters, dtype, emit)
         with capture.hooked():
             rerun = recomputed_layers(inner, capture, *shape) if recompute else nullcontext()
@@ -168,7 +169,7 @@ def loop_grams(
 ) -> dict[str, Tensor]:
     """The reference: one backward pass per response, all N gradients kept."""
     n, inner = len(batch), causal_model(model)
-    with evaluating(model):
+    with evaluating(model), torch.enable_grad():
         rows = [score_of(inner, batch.select([i]), parameters) for i in range(n)]
     grams: dict[str, Tensor] = {}
     for p, name in parameters.items():
@@ -197,7 +198,7 @@ def verify_norms(
     if not has_terms.any():
         return
     n = int(torch.where(has_terms, batch.attention_mask.sum(1), batch.attention_mask.shape[1] + 1).argmin())
-    with evaluating(model):
+    with evaluating(model), torch.enable_grad():
         score = score_of(causal_model(model), batch.alone(n), parameters)
     expected = {
         name: float(torch.linalg.vector_norm(g * scales[name] if name in scales else g, dtype=torch.float64))

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from analysis.gram_batch import Batch, causal_model
-from analysis.gram_capture import evaluating
 from analysis.moments import Moments
 from analysis.partition import Index, partitions
 from analysis.score_gram import score_gram, score_of, trainable_parameters
@@ -36,6 +35,7 @@ from analysis.variance import moments_from_gram
 from opo.algorithms import score_weights
 from opo.baselines import leave_one_out
 from opo.batch import Rollouts
+from opo.forward import evaluating
 
 REFERENCE = "leave_one_out"
 
@@ -217,13 +217,13 @@ def _leave_one_out_gradient(
     model: nn.Module, replicate: Rollouts, parameters: dict[nn.Parameter, str], temperature: float
 ) -> Tensor:
     weights_NT = _leave_one_out(replicate)[:, None] * replicate.mask_NT
-    with evaluating(model):
+    with evaluating(model), torch.enable_grad():
         batch = Batch.of(model, *sequences(replicate, weights_NT), temperature)
         return _vector(score_of(causal_model(model), batch, parameters).values())
 
 
 def _gradient(model: nn.Module, loss: Loss, replicate: Rollouts, parameters: dict[nn.Parameter, str]) -> Tensor:
-    with evaluating(model):
+    with evaluating(model), torch.enable_grad():
         value = -loss(model, replicate)
         return _vector(torch.autograd.grad(value, list(parameters), allow_unused=True, materialize_grads=True))
 

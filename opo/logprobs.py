@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from opo.errors import UserError
+from opo.forward import evaluating
 from opo.precision import linear
 
 HeadKernel = Literal["tiled", "liger"]
@@ -55,11 +56,9 @@ class Head:
                 f"model: the head of {name} is {type(module).__module__}.{type(module).__name__}; a plain nn.Linear is needed"
             )
         ids = torch.tensor([[0, 1]], device=module.weight.device)
-        training = model.training
-        model.eval()
-        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
-        logits = model(input_ids=ids, use_cache=False).logits.flatten(0, 1).double()
-        model.train(training)
+        with evaluating(model):
+            hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
+            logits = model(input_ids=ids, use_cache=False).logits.flatten(0, 1).double()
         caps = [getattr(config, key, None) for key in ("final_logit_softcapping", "logits_soft_cap")]
         scales = [getattr(config, key, None) for key in ("logit_scale", "lm_head_multiplier", "logits_scaling")]
         scales += [1 / s for s in scales[2:] if s]  # Granite divides by it, others multiply

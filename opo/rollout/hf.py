@@ -8,8 +8,6 @@ depends neither on who shares the batch with it nor on when the others finish.
 R rows of the batch (distinct beginnings of responses), S responses that are still growing.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache, PreTrainedModel
 
-from opo.forward import pad_left, positions
+from opo.forward import evaluating, pad_left, positions
 from opo.precision import Compute
 from opo.rollout.base import Samples, Sampling
 from opo.rollout.decoding import packed_weights, shared_keys
@@ -115,17 +113,6 @@ class HfSampler:
             ).logits[:, -1]
             position_R = position_R + 1
         return tokens_NT.cpu(), logprobs_NT.cpu(), lengths_N.cpu(), finished_N.cpu()
-
-
-@contextmanager
-def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Without dropout inside, as it was before on leaving."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def _grouped(flat: list[Any], group: int) -> list[list[Any]]:

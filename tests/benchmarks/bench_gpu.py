@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_step import Found
+from bench_step import Found, update_flops
 from rich.console import Console
 from rich.table import Table
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -126,10 +126,11 @@ def measure(arm: str, shape: Shape, device: str, steps: int) -> dict[str, Any]:
                 state.finish_step(rollouts)
                 times.append({"step": now(device) - start, "sampling": sampled - start, "update": updated - sampled})
     seconds = statistics.median(step["update"] for step in times[1:])
+    flops = update_flops(model, shape.prompts * shape.prompt_tokens, shape.prompts * shape.group, shape.tokens)
     return {
         "times": times[1:],
         "gib": peak_memory_mib() / 2**10,
-        "flops": update_flops(model, shape) / seconds,
+        "flops": flops / seconds,
         "rate": rate,
         "gap": certificate.worst["mean_abs"],
     }
@@ -152,15 +153,6 @@ def matmul_rate(device: str) -> float:
         torch.mm(a, b)
         times.append(now(device) - start)
     return 2 * size**3 / statistics.median(times)
-
-
-def update_flops(model: Any, shape: Shape) -> float:
-    """Three products a weight (forward, and two backward) for each distinct prompt token and each response token; attention left out."""
-    head = model.get_output_embeddings().weight
-    body = sum(p.numel() for p in model.parameters() if p.dim() == 2 and p is not head)
-    responses = shape.prompts * shape.group
-    fed = shape.prompts * shape.prompt_tokens + responses * (shape.tokens - 1)
-    return 3 * 2 * (body * fed + head.numel() * responses * shape.tokens)
 
 
 def table_of(name: str, device: str, found: dict[str, dict[str, Any]]) -> Table:

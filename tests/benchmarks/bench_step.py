@@ -252,14 +252,11 @@ def matmul_rate() -> float:
     return 2 * 2048**3 / statistics.median(times)
 
 
-def update_flops(policy_name: str) -> float:
+def update_flops(model: Any, prompt_tokens: int, responses: int, tokens: int) -> float:
     """Three products a weight (forward, and two backward) for each distinct prompt token and each response token; attention left out."""
-    model, tokenizer = plain_model(policy_name)
-    prompts, group, tokens = SHAPES[policy_name]
     head = model.get_output_embeddings().weight
     body = sum(p.numel() for p in model.parameters() if p.dim() == 2 and p is not head)
-    fed = sum(len(tokenizer.encode(t)) for t in prompts_of(policy_name, prompts)) + prompts * group * (tokens - 1)
-    return 3 * 2 * (body * fed + head.numel() * prompts * group * tokens)
+    return 3 * 2 * (body * (prompt_tokens + responses * (tokens - 1)) + head.numel() * responses * tokens)
 
 
 def run_arm(arm: str, policy: str, steps: int) -> None:
@@ -367,7 +364,11 @@ def main() -> None:
             reward, length = (statistics.mean(found[arm].seconds[part]) for part in ("reward", "length"))
             console.print(f"{arm}: mean reward {reward:.2f}, mean length {length:.1f} tokens")
         if "opo" in found and (update := found["opo"].typical("update")) is not None:
-            console.print(f"the update of opo: {update_flops(policy) / update / rate:.0%} of that rate\n")
+            model, tokenizer = plain_model(policy)
+            prompts, group, tokens = SHAPES[policy]
+            prompt_tokens = sum(len(tokenizer.encode(text)) for text in prompts_of(policy, prompts))
+            flops = update_flops(model, prompt_tokens, prompts * group, tokens)
+            console.print(f"the update of opo: {flops / update / rate:.0%} of that rate\n")
 
 
 if __name__ == "__main__":
