@@ -7,15 +7,16 @@ import numpy as np
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 
-from analysis.exact import Population, softmax_bandit
-from analysis.runs import Runs
-from analysis.runs import load as load_runs
-from analysis.study import load_config, run_study
-from analysis.study_result import Study
-from analysis.study_result import load as load_study
-from opo.hydra_app import plain
-from opo.trainer import train
-from opo.validate import load_config as load_run_config
+from analysis.runs.load import Runs
+from analysis.runs.load import load as load_runs
+from analysis.study.config import load_config
+from analysis.study.result import Study
+from analysis.study.result import load as load_study
+from analysis.study.run import run_study
+from analysis.variance.exact import Population, softmax_bandit
+from opo.cli.launch import plain
+from opo.config.load import load_config as load_run_config
+from opo.train.loop import train
 
 FOLDER = Path("runs/notebooks")
 SMALL_STUDY = {"prompts": 8, "responses": 16, "group_sizes": [2, 4, 8], "threads": 1}

@@ -1,5 +1,8 @@
 """The exceptions that are no bugs: a mistake of the user's, and a run that had to stop."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """A wrong configuration or input: one line that names the key or file and says what is allowed.
@@ -10,3 +13,9 @@ class UserError(Exception):
 
 class StoppedRun(Exception):
     """A run that ended before its last step: one line that says where, and what is on disk. Exit status 1."""
+
+
+def near(name: str, allowed: Iterable[str]) -> str:
+    """` (did you mean X?)` where something is near, else nothing."""
+    close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.6)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -4,7 +4,7 @@
     loss = -(1/sum L) sum_it min(rho_it A_it, clip(rho_it, 1 - clip_low, 1 + clip_high) A_it)
 
 `whiten` makes the advantages mean zero and variance one over the tokens of the batch. `values_NT` are the critic's at
-sampling time; the trainer fits it to A + V with the loss of `opo.critic.value_loss` under the knobs `gamma`, `lam` and
+sampling time; the trainer fits it to A + V with the loss of `opo.gae.value_loss` under the knobs `gamma`, `lam` and
 `value_clip` (null = no clip). The only algorithm here with a second network, and the only one that tells the tokens of
 a response apart by what they changed.
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from opo.algorithms import algorithm
 from opo.batch import Rollouts
-from opo.critic import gae
+from opo.gae import gae
 from opo.losses import Aggregation, clipped_loss, needed
 from opo.losses import whiten as whitened
 

@@ -16,7 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from opo.precision import ONEDNN, linear, packed_weight
+from opo.model.precision import ONEDNN, linear, packed_weight
 
 SMALLEST = 2**17  # entries of a weight that is worth packing
 SHARED_KEYS = "sdpa_shared_keys"

@@ -9,7 +9,7 @@ Three places for the engine, one behaviour:
 Whatever the place: log-probabilities are those of the distribution sampled from (temperature and truncation applied), the prefix
 cache is dropped with every new version of the weights, tokens carry the version that sampled them, and every response has a seed
 of its own, drawn from the generator. vLLM tells nobody that a cache is stale or a synchronisation was missed:
-opo/certificate.py does.
+opo/train/mismatch.py does.
 """
 
 from collections.abc import Iterator
@@ -21,9 +21,9 @@ from transformers import PreTrainedModel
 
 from opo.errors import UserError
 from opo.rollout.base import Samples, Sampling
-from opo.rollout.contained import contained, same_generators
-from opo.rollout.weights import merged_weights
-from opo.seeding import seed_for
+from opo.rollout.isolation import contained, same_generators
+from opo.rollout.merged_weights import merged_weights
+from opo.system.seeding import seed_for
 
 CPU_BLOCK = 32  # tokens; prompts share their prefix by whole blocks, and the default of 128 would share few
 

@@ -23,7 +23,7 @@ class Prompt:
 class Task(Protocol):
     """Prompts with a verifiable reward.
 
-    An instance must pickle: scores are computed by a copy in a process of its own (`opo.rewards`), whose start-up
+    An instance must pickle: scores are computed by a copy in a process of its own (`opo.rewards.runner`), whose start-up
     includes the constructor. Import there, not in `score`, what is slow to import.
     """
 

@@ -14,8 +14,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, Literal
 
-from opo.build import near
-from opo.errors import UserError
+from opo.errors import UserError, near
 from opo.tasks.base import SPLITS, Prompt, held_out, last_number
 
 ATTEMPTS = 1000  # draws for a question of the wanted split

@@ -15,12 +15,12 @@ from dataclasses import fields
 
 import numpy as np
 
-from analysis.exact import Population, exact_moments, softmax_bandit
-from analysis.moments import Moments, Row
-from analysis.partition import Index
-from analysis.stats import Array, resample_counts
-from analysis.table import ratio_between
-from analysis.variance import compare
+from analysis.variance.compare import compare
+from analysis.variance.exact import Population, exact_moments, softmax_bandit
+from analysis.variance.intervals import Array, resample_counts
+from analysis.variance.moments import Moments, Row
+from analysis.variance.partition import Index
+from analysis.variance.table import ratio_between
 
 ESTIMATORS = ("leave_one_out", "length_weighted", "score_norm_weighted")
 MEASURES = ("trace_cov", "signal", "relative_variance", "cosine", "bias", "mse", "mse_rescaled")

@@ -76,15 +76,15 @@ ARMS: dict[str, tuple[Any, Any, Any, Any]] = {  # engine, dtype of the weights, 
 def measure(arm: str, shape: Shape, device: str, steps: int) -> dict[str, Any]:
     """Seconds of each step, and of the process: peak GiB, FLOP/s of the update's median and of a large product, worst mean gap (nats)."""
     from opo.batch import Rollouts
-    from opo.certificate import Certificate
-    from opo.config import CertificateConfig, ModelConfig, OptimConfig, RolloutConfig, RunConfig
-    from opo.load import DTYPES
-    from opo.measure import peak_memory_mib
-    from opo.policy import Policy
+    from opo.config.schema import CertificateConfig, ModelConfig, OptimConfig, RolloutConfig, RunConfig
+    from opo.model.load import DTYPES
+    from opo.model.policy import Policy
     from opo.rollout.base import Sampling
-    from opo.rollout.engine import make_sampler
-    from opo.state import TrainingState
-    from opo.update import update_on
+    from opo.rollout.factory import make_sampler
+    from opo.train.mismatch import Certificate
+    from opo.train.state import TrainingState
+    from opo.train.step_metrics import peak_memory_mib
+    from opo.train.update import update_on
 
     engine, dtype, compute, kernel = ARMS[arm]
     generator, times = torch.Generator().manual_seed(0), []

@@ -22,7 +22,7 @@ import torch
 from torch.func import functional_call, grad, vmap
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from analysis.score_gram import score_gram
+from analysis.score_gram.core import score_gram
 
 SMALL = LlamaConfig(
     vocab_size=512,

@@ -56,14 +56,14 @@ def reward(text: str) -> float:
 
 def opo(policy_name: str, steps: int, engine: Any = "hf", compute: Any = "float32") -> list[dict[str, float]]:
     from opo.batch import Rollouts
-    from opo.certificate import Certificate
-    from opo.config import CertificateConfig, ModelConfig, OptimConfig, RolloutConfig, RunConfig
-    from opo.load import load_policy
-    from opo.process import use_machine
+    from opo.config.schema import CertificateConfig, ModelConfig, OptimConfig, RolloutConfig, RunConfig
+    from opo.model.load import load_policy
     from opo.rollout.base import Sampling
-    from opo.rollout.engine import make_sampler
-    from opo.state import TrainingState
-    from opo.update import update_on
+    from opo.rollout.factory import make_sampler
+    from opo.system.threads import use_machine
+    from opo.train.mismatch import Certificate
+    from opo.train.state import TrainingState
+    from opo.train.update import update_on
 
     use_machine(torch.get_num_threads())
     prompts, group, tokens = SHAPES[policy_name]
@@ -170,8 +170,8 @@ def training_task(policy_name: str) -> Any:
 
 
 def opo_train(policy_name: str, rate: float) -> list[dict[str, float]]:
-    from opo.config import ModelConfig, OptimConfig, RolloutConfig, RunConfig
-    from opo.trainer import train
+    from opo.config.schema import ModelConfig, OptimConfig, RolloutConfig, RunConfig
+    from opo.train.loop import train
 
     steps = TRAINING_STEPS[policy_name]
     config = RunConfig.of(
@@ -232,8 +232,8 @@ def generate(policy_name: str, steps: int) -> list[dict[str, float]]:
 
 
 def plain_model(policy_name: str) -> tuple[Any, Any]:
-    from opo.config import ModelConfig
-    from opo.load import model_source
+    from opo.config.schema import ModelConfig
+    from opo.model.load import model_source
 
     folder = model_source(ModelConfig(policy_name))
     tokenizer = AutoTokenizer.from_pretrained(folder)

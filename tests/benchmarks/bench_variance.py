@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from analysis.study_config import ESTIMATORS
-from analysis.variance import Pool, compare
+from analysis.study.config import ESTIMATORS
+from analysis.variance.compare import Pool, compare
 
 GROUPS, SIZE = 20_000, 64
 

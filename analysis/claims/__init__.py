@@ -1,0 +1,1 @@
+"""Claims of the paper and of others, what measures each, and the verdicts."""

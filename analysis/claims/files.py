@@ -1,0 +1,26 @@
+"""The ledger of a study: what it says on each claim about variance and OPO's assumptions, for every policy by itself."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from analysis.claims.evidence import study_evidence
+from analysis.claims.ledger import judge, save
+from analysis.plots import runs as figures_runs
+from analysis.plots.style import save as save_figure
+from analysis.study.result import Study
+
+
+def write_ledgers(study: Study, folder: Path) -> None:
+    """`ledger/POLICY/claims.json` and its figure."""
+    for policy in study.policies:
+        name = policy["name"]
+        claims = judge(study_evidence(study.only(name)))
+        save(claims, folder / "ledger" / name)
+        save_figure(figures_runs.ledger(claims), folder / "figures", f"ledger-{name}")
+
+
+def read_ledger(folder: Path, policy: str) -> dict[str, Any] | None:
+    """What `write_ledgers` left; None where it left nothing."""
+    file = folder / "ledger" / policy / "claims.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None

@@ -1,0 +1,253 @@
+"""`opo doctor`: can this model's numbers be believed on this machine, before anyone believes one.
+
+Each check compares two ways to compute the same thing that differ only in rounding, padding or program, and has a bound by precision.
+"""
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.table import Table as RichTable
+from torch import Tensor
+
+from analysis.report.terminal import wide_console
+from analysis.score_gram.core import score_gram
+from analysis.study.pools import sequences
+from opo.batch import Rollouts
+from opo.config.build import build
+from opo.config.schema import (
+    ModelConfig,
+    OptimConfig,
+    RolloutConfig,
+    RunConfig,
+    TrackingConfig,
+)
+from opo.errors import StoppedRun, UserError
+from opo.model.gradient import accumulate
+from opo.model.load import load_policy, max_length
+from opo.model.policy import Policy
+from opo.rewards.runner import RewardRunner
+from opo.rollout.base import Sampler, Sampling
+from opo.rollout.collect import Collector, stop_token_ids
+from opo.rollout.factory import make_sampler
+from opo.system.seeding import generator_for
+from opo.system.threads import use_machine
+from opo.tasks import TASKS, make_task
+from opo.train.mismatch import measure_gap
+
+# Bounds by the precision of the model: nats for log-probabilities, relative error for gradients.
+NATS = {"float64": 1e-9, "float32": 1e-4, "bfloat16": 0.25}
+GRADIENT = {"float64": 1e-8, "float32": 1e-3, "bfloat16": 0.1}
+MEAN_GAP = {"float64": 1e-9, "float32": 1e-5, "bfloat16": 0.05}
+FLOOR = {"float64": 1e-12, "float32": 1e-3, "bfloat16": 0.2}
+DEVIATIONS = 4.5  # of a sum that is zero in the mean: chance 7e-6
+
+
+@dataclass
+class DoctorConfig:
+    """Which model, sampled how, and how many responses the checks look at."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    task: Any = None
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    prompts: int = 2
+    responses: int = 8
+    float64_limit: float = 5e8
+    seed: int = 0
+    device: str = "auto"
+    threads: int = 2
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was compared, what came out, what is allowed; no bound means that the check was not made, and why."""
+
+    name: str
+    value: float
+    bound: float | None
+    unit: str
+    words: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return self.bound is None or self.value <= self.bound
+
+
+def load_config(values: Mapping[str, Any]) -> DoctorConfig:
+    """The typed config; raises UserError, one line, naming the first key that is wrong."""
+    values = dict(values)
+    task = values.pop("task", None) or {}
+    if task.get("name") not in TASKS:
+        raise UserError(f"task={task.get('name')}: choose one of {', '.join(TASKS)}")
+    config = build(DoctorConfig, values)
+    config.task = build(TASKS[task["name"]][0], task, "task")
+    for key, least in {"prompts": 1, "responses": 4, "threads": 1}.items():
+        if getattr(config, key) < least:
+            raise UserError(f"{key}={getattr(config, key)}: must be at least {least}")
+    if config.rollout.top_p != 1 or config.rollout.top_k != 0:
+        raise UserError(
+            "rollout.top_p, rollout.top_k: truncated sampling cannot agree with the trainer; allowed are 1 and 0"
+        )
+    if not config.rollout.temperature > 0:
+        raise UserError(f"rollout.temperature={config.rollout.temperature}: must be above 0")
+    return config
+
+
+def main(values: dict[str, Any], folder: Path) -> None:
+    """`opo doctor`: print the table; StoppedRun (exit status 1) where a check failed."""
+    config = load_config(values)
+    checks = examine(config)
+    table = RichTable(
+        title=f"{config.model.path or config.model.name} in {config.model.dtype}, products of linear layers in {config.model.compute}",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
+    for name in ("check", "measured", "allowed", ""):
+        table.add_column(name, justify="left" if name in ("check", "") else "right")
+    for check in checks:
+        verdict = "not made" if check.bound is None else "ok" if check.passed else "FAILED"
+        measured = check.words if check.bound is None else f"{check.value:.2e} {check.unit}"
+        table.add_row(check.name, measured, "" if check.bound is None else f"{check.bound:.0e}", verdict)
+    wide_console().print(table)
+    if failed := [check.name for check in checks if not check.passed]:
+        raise StoppedRun(f"opo doctor: {len(failed)} of {len(checks)} checks failed: {'; '.join(failed)}")
+
+
+def examine(config: DoctorConfig) -> list[Check]:
+    """All checks of this model on this machine."""
+    use_machine(config.threads)
+    task = make_task(config.task)
+    policy = load_policy(config.model, config.rollout.temperature, config.device)
+    policy = replace(policy, stop_token_ids=stop_token_ids(policy.tokenizer, task.stop))
+    run = RunConfig.of(config.task, model=config.model, rollout=config.rollout, optim=config.optim)
+    run = replace(run, device=config.device, threads=config.threads, tracking=TrackingConfig(mode="off"))
+    with make_sampler(run, policy) as sampler, RewardRunner(task) as rewards:
+        sampler.load_weights(policy.model, 0)
+        collector = Collector(task, policy.tokenizer, sampler, rewards, max_length(policy.model))
+        return list(_checks(config, policy, sampler, collector))
+
+
+def _checks(config: DoctorConfig, policy: Policy, sampler: Sampler, collector: Collector) -> Iterator[Check]:
+    model, temperature = config.model, config.rollout.temperature
+    dtype = "bfloat16" if model.compute == "bfloat16" else model.dtype
+    backward = "bfloat16" if model.compute != "float32" else model.dtype  # of the products that make gradients
+    sampling = Sampling(
+        config.responses, config.rollout.max_new_tokens, temperature, stop_token_ids=policy.stop_token_ids
+    )
+    rollouts = collector.collect(0, config.prompts, sampling, generator_for(config.seed, "doctor")).rollouts
+    yield from _gap("sampler against trainer", policy, rollouts, dtype)
+    other = 0.7 if temperature == 1 else 1.0
+    cool = replace(policy, temperature=other)
+    cooled = collector.collect(
+        0, config.prompts, replace(sampling, temperature=other), generator_for(config.seed, "cool")
+    ).rollouts
+    yield from _gap(f"the same at temperature {other:g}", cool, cooled, dtype)
+
+    together = _logprobs(policy, rollouts, 10**9, shared=False)
+    alone = _logprobs(policy, rollouts, 1, shared=False)
+    shared = _logprobs(policy, rollouts, 10**9, shared=True)
+    yield Check("log-probabilities, padded batch against one response", _largest(together - alone), NATS[dtype], "nats")
+    yield Check(
+        "log-probabilities, prompt encoded once against repeated", _largest(shared - together), NATS[dtype], "nats"
+    )
+
+    one = _gradient(policy, rollouts, 10**9)
+    yield Check(
+        "gradient, one micro-batch against one response each",
+        _relative(one, _gradient(policy, rollouts, 1)),
+        GRADIENT[backward],
+        "relative",
+    )
+    yield Check(
+        "gradient, the same computation twice",
+        _relative(one, _gradient(policy, rollouts, 10**9)),
+        FLOOR[backward],
+        "relative",
+    )
+    yield _against_float64(config, policy, rollouts, one, GRADIENT[backward])
+
+    first = rollouts.select([0])
+    gram_NN, loop_NN = (
+        score_gram(policy.model, *sequences(first), temperature=temperature, method=m) for m in ("hooks", "loop")
+    )
+    assert isinstance(gram_NN, Tensor)
+    assert isinstance(loop_NN, Tensor)
+    yield Check(
+        "score Gram, one pass against one backward per response",
+        _relative(gram_NN, loop_NN),
+        GRADIENT[dtype],
+        "relative",
+    )
+    yield Check("mean score is zero, in standard deviations", mean_score_deviations(gram_NN), DEVIATIONS, "sd")
+
+    before = _logprobs(policy, rollouts, 10**9, shared=True)
+    _gradient(policy, rollouts, 10**9, keep=True)
+    torch.optim.AdamW(policy.parameters(), lr=0.0, weight_decay=0.0).step()
+    policy.model.zero_grad(set_to_none=True)
+    sampler.load_weights(policy.model, 1)
+    yield Check(
+        "log-probabilities after an update at learning rate 0",
+        _largest(_logprobs(policy, rollouts, 10**9, shared=True) - before),
+        0.0,
+        "nats",
+    )
+    again = collector.collect(0, config.prompts, sampling, generator_for(config.seed, "doctor")).rollouts
+    yield from _gap("sampler against trainer after that update", policy, again, dtype)
+
+
+def _gap(name: str, policy: Policy, rollouts: Rollouts, dtype: str) -> Iterator[Check]:
+    assert rollouts.logprobs_NT is not None
+    gap = measure_gap(rollouts.logprobs_NT, _logprobs(policy, rollouts, 10**9, shared=True), rollouts.mask_NT)
+    yield Check(f"{name}, mean", gap.mean_abs, MEAN_GAP[dtype], "nats")
+    yield Check(f"{name}, largest", gap.max_abs, NATS[dtype], "nats")
+
+
+def _logprobs(policy: Policy, rollouts: Rollouts, token_budget: int, shared: bool) -> Tensor:
+    return policy.measure(rollouts, list(range(rollouts.num_prompts)), token_budget, shared_prefix=shared).logprobs_MT
+
+
+def _gradient(policy: Policy, rollouts: Rollouts, token_budget: int, keep: bool = False) -> Tensor:
+    """The gradient of the mean log-probability with alternating signs, as one float64 vector; a plain sum would nearly cancel."""
+    signs_N1 = 1.0 - 2.0 * (torch.arange(rollouts.mask_NT.shape[0]) % 2)[:, None]
+    weights_NT = signs_N1 * rollouts.mask_NT / rollouts.mask_NT.shape[0]
+    accumulate(policy, rollouts, list(range(rollouts.num_prompts)), weights_NT.double(), token_budget=token_budget)
+    vector = torch.cat([p.grad.detach().double().flatten().cpu() for p in policy.parameters() if p.grad is not None])
+    if not keep:
+        policy.model.zero_grad(set_to_none=True)
+    return vector
+
+
+def _against_float64(config: DoctorConfig, policy: Policy, rollouts: Rollouts, gradient: Tensor, bound: float) -> Check:
+    """The precision floor: what rounding alone does to a gradient."""
+    name = "gradient, this precision against float64"
+    size = sum(p.numel() for p in policy.model.parameters())
+    if size > config.float64_limit:
+        return Check(name, math.nan, None, "relative", f"{size:.1e} parameters are above float64_limit")
+    exact = replace(policy, model=copy.deepcopy(policy.model).double(), compute="float32", head_kernel="tiled")
+    return Check(name, _relative(gradient, _gradient(exact, rollouts, 4096)), bound, "relative")
+
+
+def mean_score_deviations(gram_NN: Tensor) -> float:
+    """|U| / sd(U) for U = mean of <z_i, z_j> over i != j, whose mean is |E z|^2 = 0 where what is sampled is what is differentiated.
+
+    Where E z = 0, Var U = 2 E[<z_i, z_j>^2] / (N (N - 1)).
+    """
+    n = len(gram_NN)
+    off_NN = gram_NN - torch.diag(gram_NN.diagonal())
+    pairs = n * (n - 1)
+    mean, square = float(off_NN.sum()) / pairs, float(off_NN.square().sum()) / pairs
+    return abs(mean) / math.sqrt(2 * square / pairs) if square > 0 else 0.0
+
+
+def _largest(difference_NT: Tensor) -> float:
+    return float(difference_NT.abs().max())
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm()) if float(b.norm()) > 0 else float(a.norm())

@@ -1,0 +1,29 @@
+"""`opo variance`: gradient variance of every estimator on frozen rollouts."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from analysis.claims.files import read_ledger
+from analysis.report.terminal import ledger_table, wide_console
+from analysis.study.config import load_config
+from analysis.study.run import run_study
+from analysis.study.tables import moments_table
+from opo.system.atomic import write_text
+
+__all__ = ["load_config", "main"]
+
+
+def main(values: dict[str, Any], folder: Path) -> None:
+    """`opo variance`: run the study in `folder` and print tables and ledgers of its first and last policy."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = {key: value for key, value in values.items() if key != "shard"}
+    write_text(folder / "config.yaml", yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
+    study = run_study(load_config(values), folder)
+    if study is not None:
+        for policy in dict.fromkeys((study.policies[0]["name"], study.last_policy)):
+            wide_console().print(moments_table(study, policy))
+            if ledger := read_ledger(folder, policy):
+                wide_console().print(ledger_table(ledger["claims"]))
+        print(f"{folder}/result.json, variance.parquet, ledger/ and figures/ are written")

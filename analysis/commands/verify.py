@@ -1,0 +1,210 @@
+"""`opo verify`: the main job from end to end, short enough to wait for.
+
+OPO, GRPO, GRPO with several updates per rollout and PPO are trained on the built-in policy, three seeds each; gradient variance is
+measured on frozen responses of OPO's start, middle and end; every claim of the ledger that this can decide is judged; a page says
+what came out and what it does not say. What is finished is recognised, so the same command goes on after an interruption.
+"""
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from hydra import compose, initialize_config_module
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from analysis.claims.evidence import Evidence, diversity_evidence, runs_evidence, study_evidence
+from analysis.claims.ledger import judge, save
+from analysis.plots import runs as figures_runs
+from analysis.plots.style import save as save_figure
+from analysis.report.page import write_report
+from analysis.report.runs import WINDOW, ends
+from analysis.report.terminal import ledger_table, wide_console
+from analysis.runs.groups import with_groups
+from analysis.runs.load import load as load_runs
+from analysis.study import run as study
+from analysis.study.config import GROUP_SIZES, VarianceConfig
+from analysis.study.config import load_config as load_study_config
+from analysis.study.tables import moments_table
+from opo.cli.launch import plain, run_name
+from opo.config.build import build
+from opo.errors import UserError
+
+TRAININGS: dict[str, list[str]] = {
+    "opo": [],
+    "grpo": [],
+    "grpo off-policy": ["algo.updates_per_rollout=4", "algo.minibatches=4"],
+    "ppo": [],
+}
+
+
+@dataclass
+class VerifyConfig:
+    """How long the trainings are and how much is measured."""
+
+    steps: int = 30
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    prompts: int = 24
+    responses: int = 64
+    group_sizes: list[int] = field(default_factory=lambda: list(GROUP_SIZES))
+    jobs: int = 2
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run: its folder's name and the overrides of `opo train` that make it."""
+
+    name: str
+    overrides: list[str]
+
+    @property
+    def command(self) -> str:
+        return " ".join(["opo train", *self.overrides])
+
+
+def load_config(values: Mapping[str, Any]) -> VerifyConfig:
+    """The typed config; raises UserError, one line, naming the first key that is wrong."""
+    config = build(VerifyConfig, values)
+    for key, least in {"steps": 2, "prompts": 8, "responses": 4, "jobs": 1}.items():
+        if getattr(config, key) < least:
+            raise UserError(f"{key}={getattr(config, key)}: must be at least {least}")
+    if len(set(config.seeds)) < 2 or len(set(config.seeds)) < len(config.seeds):
+        raise UserError(
+            f"seeds={config.seeds}: at least two different ones are needed, three for a verdict on training"
+        )
+    load_study_config(study_values(config, []))
+    return config
+
+
+def main(values: dict[str, Any], folder: Path) -> None:
+    """Train, measure, judge, and write the page."""
+    config, console = load_config(values), wide_console()
+    plans = trainings(config)
+    chosen = work(config, plans, folder, console)
+    page, tables = conclude(chosen, folder)
+    console.print(*tables)
+    print(
+        f"{page}: what was found, and what it does not say. Beside it: claims.json, figures/, variance/ and the run folders."
+    )
+
+
+def work(config: VerifyConfig, plans: list[Training], folder: Path, console: Console) -> VarianceConfig:
+    """The trainings, then the pools of the variance study on OPO's checkpoints; returns that study's config."""
+    with _workers(config.jobs) as pool:
+        _finish(console, "training", {pool.submit(_train, plan, folder / plan.name): plan.name for plan in plans})
+        checkpoints = [str(folder / plan.name) for plan in plans if plan.name.startswith("opo-")]
+        chosen = load_study_config(study_values(config, checkpoints))
+        shards = [replace(chosen, shard=f"{which}/{config.jobs}") for which in range(config.jobs)]
+        _finish(
+            console,
+            "measuring",
+            {pool.submit(study.measure, s, folder / "variance"): f"shard {s.shard}" for s in shards},
+        )
+    return chosen
+
+
+def conclude(chosen: VarianceConfig, folder: Path) -> tuple[Path, list[RichTable]]:
+    """Tables, figures, ledger and page from what is on disk."""
+    measured = study.conclude(chosen, folder / "variance")
+    runs = with_groups(load_runs(folder))
+    evidence: dict[str, Evidence] = study_evidence(measured) | runs_evidence(runs) | diversity_evidence(runs, folder)
+    ledger = judge(evidence)
+    save(ledger, folder)
+    for metric in figures_runs.CURVES:
+        curves = figures_runs.training_curves(runs, metric, by="group", window=WINDOW)
+        save_figure(curves, folder / "figures", metric.replace("/", "-"))
+    by_tokens = figures_runs.training_curves(runs, "train/reward_mean", x="train/tokens", by="group", window=WINDOW)
+    save_figure(by_tokens, folder / "figures", "reward-against-tokens")
+    save_figure(figures_runs.ledger(ledger), folder / "figures", "ledger")
+    return write_report(folder), [runs_table(runs), moments_table(measured), ledger_table(ledger)]
+
+
+def trainings(config: VerifyConfig) -> list[Training]:
+    """The runs, seed by seed, so that an interrupted verify has all algorithms of its first seeds."""
+    plans = []
+    for seed in config.seeds:
+        for name, changes in TRAININGS.items():
+            algo = name.split()[0]
+            middle = (config.steps + 1) // 2
+            shared = [
+                f"steps={config.steps}",
+                "study=verify",
+                "threads=1",
+                f"checkpoint.every={middle}",
+                "tracking.completions=128",
+                "tracking.samples_every=0",
+            ]
+            overrides = [f"algo={algo}", f"seed={seed}", *changes, *shared]
+            label = run_name({"algo": algo, "task": "arithmetic"}, seed, changes)
+            plans.append(Training(label, overrides))
+    return plans
+
+
+def study_values(config: VerifyConfig, checkpoints: list[str]) -> dict[str, Any]:
+    """The config of the variance study on these runs."""
+    return {
+        "checkpoint": checkpoints,
+        "prompts": config.prompts,
+        "responses": config.responses,
+        "group_sizes": config.group_sizes,
+        "threads": 1,
+    }
+
+
+def _train(plan: Training, path: Path) -> None:
+    """In a worker: compose as `opo train` would and run."""
+    from opo.config.load import load_config as load_run_config
+    from opo.train.loop import train
+
+    with initialize_config_module("conf", version_base="1.3"):
+        values = plain(compose("train", plan.overrides), "train")
+    train(load_run_config(values), path)
+
+
+@contextmanager
+def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Fresh processes of one thread each: a training changes its process, and a fork would copy this one's threads."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _leave_with_parent) as pool:
+        yield pool
+
+
+def _leave_with_parent() -> None:
+    """In a worker: end at once when the process that gave it work is gone, however it went. Runs go on from their checkpoints."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _finish(console: Console, what: str, jobs: dict[Future[Any], str]) -> None:
+    """Wait for all, saying which is done; the first failure cancels those that have not begun and is raised."""
+    for number, job in enumerate(as_completed(jobs), 1):
+        if job.exception() is not None:
+            for other in jobs:
+                other.cancel()
+        job.result()
+        console.print(f"{what} {number}/{len(jobs)}: {jobs[job]}", highlight=False)
+
+
+def runs_table(runs: pl.DataFrame) -> RichTable:
+    """What the trainings came to."""
+    block = ends(runs)
+    table = RichTable(title=block.caption, title_justify="left", box=box.SIMPLE_HEAD)
+    for name in block.columns:
+        table.add_column(name, justify="left" if name == "algorithm" else "right")
+    for row in block.rows:
+        table.add_row(*row)
+    return table

@@ -1,0 +1,1 @@
+"""Figures: fn(data, ax=None) -> Axes, an interval wherever there is a number."""

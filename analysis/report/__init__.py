@@ -1,0 +1,1 @@
+"""The page, its W&B twin and the tables on the terminal."""

@@ -1,0 +1,70 @@
+"""What a report is made of: sections of blocks. The HTML template and the W&B report both read these."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from markupsafe import Markup
+from matplotlib.axes import Axes
+
+from analysis.plots.style import inline_svg
+
+
+@dataclass(frozen=True)
+class Block:
+    """A piece of a page: "text", "heading", "list", "code", "figure", "table" or "ledger", with what that kind shows."""
+
+    kind: str
+    text: str = ""
+    entries: Sequence[str] = ()
+    limits: bool = False
+    caption: str = ""
+    columns: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    claims: Sequence[Mapping[str, Any]] = ()
+    ax: Axes | None = None
+
+    @property
+    def svg(self) -> Markup:
+        """The figure as markup of our own making."""
+        assert self.ax is not None
+        return Markup(inline_svg(self.ax, self.caption))
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with blocks below it; `id` is its anchor."""
+
+    id: str
+    title: str
+    blocks: list[Block] = field(default_factory=list)
+
+
+def text(words: str) -> Block:
+    return Block("text", words)
+
+
+def heading(words: str) -> Block:
+    return Block("heading", words)
+
+
+def listing(entries: Sequence[str], limits: bool = False) -> Block:
+    return Block("list", entries=entries, limits=limits)
+
+
+def code(words: str) -> Block:
+    return Block("code", words)
+
+
+def figure(ax: Axes, caption: str) -> Block:
+    """A figure with its caption, which is also what a screen reader says."""
+    return Block("figure", caption=caption, ax=ax)
+
+
+def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Block:
+    """The first cell of a row is its name."""
+    return Block("table", caption=caption, columns=columns, rows=rows)
+
+
+def ledger(claims: Sequence[Mapping[str, Any]], caption: str) -> Block:
+    return Block("ledger", claims=claims, caption=caption)

@@ -1,0 +1,36 @@
+"""Tables on the terminal: wide enough for an interval in a cell, also where the output is a file."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from analysis.plots import runs as figures_runs
+
+WIDTH = 118
+
+
+def wide_console() -> Console:
+    """A console at least `WIDTH` columns wide."""
+    console = Console()
+    return console if console.width >= WIDTH else Console(width=WIDTH)
+
+
+def ledger_table(ledger: Sequence[Mapping[str, Any]]) -> RichTable:
+    """The ledger for the terminal."""
+    table = RichTable(title="Ledger", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("claim", ratio=5)
+    for name in ("effect [95 %]", "claimed", "verdict", "would resolve"):
+        table.add_column(name, ratio=2)
+    for claim in ledger:
+        needed = f"about {claim['would_resolve']:,} {claim['unit']}" if claim["would_resolve"] else ""
+        table.add_row(
+            claim["claim"],
+            figures_runs.effect_text(claim),
+            figures_runs.threshold_text(claim),
+            claim["verdict"],
+            needed,
+        )
+    return table

@@ -1,0 +1,119 @@
+"""Run folders as tidy tables: one row a step, one row a run. Reads what is on disk and nothing of the trainer; runs may be going on."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import yaml
+
+from opo.train.mismatch import FILE
+from opo.errors import UserError
+from opo.run.metrics import read_rows
+
+LABELS = ("run", "study", "algo", "task", "model", "seed")
+
+
+@dataclass(frozen=True)
+class Runs:
+    """`metrics`: LABELS, `step`, then one Float64 column a metric, null where it is undefined. `runs`: LABELS, `path`, `steps`,
+    `steps_done`, `done`, `on_policy` (`certificate`), `wandb_run_id`, then one column for each key of the config in which the runs differ (text where its values
+    are not all of one type). `run` is the folder's path below the one it was found in.
+    """
+
+    metrics: pl.DataFrame
+    runs: pl.DataFrame
+
+
+def load(*paths: Path | str) -> Runs:
+    """All runs at or below these folders, in the order of their names.
+
+    Raises UserError where a folder holds no run, or a metrics.jsonl a line that is no row (a last one still being written is fine).
+    """
+    found: dict[Path, str] = {}
+    for path in map(Path, paths):
+        folders = sorted(_run_folders(path))
+        if not folders:
+            raise UserError(f"{path}: no run is here (a folder with config.yaml and run.json)")
+        found |= {
+            folder: str(folder.relative_to(path)) if folder != path else path.resolve().name for folder in folders
+        }
+    metrics: list[dict[str, Any]] = []
+    runs: list[dict[str, Any]] = []
+    configs: list[dict[str, Any]] = []
+    for folder, name in found.items():
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        labels = {"run": name, "study": config["study"]}
+        labels |= {group: config[group]["name"] for group in ("algo", "task", "model")} | {"seed": config["seed"]}
+        rows = [labels | {"step": row["train/step"]} | row for row in read_rows(folder / "metrics.jsonl")]
+        metrics += rows
+        runs.append(
+            labels
+            | {
+                "path": str(folder),
+                "steps": config["steps"],
+                "steps_done": rows[-1]["step"] if rows else 0,
+                "done": (folder / "DONE").exists(),
+                "on_policy": certificate(folder),
+                "wandb_run_id": json.loads((folder / "run.json").read_text(encoding="utf-8"))["wandb_run_id"],
+            }
+        )
+        configs.append(_flat(config))
+    return Runs(_metrics_table(metrics), pl.DataFrame(runs).hstack(_differing(configs)))
+
+
+def certificate(folder: Path) -> str:
+    """What the run's certificate says: `exact`, `corrected in N of M steps` (by truncated importance sampling), `breached`, or `-`."""
+    file = folder / FILE
+    if not file.exists():
+        return "-"
+    record = json.loads(file.read_text(encoding="utf-8"))
+    if record["exactly_on_policy"]:
+        return "exact"
+    return (
+        f"corrected in {len(record['breaches'])} of {record['steps_checked']} steps"
+        if record["corrected"]
+        else "breached"
+    )
+
+
+def _run_folders(path: Path) -> Iterator[Path]:
+    """`path` itself if it is a run folder, else those below it; nothing below a run folder is searched."""
+    if (path / "config.yaml").is_file() and (path / "run.json").is_file():
+        yield path
+    elif path.is_dir():
+        for child in path.iterdir():
+            if child.is_dir() and not child.name.startswith("."):
+                yield from _run_folders(child)
+
+
+def _metrics_table(rows: list[dict[str, Any]]) -> pl.DataFrame:
+    names = sorted({name for row in rows for name in row} - {*LABELS, "step"})
+    schema: dict[str, Any] = (
+        dict.fromkeys(LABELS, pl.String) | {"seed": pl.Int64, "step": pl.Int64} | dict.fromkeys(names, pl.Float64)
+    )
+    return pl.DataFrame({name: [row.get(name) for row in rows] for name in schema}, schema=schema, strict=False)
+
+
+def _differing(configs: list[dict[str, Any]]) -> pl.DataFrame:
+    """The leaves in which configs differ, one row a config; labels and counts, which have columns of their own, are left out."""
+    own = {"study", "algo.name", "task.name", "model.name", "seed", "steps"}
+    keys = list(dict.fromkeys(key for config in configs for key in config if key not in own))
+    columns: dict[str, list[Any]] = {}
+    for key in keys:
+        values = [config.get(key) for config in configs]
+        if all(value == values[0] for value in values):
+            continue
+        plain = len({type(value) for value in values if value is not None}) == 1 and not isinstance(values[0], list)
+        columns[key] = values if plain else [None if value is None else str(value) for value in values]
+    return pl.DataFrame(columns)
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of a nested config by dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

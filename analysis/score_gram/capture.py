@@ -1,0 +1,204 @@
+"""Forward hooks on every layer that owns a trainable parameter, so that one backward pass shows each layer's part of each score.
+
+The parameters themselves are frozen meanwhile: the backward pass computes gradients of activations only, and the work that a
+training step spends on weight gradients is spent on the Gram matrix instead.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from analysis.score_gram.layers import Call, Use, rule_by_values, rule_of
+
+# body and head: up to the decoder's last hidden state and after it; again: a layer of the body that is recomputed; census: only
+# note which layers run.
+Mode = Literal["off", "census", "body", "again", "head"]
+
+
+@contextmanager
+def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """No parameter gradients are computed inside."""
+    parameters = list(parameters)
+    for p in parameters:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in parameters:
+            p.requires_grad_(True)
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Another function in place of the module's forward; one that was set on the instance comes back."""
+    own = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
+
+
+class Capture:
+    """Collects the uses of each parameter and hands all uses of one to `emit(parameter, uses)` as soon as they are complete.
+
+    `num_responses` and `length` describe the batch that is in the model now; `first` is the index of its first response.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: dict[nn.Parameter, str],
+        dtype: torch.dtype,
+        emit: Callable[[nn.Parameter, Sequence[Use]], None],
+    ) -> None:
+        self.dtype, self.emit = dtype, emit
+        self.names = {module: name for name, module in model.named_modules()}
+        self.owners: dict[nn.Module, dict[str, nn.Parameter]] = defaultdict(dict)
+        modules = dict(model.named_modules(remove_duplicate=False))
+        for name, module in model.named_modules():
+            for local, p in module.named_parameters(recurse=False):
+                if p not in parameters:
+                    continue
+                path, key = name, local
+                while type(modules[path]).forward is nn.Module.forward:  # containers run no forward; their parent does
+                    path, _, last = path.rpartition(".")
+                    key = f"{last}.{key}"
+                self.owners[modules[path]][key] = p
+        self.num_responses = self.length = self.first = 0
+        self.mode: Mode = "off"
+        self.census: set[nn.Module] = set()  # layers that ran after the decoder
+        self.recomputed: set[nn.Module] = set()  # heads whose weight is dealt with by slices of the vocabulary
+        self.expected: dict[nn.Parameter, int] = defaultdict(int)
+        self.waiting: set[nn.Parameter] = set()  # used by the head too: complete at the very end
+        self.uses: dict[nn.Parameter, list[Use]] = defaultdict(list)
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        handles = []
+        try:
+            for module in self.owners:
+                handles.append(module.register_forward_hook(self._called, with_kwargs=True))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def batch(self, num_responses: int, length: int, first: int = 0, mode: Mode = "body") -> Iterator[None]:
+        """Listen to calls on these responses. Uses by the head wait for `flush`: others of the same parameter follow."""
+        self.num_responses, self.length, self.first, self.mode = num_responses, length, first, mode
+        try:
+            yield
+        finally:
+            self.mode = "off"
+
+    def count_head(self) -> None:
+        """From here on only note which layers run."""
+        self.mode = "census"
+
+    def flush(self, parameters: Iterable[nn.Parameter]) -> None:
+        for p in list(parameters):
+            if uses := self.uses.pop(p, None):
+                self.emit(p, uses)
+
+    def _called(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if self.mode == "census":
+            self.census.add(module)
+        if self.mode in ("off", "census"):
+            return None
+        owned = self.owners[module]
+        if self.mode == "head" and module in self.recomputed:
+            owned = {local: p for local, p in owned.items() if local != "weight"}
+        leaves, spec = tree_flatten(output)
+        is_float = [isinstance(x, Tensor) and x.is_floating_point() for x in leaves]
+        if not owned or not any(is_float):
+            return None
+        if self.mode == "head":
+            self.waiting.update(owned.values())
+        elif self.mode == "body":
+            for p in owned.values():
+                self.expected[p] += 1
+        if not torch.is_grad_enabled():  # a layer that will be recomputed
+            return None
+        if not any(x.requires_grad for x, f in zip(leaves, is_float, strict=True) if f):
+            # Nothing trainable came before, so the graph begins here; a clone because later layers may write in place.
+            roots = [x.detach().requires_grad_() if f else x for x, f in zip(leaves, is_float, strict=True)]
+            output = tree_unflatten([x.clone() if f else x for x, f in zip(roots, is_float, strict=True)], spec)
+            leaves = roots
+        heard = [f and x.requires_grad for x, f in zip(leaves, is_float, strict=True)]
+        if sum(heard) > 1:
+            # One output may be computed from another; clones receive only the gradient that comes from outside the layer.
+            leaves = [x.clone() if h else x for x, h in zip(leaves, heard, strict=True)]
+            output = tree_unflatten(leaves, spec)
+        self._listen([x for x, h in zip(leaves, heard, strict=True) if h], module, owned, args, kwargs, heard)
+        return output
+
+    def _listen(
+        self,
+        outputs: list[Tensor],
+        module: nn.Module,
+        owned: dict[str, nn.Parameter],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        heard: list[bool],
+    ) -> None:
+        rule = rule_of(module)
+        if rule is None and len(outputs) == 1 and set(owned) == {"weight"} and args:
+            rule = rule_by_values(module, args[0], outputs[0])
+        n, length, first, mode = self.num_responses, self.length, self.first, self.mode
+        saved = [(args, kwargs)]  # a cell, emptied when the gradient arrives: the graph outlives what it saved
+        versions = [x._version for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
+
+        def arrived(grads: Iterable[Tensor | None]) -> None:
+            args, kwargs = saved.pop()
+            if versions != [x._version for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]:
+                raise ValueError(f"{self.names[module]}: its input is overwritten in place later; use method='loop'")
+            known = [g is not None for g in grads]
+            kept = [g for g in grads if g is not None]
+            if rule is None:
+                for grad in kept:
+                    self._check_layout(grad, module, n, length)
+                flags = iter(known)
+                is_output = [h and next(flags) for h in heard]
+                detached = {local: p.detach() for local, p in owned.items()}
+                found = Call(module, (args, kwargs), is_output, n, length).uses(detached, kept, self.dtype)
+            else:
+                x = args[0] if args else next(iter(kwargs.values()))
+                found = rule(
+                    module, self._by_response(x, module, n, length), self._by_response(kept[0], module, n, length)
+                )
+            for local, p in owned.items():
+                found[local].first = first
+                self.uses[p].append(found[local])
+                if mode != "head":
+                    self.expected[p] -= 1
+                    if not self.expected[p] and p not in self.waiting:
+                        self.flush([p])
+
+        if len(outputs) == 1:
+            outputs[0].register_hook(lambda grad: arrived([grad]))
+        else:
+            torch.autograd.graph.register_multi_grad_hook(outputs, arrived)
+
+    def _by_response(self, x: Tensor, module: nn.Module, n: int, length: int) -> Tensor:
+        """(N, T, features), or (N, T) for token ids, whatever dimensions lie between."""
+        self._check_layout(x, module, n, length)
+        if not x.is_floating_point():
+            return x.reshape(n, -1)
+        return x.detach().to(self.dtype).reshape(n, -1, x.shape[-1])
+
+    def _check_layout(self, x: Tensor, module: nn.Module, n: int, length: int) -> None:
+        """Responses come first, alone or with what follows (tokens, heads) folded into the same dimension."""
+        if n > 1 and x.shape[0] != n and x.shape[0] % (n * length):
+            raise ValueError(
+                f"{self.names[module]}: its input or output of shape {tuple(x.shape)} is not laid out by response "
+                f"(first dimension {n} or a multiple of {n * length}); use method='loop'"
+            )

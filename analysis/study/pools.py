@@ -1,0 +1,228 @@
+"""The pool of one prompt: frozen responses and what one pass of the model says about their scores, in one file.
+
+Everything a variance study reports is computed from these files, so a study that was interrupted goes on where it stopped, and
+one that was cut into shards is merged by putting the files in one folder.
+"""
+
+import json
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from analysis.score_gram.core import score_gram
+from analysis.score_gram.recompute import decoder_layers
+from analysis.variance.between_prompts import prompt_gradient
+from opo.batch import Rollouts
+from opo.errors import UserError
+from opo.model.forward import microbatches, response_hidden
+from opo.model.logprobs import Head
+from opo.model.policy import Policy
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, eq=False)
+class PromptPool:
+    """R scorable responses to one prompt. Arrays of float64 or int64 unless said otherwise; K of the responses are seen by token."""
+
+    prompt_id: str
+    prompt: str
+    unscorable: int  # responses without a reward, which are left out
+    responses: np.ndarray  # text
+    rewards_R: np.ndarray
+    lengths_R: np.ndarray
+    logprobs_R: np.ndarray  # nats, of the whole response
+    gram_RR: np.ndarray  # inner products of the scores
+    logit_energy_R: np.ndarray  # sum over tokens of 1 - 2 pi + sum pi^2
+    head_norm2_R: np.ndarray  # squared norm of the score's part in the output layer, its weight taken as untied
+    parts: np.ndarray  # names of the parts of the model
+    part_norm2_SR: np.ndarray  # squared norm of the score's part in each of them
+    token_sum_norm2_K: np.ndarray  # |sum_t z_t|^2
+    token_norm2_sum_K: np.ndarray  # sum_t |z_t|^2
+    gradient_D: np.ndarray  # random projection of the unbiased gradient of the whole pool, float32
+    gap_nats: float  # mean absolute difference between the sampler's log-probabilities and the trainer's
+
+    def save(self, path: Path) -> None:
+        """Write the file whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        with partial.open("wb") as file:
+            np.savez_compressed(file, **{field.name: getattr(self, field.name) for field in fields(self)})
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> "PromptPool":
+        with np.load(path, allow_pickle=False) as arrays:
+            return cls(
+                **{f.name: arrays[f.name] if arrays[f.name].ndim else arrays[f.name].item() for f in fields(cls)}
+            )
+
+
+class Plan(NamedTuple):
+    """How one pass of the model is fitted into memory."""
+
+    responses: int  # that are in the model at once when scores are measured
+    recompute: bool  # each decoder layer in the backward pass, then
+    tokens: int  # of one plain forward and backward pass
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """How a pool is measured."""
+
+    memory_gib: float  # about what activations and captured gradients of one pass may take
+    token_responses: int  # how many responses of a prompt are measured token by token
+
+    def plan(self, policy: Policy, num_responses: int, length: int) -> Plan:
+        """All responses at once if they fit, else recomputing layers (a forward pass more), else in blocks besides.
+
+        Counted: inputs and outputs of every matrix, once for autograd and once captured, and attention weights.
+        """
+        config, layers = policy.causal_lm.config.get_text_config(), decoder_layers(policy.model)
+        attention = config.num_attention_heads * length
+        sides = sum(sum(p.shape) for layer in layers for p in layer.parameters() if p.dim() == 2)
+        every_side = sum(sum(p.shape) for p in policy.model.parameters() if p.dim() == 2)
+        budget = self.memory_gib * GIB / (8 * length)  # float32 numbers a token of one response, kept twice
+        whole = every_side + config.num_hidden_layers * attention
+        tokens = max(1, int(budget / whole)) * length
+        recompute = bool(layers) and num_responses * whole > budget
+        if recompute:  # the input of each layer, and one layer at work
+            whole = every_side - sides + len(layers) * config.hidden_size + sides / len(layers) + attention
+        return Plan(max(2, int(budget / whole)), recompute, tokens)
+
+
+def measure_pool(
+    policy: Policy, prompt_id: str, prompt: str, responses: list[str], rollouts: Rollouts, how: Measurement
+) -> PromptPool:
+    """Everything about the responses to one prompt (rollouts of P = 1). Raises UserError where fewer than two have a reward."""
+    keep = rollouts.scorable_N.nonzero().squeeze(1)
+    if len(keep) < 2:
+        raise UserError(
+            f"prompt {prompt_id}: {len(keep)} of {rollouts.group_size} responses have a reward; a pool needs two"
+        )
+    ids_NL, attended_NL, response_NL = sequences(rollouts)
+    plan = how.plan(policy, len(keep), ids_NL.shape[1])
+    passes = {"responses_per_pass": plan.responses, "recompute": plan.recompute}
+    inputs = (ids_NL[keep], attended_NL[keep], response_NL[keep])
+    parts = score_gram(policy.model, *inputs, temperature=policy.temperature, split="layer", **passes)
+    assert isinstance(parts, dict)
+    seen = policy.measure(rollouts, [0], token_budget=plan.tokens, energy=True)
+    assert seen.energies_MT is not None
+    gap = 0.0
+    if rollouts.logprobs_NT is not None:
+        gap = float((seen.logprobs_MT - rollouts.logprobs_NT).abs()[rollouts.mask_NT].mean())
+    by_token = [
+        token_norms(policy, tuple(x[n : n + 1] for x in inputs), **passes)
+        for n in range(min(how.token_responses, len(keep)))
+    ]
+    return PromptPool(
+        prompt_id=prompt_id,
+        prompt=prompt,
+        unscorable=rollouts.group_size - len(keep),
+        responses=np.array([responses[n] for n in keep.tolist()], dtype=np.str_),
+        rewards_R=rollouts.rewards_PG[0, keep].numpy(),
+        lengths_R=rollouts.lengths_N[keep].numpy(),
+        logprobs_R=seen.logprobs_MT.sum(1)[keep].numpy(),
+        gram_RR=torch.stack(list(parts.values())).sum(0).cpu().numpy(),
+        logit_energy_R=seen.energies_MT.sum(1)[keep].numpy(),
+        head_norm2_R=head_norms(policy, rollouts, plan.tokens)[keep].numpy(),
+        parts=np.array(list(parts), dtype=np.str_),
+        part_norm2_SR=torch.stack([gram.diagonal() for gram in parts.values()]).cpu().numpy(),
+        token_sum_norm2_K=np.array([pair[0] for pair in by_token]),
+        token_norm2_sum_K=np.array([pair[1] for pair in by_token]),
+        gradient_D=prompt_gradient(policy, rollouts, plan.tokens),
+        gap_nats=gap,
+    )
+
+
+def sequences(rollouts: Rollouts) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids, attention mask and response mask, each (N, L), of the responses to one prompt, right-padded."""
+    prompt = torch.tensor(rollouts.prompt_ids[0]).expand(rollouts.group_size, -1)
+    ids_NL = torch.cat([prompt, rollouts.tokens_NT], 1)
+    response_NL = torch.cat([torch.zeros_like(prompt, dtype=torch.bool), rollouts.mask_NT], 1)
+    attended_NL = torch.cat([torch.ones_like(prompt, dtype=torch.bool), rollouts.mask_NT], 1)
+    return ids_NL, attended_NL.long(), response_NL.long()
+
+
+def token_norms(policy: Policy, inputs: tuple[Tensor, ...], **passes: Any) -> tuple[float, float]:
+    """|sum_t z_t|^2 and sum_t |z_t|^2 of one response, equal where the scores of its tokens are orthogonal (OPO's assumption).
+
+    Each token is a response of its own, with a mask that holds it alone, so that the Gram matrix is that of token scores.
+    """
+    ids_1L, attended_1L, response_1L = inputs
+    places = response_1L[0].nonzero().squeeze(1)
+    width = int(places[-1]) + 1
+    masks_TL = torch.nn.functional.one_hot(places, width)
+    ids_TL, attended_TL = (x[:, :width].expand(len(places), -1) for x in (ids_1L, attended_1L))
+    gram_TT = score_gram(
+        policy.model,
+        ids_TL,
+        attended_TL,
+        masks_TL,
+        temperature=policy.temperature,
+        verify=False,
+        **passes,
+    )
+    assert isinstance(gram_TT, Tensor)
+    return float(gram_TT.sum()), float(gram_TT.trace())
+
+
+@torch.no_grad()
+def head_norms(policy: Policy, rollouts: Rollouts, token_budget: int = 16384) -> Tensor:
+    """|d log pi(y) / d W|_F^2 of the output matrix W as if it were untied, (N,): no backward pass through the model.
+
+    With e_t = d log pi(y_t) / d logits and h_t the hidden state, the gradient is sum_t e_t h_t^T and its squared norm
+    sum_ts <e_t, e_s> <h_t, h_s>.
+    """
+    head, norms_N = Head.of(policy.causal_lm), torch.zeros(rollouts.mask_NT.shape[0], dtype=torch.float64)
+    slope = head.scale / policy.temperature
+    for part in microbatches(rollouts, [0], token_budget):
+        hidden_KH, mask_MT = response_hidden(policy.decoder, rollouts, part)
+        per_response = hidden_KH.split(mask_MT.sum(1).tolist())
+        for n, hidden_TH in zip(part.rows_M.tolist(), per_response, strict=True):  # V numbers for each token of one
+            targets_T = rollouts.tokens_NT[n, : len(hidden_TH)].to(hidden_TH.device)
+            raw_TV = torch.nn.functional.linear(hidden_TH, head.weight_VD, head.bias_V).float() * head.scale
+            capped_TV = raw_TV if head.softcap is None else torch.tanh(raw_TV / head.softcap) * head.softcap
+            error_TV = -torch.softmax(capped_TV / policy.temperature, -1)
+            error_TV[torch.arange(len(targets_T)), targets_T] += 1
+            if head.softcap is not None:
+                error_TV *= 1 - (capped_TV / head.softcap) ** 2
+            products_TT = (error_TV @ error_TV.T).double() * (hidden_TH @ hidden_TH.T).double()
+            norms_N[n] = products_TT.sum() * slope**2
+    return norms_N
+
+
+class PoolFolder:
+    """The pools of one policy in one folder, made with one setting."""
+
+    def __init__(self, path: Path, setting: dict[str, Any]) -> None:
+        """Raises UserError naming the first key in which the folder's setting is another."""
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        record = path / "setting.json"
+        if record.exists():
+            found = json.loads(record.read_text())
+            for key in sorted({*found, *setting}):
+                if found.get(key) != setting.get(key):
+                    raise UserError(
+                        f"{path}: its pools were made with {key}={found.get(key)}, not {setting.get(key)}; choose another output"
+                    )
+        else:
+            partial = path / f".setting.json.{os.getpid()}"
+            partial.write_text(json.dumps(setting, indent=1, sort_keys=True) + "\n")
+            partial.replace(record)
+
+    def file(self, number: int) -> Path:
+        return self.path / f"prompt-{number:06d}.npz"
+
+    def missing(self, numbers: list[int]) -> list[int]:
+        """Prompts that have no pool yet."""
+        return [number for number in numbers if not self.file(number).exists()]
+
+    def load(self, numbers: list[int]) -> list[PromptPool]:
+        return [PromptPool.load(self.file(number)) for number in numbers]

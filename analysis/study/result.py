@@ -1,0 +1,179 @@
+"""What a variance study leaves behind, and how to read it back.
+
+A folder with `result.json` (settings, policies and all estimates), `variance.parquet` (its table `moments`, the same rows), and
+the material behind them: `prompts.parquet`, `audit_terms.parquet`, `responses.parquet`. Estimates are tidy, one and its 95 % interval
+in a row, with these columns in common:
+
+    value, low, high    float or null. Null is a bound or a value that the data does not give: an interval that has no upper end,
+                        a ratio whose denominator is not above zero. Never NaN, never infinity.
+    resolved            bool: the value is known and its interval is bounded
+
+    moments             policy, step, estimator, group_size, measure, ...       measures: analysis.study.run.MEASURES
+    comparisons         policy, step, estimator, reference, group_size, measure, p_value, p_holm, ...
+                        value: the estimator's relative variance over the reference's, paired over the same rollouts
+    equal_variance      policy, step, estimator, reference, group_size, ...     value: the reference's group size of equal variance
+    audits              policy, step, scope, measure, ...                       scope: "all", or one part of the model
+
+One row a prompt or a response, without intervals:
+
+    prompts             policy, prompt_id, estimator, group_size and that prompt's unbiased moments (analysis.variance.moments.Moments)
+    audit_terms         policy, prompt_id, scope, measure, a, b, c (analysis.study.audits.audit_terms)
+    responses           policy, prompt_id, response, reward, length, norm2, logit_energy, head_norm2
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from opo.errors import UserError
+
+SCHEMA = "opo.variance/1"
+
+_ESTIMATE = {"value": pl.Float64, "low": pl.Float64, "high": pl.Float64, "resolved": pl.Boolean}
+_WHERE = {"policy": pl.String, "step": pl.Int64}
+TABLES: dict[str, dict[str, Any]] = {
+    "moments": _WHERE | {"estimator": pl.String, "group_size": pl.Int64, "measure": pl.String} | _ESTIMATE,
+    "comparisons": _WHERE
+    | {"estimator": pl.String, "reference": pl.String, "group_size": pl.Int64, "measure": pl.String}
+    | _ESTIMATE
+    | {"p_value": pl.Float64, "p_holm": pl.Float64},
+    "equal_variance": _WHERE | {"estimator": pl.String, "reference": pl.String, "group_size": pl.Int64} | _ESTIMATE,
+    "audits": _WHERE | {"scope": pl.String, "measure": pl.String} | _ESTIMATE,
+}
+MATERIAL: dict[str, dict[str, Any]] = {
+    "prompts": {"policy": pl.String, "prompt_id": pl.String, "estimator": pl.String, "group_size": pl.Int64}
+    | dict.fromkeys(("second", "signal", "reference", "cross", "error"), pl.Float64),
+    "audit_terms": {"policy": pl.String, "prompt_id": pl.String, "scope": pl.String, "measure": pl.String}
+    | dict.fromkeys(("a", "b", "c"), pl.Float64),
+    "responses": {
+        "policy": pl.String,
+        "prompt_id": pl.String,
+        "response": pl.Int64,
+        "reward": pl.Float64,
+        "length": pl.Int64,
+    }
+    | dict.fromkeys(("norm2", "logit_energy", "head_norm2"), pl.Float64),
+}
+
+
+def estimate(value: float, low: float, high: float) -> dict[str, Any]:
+    """The columns of one estimate; what is not finite becomes null and unresolved."""
+    known = [number if math.isfinite(number) else None for number in (float(value), float(low), float(high))]
+    return dict(zip(("value", "low", "high"), known, strict=True)) | {"resolved": None not in known}
+
+
+def default_group_size(sizes: Iterable[int]) -> int:
+    """8 where it was studied, else the middle one."""
+    known = sorted(sizes)
+    return 8 if 8 in known else known[len(known) // 2]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A finished study: settings, the policies that were looked at, and the tables."""
+
+    settings: dict[str, Any]
+    policies: list[dict[str, Any]]  # name, label, step (or null), path, prompts, responses, reward_mean, length_mean
+    versions: dict[str, str]
+    moments: pl.DataFrame
+    comparisons: pl.DataFrame
+    equal_variance: pl.DataFrame
+    audits: pl.DataFrame
+    prompts: pl.DataFrame
+    audit_terms: pl.DataFrame
+    responses: pl.DataFrame
+
+    @classmethod
+    def of(cls, rows: Mapping[str, Iterable[Mapping[str, Any]]], **others: Any) -> "Study":
+        """From lists of rows, checked against the columns above."""
+        schemas = {name: schema for name, schema in (TABLES | MATERIAL).items() if name not in others}
+        return cls(
+            **{name: pl.DataFrame(list(rows[name]), schema=schema) for name, schema in schemas.items()}, **others
+        )
+
+    @property
+    def estimators(self) -> list[str]:
+        return list(self.settings["estimators"])
+
+    @property
+    def last_policy(self) -> str:
+        return self.policies[-1]["name"]
+
+    @property
+    def default_group_size(self) -> int:
+        return default_group_size(self.settings["group_sizes"])
+
+    def policy(self, name: str) -> dict[str, Any]:
+        return next(policy for policy in self.policies if policy["name"] == name)
+
+    def select(self, measure: str, policy: str | None = None, group_size: int | None = None) -> pl.DataFrame:
+        """One measure of every estimator at one policy (the last) and one group size (the default)."""
+        where = {"policy": policy or self.last_policy, "group_size": group_size or self.default_group_size}
+        return _some(self.moments.filter(measure=measure, **where), f"{measure} at {where}")
+
+    def compare(
+        self, policy: str | None = None, group_size: int | None = None, measure: str = "relative_variance"
+    ) -> pl.DataFrame:
+        """Every other estimator's measure over the reference's."""
+        where: dict[str, Any] = {
+            "policy": policy or self.last_policy,
+            "group_size": group_size or self.default_group_size,
+        }
+        return _some(self.comparisons.filter(measure=measure, **where), f"a comparison at {where}")
+
+    def audit(self, measure: str, policy: str | None = None, scope: str = "all") -> dict[str, Any]:
+        """One number of the audits with its interval."""
+        where = {"policy": policy or self.last_policy, "scope": scope, "measure": measure}
+        return _some(self.audits.filter(**where), f"an audit at {where}").row(0, named=True)
+
+    def only(self, policy: str) -> "Study":
+        """The same study of one policy."""
+        tables = {
+            f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), pl.DataFrame)
+        }
+        kept = {name: rows.filter(policy=policy) for name, rows in tables.items() if "policy" in rows.columns}
+        return replace(self, policies=[self.policy(policy)], **kept)
+
+    def save(self, folder: Path) -> None:
+        """Write the files, each whole or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {"schema": SCHEMA, "settings": self.settings, "versions": self.versions, "policies": self.policies}
+        content |= {name: getattr(self, name).to_dicts() for name in TABLES}
+        text = json.dumps(content, indent=1, allow_nan=False)
+        writers = {
+            "variance.parquet": self.moments.write_parquet,
+            "result.json": lambda path: path.write_text(text + "\n"),
+        }
+        writers |= {f"{name}.parquet": getattr(self, name).write_parquet for name in MATERIAL}
+        for name in sorted(
+            writers, key=lambda name: name == "result.json"
+        ):  # the result last: it says that all is there
+            partial = folder / f".{name}.{os.getpid()}"
+            writers[name](partial)
+            partial.replace(folder / name)
+
+
+def load(folder: Path | str) -> Study:
+    """The study in a folder. Raises UserError where there is none, or one of another schema."""
+    path = Path(folder) / "result.json"
+    if not path.is_file():
+        raise UserError(f"{folder}: no variance study here (no result.json); `opo variance` makes one")
+    content = json.loads(path.read_text())
+    if content.get("schema") != SCHEMA:
+        raise UserError(f"{path}: schema {content.get('schema')!r}, this version reads {SCHEMA!r}")
+    material = {name: pl.read_parquet(path.with_name(f"{name}.parquet")) for name in MATERIAL}
+    return Study.of(
+        content, **material, settings=content["settings"], policies=content["policies"], versions=content["versions"]
+    )
+
+
+def _some(rows: pl.DataFrame, what: str) -> pl.DataFrame:
+    if rows.is_empty():
+        raise ValueError(f"the study has no {what}")
+    return rows

@@ -1,0 +1,85 @@
+"""How much of a batch gradient's variance is that prompts differ, which no baseline can lower.
+
+A batch of P prompts has the gradient (1/P) sum_p g_p, and by the law of total variance
+
+    P tr Cov = E_p tr Cov(g_p) + tr Var_p(grad J_p) = within + between,     between = E|grad J_p|^2 - |E grad J_p|^2.
+
+The last term needs inner products across prompts. For each prompt the unbiased gradient of its whole pool, u_p = (1/N) sum_i A_i z_i
+with leave-one-out A, is kept as a random projection; <u_p, u_q> over p != q is then unbiased for <grad J_p, grad J_q>, and the relative
+error that the projection to d dimensions adds to |sum_p u_p|^2 is at most sqrt(2 / d).
+"""
+
+import zlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from analysis.variance.intervals import Array, product_of_means, ratio_interval
+from analysis.variance.moments import Moments
+from opo.batch import Rollouts
+from opo.model.gradient import accumulate
+from opo.model.policy import Policy
+
+DIM = 16384
+BLOCK = 2**22  # coordinates whose bins and signs are drawn at once
+
+
+def prompt_gradient(policy: Policy, rollouts: Rollouts, token_budget: int, dim: int = DIM) -> Array:
+    """The projection of u_p, (dim,) float32, from the scorable responses to one prompt. The model's gradients are left empty."""
+    rewards_N, scorable_N = rollouts.rewards_PG[0].nan_to_num(0.0), rollouts.scorable_N
+    n = int(scorable_N.sum())
+    advantages_N = torch.where(scorable_N, (rewards_N - rewards_N.sum() / n) * n / (n - 1), 0.0)
+    weights_NT = advantages_N[:, None] * rollouts.mask_NT / n
+    policy.model.zero_grad(set_to_none=True)
+    accumulate(policy, rollouts, [0], weights_NT, token_budget=token_budget)
+    found = torch.zeros(dim, dtype=torch.float64)
+    for name, parameter in policy.model.named_parameters():
+        if parameter.grad is not None:
+            found -= project(parameter.grad.flatten().double().cpu(), name, dim)  # gradients are of minus the objective
+    policy.model.zero_grad(set_to_none=True)
+    return found.float().numpy()
+
+
+def project(vector: Tensor, name: str, dim: int) -> Tensor:
+    """Each coordinate with a random sign into a random one of `dim` bins, the same for the same name: a count sketch."""
+    found = torch.zeros(dim, dtype=vector.dtype)
+    for low in range(0, len(vector), BLOCK):
+        part = vector[low : low + BLOCK]
+        rng = torch.Generator().manual_seed(
+            int(np.random.SeedSequence([zlib.crc32(name.encode()), low]).generate_state(1)[0])
+        )
+        signs = 2 * torch.randint(0, 2, part.shape, generator=rng, dtype=torch.int8) - 1
+        found.index_add_(0, torch.randint(0, dim, part.shape, generator=rng), part * signs)
+    return found
+
+
+def mean_gradient_values(gradients_PD: Array) -> Array:
+    """Pseudo-values, one a prompt, whose mean is M = mean over p != q of <u_p, u_q>, unbiased for |E grad J_p|^2."""
+    num_prompts = len(gradients_PD)
+    products_PP = gradients_PD.astype(np.float64) @ gradients_PD.T.astype(np.float64)
+    np.fill_diagonal(products_PP, 0.0)
+    mean = products_PP.sum() / (num_prompts * (num_prompts - 1))
+    return 2 * products_PP.sum(1) / (num_prompts - 1) - mean
+
+
+def batch_measures(moments: Moments, gradients_PD: Array, counts_BP: Array) -> dict[str, tuple[float, float, float]]:
+    """Value and interval of two measures of a batch gradient made of this estimator's groups.
+
+    `within_share` = within / (within + between), and `critical_prompts` = (within + between) / |E grad J_p|^2, the number of prompts at
+    which noise equals signal. An estimator's scale is taken out first: within = T (R / X)^2 (see `analysis.variance.moments`), so that the
+    group mean and leave-one-out agree.
+    """
+    mean_P = mean_gradient_values(gradients_PD)
+    t, r, x = moments.trace, moments.reference, moments.cross
+    within_P = product_of_means(t, r, r)
+    between_P = product_of_means(r - mean_P, x, x)
+    total_P = within_P + between_P
+    pairs = {"within_share": (within_P, total_P), "critical_prompts": (total_P, product_of_means(mean_P, x, x))}
+    found = {}
+    for measure, (numerator_P, denominator_P) in pairs.items():
+        mean = float(denominator_P.mean())
+        value = float(numerator_P.mean()) / mean if mean > 0 else np.inf
+        low, high = ratio_interval(numerator_P, denominator_P, counts_BP)
+        found[measure] = (value, low, min(high, 1.0) if measure == "within_share" else high)
+    return found

@@ -1,0 +1,150 @@
+"""How many prompts, with how many responses each, resolve a given difference between two estimators.
+
+The log of a ratio of relative variances is, to first order, a mean over prompts of
+
+    psi = T / mean(T) - T' / mean(T') - S / mean(S) + S' / mean(S'),
+
+primes for the reference, so that P prompts resolve a true ratio rho with the wanted power when
+
+    P >= (t_{1 - alpha/2} + t_{power})^2 Var(psi) / log(rho)^2        (t with P - 1 degrees of freedom).
+
+Var(psi) falls with the number of responses, down to the spread between prompts. With K = floor(N / G) disjoint groups a
+product of disjoint groups is a U-statistic of order two, whose variance is a / K + b / (K (K - 1)): so
+
+    Var(psi) = spread + a / K + b / (K (K - 1)),
+
+fitted with coefficients >= 0 to the pilot's whole pools, halves and quarters.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.optimize import nnls
+from scipy.stats import norm
+from scipy.stats import t as student
+
+from analysis.variance.compare import compare
+from analysis.variance.intervals import Array
+from analysis.variance.pool import Pool
+from analysis.variance.table import COMPARABLE
+
+_ROUNDING = 1e-20  # of a squared relative difference
+_FEWEST_PROMPTS = 5  # below this a bootstrap over prompts says nothing
+
+
+@dataclass(frozen=True)
+class Design:
+    """P prompts with N responses each."""
+
+    prompts: int
+    responses: int
+
+    @property
+    def total(self) -> int:
+        """Responses to sample and differentiate in all."""
+        return self.prompts * self.responses
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Designs that resolve the difference, one for each number of responses asked about, and the cheapest of them."""
+
+    ratio: float
+    power: float
+    designs: tuple[Design, ...]
+
+    @property
+    def cheapest(self) -> Design:
+        return min(self.designs, key=lambda design: design.total)
+
+
+def plan(
+    pools: Sequence[Pool],
+    group_size: int,
+    estimator: str,
+    reference: str,
+    ratio: float,
+    rng: np.random.Generator,
+    power: float = 0.8,
+    level: float = 0.95,
+    measure: str = "relative_variance",
+    responses: Sequence[int] | None = None,
+    **options: Any,
+) -> Plan:
+    """Designs at which `ratio`, the true ratio of the estimator's measure to the reference's, is told from 1.
+
+    `pools` are a pilot; `responses` the pool sizes to plan for, by default 4, 8, 16 and 32 groups. The interval of
+    `level` then leaves out 1 with probability `power`. `options` go to `compare`. Raises ValueError where the pilot has
+    fewer than five prompts or four groups a pool, or its signal is not above zero (then compare `measure="trace_cov"`).
+    """
+    if measure not in COMPARABLE:
+        raise ValueError(f"measure {measure!r} cannot be planned for: choose from {', '.join(COMPARABLE)}")
+    if not ratio > 0 or ratio == 1 or not np.isfinite(ratio):
+        raise ValueError(f"ratio={ratio}: it must be positive and not 1")
+    if len(pools) < _FEWEST_PROMPTS or min(len(pool) for pool in pools) < 4 * group_size:
+        raise ValueError(f"a pilot needs at least {_FEWEST_PROMPTS} prompts of 4 x {group_size} responses")
+    names = list(dict.fromkeys([estimator, reference]))
+    smallest = min(len(pool) for pool in pools)
+    whole = _measured(pools, group_size, names, measure, rng, options)
+    means_K1 = whole.mean(1, keepdims=True)
+    if (means_K1 <= 0).any():
+        raise ValueError("the pilot's signal is not above zero: use a larger pilot, or measure='trace_cov'")
+    groups_F, variance_F = [], []
+    for parts in (1, 2, 4):
+        size = smallest // parts
+        if size >= 2 * group_size:
+            cuts = [rng.permutation(len(pool))[: size * parts].reshape(parts, size) for pool in pools]
+            pieces = [[pool.take(cut[i]) for pool, cut in zip(pools, cuts, strict=True)] for i in range(parts)]
+            found = [_measured(piece, group_size, names, measure, rng, options) / means_K1 for piece in pieces]
+            groups_F.append(size // group_size)
+            variance_F.append(np.mean([_contrast(x_KP).var(ddof=1) for x_KP in found]))
+    if min(variance_F) < _ROUNDING:
+        raise ValueError(
+            f"{estimator!r} and {reference!r} are one estimator up to scale at this group size: nothing to resolve"
+        )
+    basis_FC = _basis(np.array(groups_F)) / np.array(variance_F)[:, None]  # relative errors count alike
+    coefficients_C, _ = nnls(basis_FC, np.ones(len(groups_F)))
+    sizes = [n * group_size for n in (4, 8, 16, 32)] if responses is None else list(responses)
+    if min(sizes) < 2 * group_size:
+        raise ValueError(f"responses={min(sizes)}: a pool must hold two groups of {group_size}")
+    designs = []
+    for size in sizes:
+        variance = float(_basis(np.array([size // group_size]))[0] @ coefficients_C)
+        designs.append(Design(_prompts_needed(variance / np.log(ratio) ** 2, power, level), size))
+    return Plan(ratio, power, tuple(designs))
+
+
+def _measured(
+    pools: Sequence[Pool], group_size: int, names: Sequence[str], measure: str, rng: np.random.Generator, options: Any
+) -> Array:
+    """Per-prompt moments that make the ratio, (2, P) or (4, P): traces, then signals, estimator before reference."""
+    table = compare(pools, group_size, names, rng, num_bootstrap=1, **options)
+    rows = [table[names[0]].moments, table[names[-1]].moments]
+    found = [row.trace for row in rows]
+    if measure == "relative_variance":
+        found += [row.signal for row in rows]
+    return np.stack(found)
+
+
+def _contrast(scaled_KP: Array) -> Array:
+    """psi of each prompt, (P,), from moments over their means."""
+    return np.array([1.0, -1.0, -1.0, 1.0])[: len(scaled_KP)] @ scaled_KP
+
+
+def _basis(groups_F: Array) -> Array:
+    return np.stack([np.ones(len(groups_F)), 1 / groups_F, 1 / (groups_F * (groups_F - 1))], axis=1)
+
+
+def _prompts_needed(variance: float, power: float, level: float) -> int:
+    """The smallest P with P >= (t_{1 - alpha/2} + t_{power})^2 variance."""
+    prompts = _FEWEST_PROMPTS
+    while True:
+        quantiles = student.ppf([(1 + level) / 2, power], prompts - 1)
+        needed = float(quantiles.sum() ** 2 * variance)
+        if prompts >= needed:
+            return prompts
+        # Quantiles only fall with P: never past the answer, but most of the way there at once.
+        floor = float(norm.ppf([(1 + level) / 2, power]).sum() ** 2 * variance)
+        prompts = max(prompts + 1, int(floor))

@@ -1,0 +1,116 @@
+"""The policy: a causal language model, its tokenizer and its temperature, with log-probabilities of sampled responses."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from opo.batch import Rollouts
+from opo.model.forward import Microbatch, microbatches, response_hidden
+from opo.model.liger import liger_logprobs
+from opo.model.logprobs import Head, HeadKernel, token_logprobs
+from opo.model.precision import Compute, computing
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """Log-probabilities, entropies (nats) and logit energies of a part's response tokens, (M, T), zero outside the responses."""
+
+    logprobs_MT: Tensor
+    entropies_MT: Tensor
+    energies_MT: Tensor | None  # 1 - 2 pi + sum pi^2, the squared norm of d log pi / d logits
+    mask_MT: Tensor
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What is trained. Temperature is part of it: it divides the logits here as it does in the sampler."""
+
+    model: Any  # a causal model of transformers, or peft's wrapper around one
+    tokenizer: PreTrainedTokenizerBase
+    temperature: float = 1.0
+    stop_token_ids: tuple[int, ...] = ()
+    compute: Compute = "float32"
+    head_kernel: HeadKernel = "tiled"
+
+    @property
+    def decoder(self) -> Any:
+        """The model without its head."""
+        return self.causal_lm.base_model if self.causal_lm.base_model is not self.causal_lm else self.causal_lm.model
+
+    @property
+    def causal_lm(self) -> Any:
+        """The transformers model itself, also where LoRA adapters are wrapped around it."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @cached_property
+    def head(self) -> Head:
+        """From hidden states to logits; its tensors are the model's own, so they follow its updates."""
+        return Head.of(self.causal_lm)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What the optimizer moves."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def scores(
+        self,
+        rollouts: Rollouts,
+        part: Microbatch,
+        *,
+        shared_prefix: bool = True,
+        entropy_grad: bool = False,
+        energy: bool = False,
+    ) -> TokenScores:
+        """Of one part's sampled tokens; log-probabilities (entropies on demand) are differentiable where gradients are enabled."""
+        head = self.head  # found out in full precision
+        with computing(self.compute, self.causal_lm.device.type):
+            hidden_KH, mask_MT = response_hidden(self.decoder, rollouts, part, shared_prefix)
+            targets_K = rollouts.tokens_NT[part.rows_M, : mask_MT.shape[1]].to(mask_MT.device)[mask_MT]
+            if self.head_kernel == "liger" and not energy:
+                stats = liger_logprobs(hidden_KH, head, targets_K, self.temperature)
+            else:
+                stats = token_logprobs(
+                    hidden_KH,
+                    head,
+                    targets_K,
+                    self.temperature,
+                    with_entropy=True,
+                    with_energy=energy,
+                    backward_dtype=torch.bfloat16 if self.compute == "bfloat16_backward" else None,
+                )
+        assert stats.entropies_M is not None
+        entropies_K = stats.entropies_M if entropy_grad else stats.entropies_M.detach()
+        energies_MT = None if stats.energies_M is None else _scatter(stats.energies_M, mask_MT)
+        return TokenScores(_scatter(stats.logprobs_M, mask_MT), _scatter(entropies_K, mask_MT), energies_MT, mask_MT)
+
+    @torch.no_grad()
+    def measure(
+        self,
+        rollouts: Rollouts,
+        prompts: list[int],
+        token_budget: int,
+        *,
+        shared_prefix: bool = True,
+        energy: bool = False,
+    ) -> TokenScores:
+        """The same for all responses to these prompts, without gradient: (N, T) float64 on the CPU, zero elsewhere."""
+        logprobs_NT = torch.zeros(rollouts.mask_NT.shape, dtype=torch.float64)
+        entropies_NT, energies_NT = torch.zeros_like(logprobs_NT), torch.zeros_like(logprobs_NT)
+        for part in microbatches(rollouts, prompts, token_budget, distinct=True):
+            scores = self.scores(rollouts, part, shared_prefix=shared_prefix, energy=energy)
+            width = scores.mask_MT.shape[1]
+            logprobs_NT[part.rows_M, :width] = scores.logprobs_MT.double().cpu()
+            entropies_NT[part.rows_M, :width] = scores.entropies_MT.double().cpu()
+            if scores.energies_MT is not None:
+                energies_NT[part.rows_M, :width] = scores.energies_MT.double().cpu()
+        first_N = rollouts.first_N
+        energies = energies_NT[first_N] if energy else None
+        return TokenScores(logprobs_NT[first_N], entropies_NT[first_N], energies, rollouts.mask_NT)
+
+
+def _scatter(values_K: Tensor, mask_MT: Tensor) -> Tensor:
+    """The K values at the true entries of the mask, zero elsewhere."""
+    return torch.zeros(mask_MT.shape, dtype=values_K.dtype, device=values_K.device).masked_scatter(mask_MT, values_K)

@@ -1,0 +1,211 @@
+"""Rewards from processes that can be killed: a scorer that hangs, crashes or returns NaN costs its response, never the run.
+
+Each worker is a fresh interpreter in a process group of its own (no fork: the parent has threads), asked in batches and answering
+response by response. A worker that is silent for longer than the time limit is killed with its whole group and replaced; the
+response it was at is unscorable, the ones behind it are asked again.
+"""
+
+import os
+import pickle
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from opo.rewards.worker import HEADER, READY
+from opo.tasks.base import Prompt, Task
+
+START_LIMIT_S = 120.0  # to import and construct the task
+BATCH = 64  # responses in one message
+PIPE = 65536  # bytes written or read at once
+
+Cell = tuple[int, int]  # (prompt, response), an index into rewards_PG
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredRewards:
+    """float64 rewards, NaN where a response could not be scored, and why."""
+
+    rewards_PG: Tensor
+    reasons: dict[Cell, str]  # "timeout", "crash: ...", "exception: ...", "not finite: ..." or "not a number: ..."
+
+    def counts(self) -> Counter[str]:
+        """How many responses were unscorable for each kind of reason."""
+        return Counter(reason.partition(":")[0] for reason in self.reasons.values())
+
+
+class RewardRunner:
+    """Scores responses with `task` in `workers` processes, at most `timeout_s` seconds of wall clock for each response.
+
+    The rewards depend on the task and the responses alone, not on the number of workers or the order. `memory_gib` bounds the
+    address space of a worker (0: unbounded). Close it, or use it as a context manager.
+
+    Raises RuntimeError where the task cannot be constructed in a worker, whose own message is then on standard error.
+    """
+
+    def __init__(self, task: Task, timeout_s: float = 10.0, workers: int = 1, memory_gib: float = 8.0):
+        if not timeout_s > 0:
+            raise ValueError(f"timeout_s={timeout_s}: must be above zero seconds")
+        if workers < 1:
+            raise ValueError(f"workers={workers}: needs at least one process, so that a scorer can be killed")
+        hello = pickle.dumps((task, int(memory_gib * 2**30)))
+        self._selector = selectors.DefaultSelector()
+        self._workers = [_Worker(self._selector, hello, timeout_s) for _ in range(workers)]
+
+    def score(self, prompts: Sequence[Prompt], responses_PG: Sequence[Sequence[str]]) -> ScoredRewards:
+        """Rewards of P groups of G responses. Raises ValueError, naming the prompt, where groups differ in size."""
+        if len(prompts) != len(responses_PG):
+            raise ValueError(f"{len(prompts)} prompts but {len(responses_PG)} groups of responses")
+        group_size = len(responses_PG[0]) if responses_PG else 0
+        for p, group in enumerate(responses_PG):
+            if len(group) != group_size:
+                raise ValueError(f"prompt {p}: {len(group)} responses where the first prompt has {group_size}")
+        rewards_PG = torch.full((len(prompts), group_size), torch.nan, dtype=torch.float64)
+        reasons: dict[Cell, str] = {}
+        waiting = deque((p, g) for p in range(len(prompts)) for g in range(group_size))
+        batch = min(BATCH, -(-len(waiting) // len(self._workers)))
+        for worker in self._workers:
+            worker.replace_if_dead()
+        while waiting or any(worker.cells for worker in self._workers):
+            for worker in self._workers:
+                if waiting and not worker.cells:
+                    cells = [waiting.popleft() for _ in range(min(batch, len(waiting)))]
+                    worker.ask(cells, [(prompts[p], responses_PG[p][g]) for p, g in cells])
+            for cell, line in self._wait(waiting):
+                if line.startswith("!"):
+                    reasons[cell] = line[1:]
+                else:
+                    rewards_PG[cell] = float(line)
+        return ScoredRewards(rewards_PG, dict(sorted(reasons.items())))
+
+    def _wait(self, waiting: deque[Cell]) -> list[tuple[Cell, str]]:
+        """Answers that come before the nearest deadline; the cells that a failed worker had not come to wait again."""
+        patience = min(worker.deadline for worker in self._workers if worker.cells) - time.monotonic()
+        answers: list[tuple[Cell, str]] = []
+        failed: dict[_Worker, str] = {}
+        for key, _ in self._selector.select(max(0.0, patience)):
+            worker = key.data
+            if key.fileobj is worker.stdin:
+                worker.write()
+            elif not worker.read(answers):
+                failed[worker] = "crash"
+        for worker in self._workers:
+            if worker.cells and time.monotonic() > worker.deadline:
+                failed.setdefault(worker, "timeout")
+        for worker, reason in failed.items():
+            answers += worker.replace(reason)
+            waiting.extendleft(reversed(worker.cells))
+            worker.cells.clear()
+        return answers
+
+    def close(self) -> None:
+        """Kill the workers and everything they started. Closing twice is closing once."""
+        for worker in self._workers:
+            worker.kill()
+        self._workers = []
+        self._selector.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+class _Worker:
+    """The parent's end of one worker process: what it was asked, and by when its next answer is due."""
+
+    def __init__(self, selector: selectors.BaseSelector, hello: bytes, timeout_s: float):
+        self.selector, self.hello, self.timeout_s = selector, hello, timeout_s
+        self.cells: deque[Cell] = deque()  # asked and not yet answered, in order
+        self.failed_starts = 0
+        self.start()
+
+    def start(self) -> None:
+        """A new process, which finds the modules that this one finds."""
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "opo.rewards.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            bufsize=0,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.stdin, self.stdout = self.process.stdin, self.process.stdout
+        os.set_blocking(self.stdin.fileno(), False)
+        self.selector.register(self.stdout, selectors.EVENT_READ, self)
+        self.ready, self.inbox, self.outbox = False, b"", b""
+        self.deadline = time.monotonic() + START_LIMIT_S
+        self._post(self.hello)
+
+    def ask(self, cells: list[Cell], questions: list[tuple[Prompt, str]]) -> None:
+        """Send responses to be scored, known by their cells."""
+        self.cells.extend(cells)
+        if self.ready:
+            self.deadline = time.monotonic() + self.timeout_s
+        self._post(pickle.dumps(questions))
+
+    def _post(self, frame: bytes) -> None:
+        if not self.outbox:
+            self.selector.register(self.stdin, selectors.EVENT_WRITE, self)
+        self.outbox += len(frame).to_bytes(HEADER, "big") + frame
+
+    def write(self) -> None:
+        """As much of the outbox as the pipe takes: a worker that does not read must not stop its parent."""
+        try:
+            self.outbox = self.outbox[os.write(self.stdin.fileno(), self.outbox[:PIPE]) :]
+        except BrokenPipeError:
+            self.outbox = b""  # the end of the other pipe tells of the crash
+        if not self.outbox:
+            self.selector.unregister(self.stdin)
+
+    def read(self, answers: list[tuple[Cell, str]]) -> bool:
+        """Append the answers that have come; False where the process has ended."""
+        received = os.read(self.stdout.fileno(), PIPE)
+        *lines, self.inbox = (self.inbox + received).split(b"\n")
+        if lines and not self.ready:
+            assert lines.pop(0) == READY
+            self.ready, self.failed_starts = True, 0
+        self.deadline = time.monotonic() + self.timeout_s
+        answers += [(self.cells.popleft(), line.decode()) for line in lines]
+        return bool(received)
+
+    def replace(self, reason: str) -> list[tuple[Cell, str]]:
+        """A new process for one that hung or crashed: the answer for the response it was at."""
+        was_ready = self.ready
+        status = self.kill()
+        if not was_ready:
+            self.failed_starts += 1
+            if status == 1 or self.failed_starts == 3:  # 1: an exception, which would come again
+                raise RuntimeError(f"a reward worker could not be started ({reason}, exit status {status}): see above")
+        self.start()
+        if not was_ready or not self.cells:
+            return []
+        return [(self.cells.popleft(), "!" + (f"crash: exit status {status}" if reason == "crash" else reason))]
+
+    def replace_if_dead(self) -> None:
+        """A new process for one that was ended while it had nothing to do: no response is to blame."""
+        if self.ready and self.process.poll() is not None:
+            self.kill()
+            self.start()
+
+    def kill(self) -> int:
+        """End the process group and give the exit status (minus the signal's number where it was one)."""
+        for pipe in (self.stdin, self.stdout):
+            if not pipe.closed:
+                with suppress(KeyError):
+                    self.selector.unregister(pipe)
+                pipe.close()
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        return self.process.wait()

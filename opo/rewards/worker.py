@@ -1,0 +1,72 @@
+"""The process in which responses are scored: `python -m opo.rewards.worker`, started and killed by `opo.rewards.runner`.
+
+Imports the task and nothing else of the project, so that it starts at once. Frames arrive on what was standard input, each eight
+bytes of length and a pickle: first (task, memory limit in bytes), then lists of (prompt, response). Each response is answered by
+one line, unbuffered so that the parent knows which response a worker was at: the score's `repr`, or "!" and why there is none.
+The scorer itself finds standard input, output and error at /dev/null: what it prints or reads cannot disturb the exchange.
+"""
+
+import ctypes
+import math
+import os
+import pickle
+import queue
+import resource
+import signal
+import sys
+import threading
+from numbers import Real
+
+HEADER = 8  # bytes of a frame's length, big-endian
+READY = b"ready"
+
+
+def evaluate(task, prompt, response: str) -> str:
+    """One line for one response: repr(score), or "!reason" where the scorer raised or returned no finite number."""
+    try:
+        value = task.score(prompt, response)
+    except (Exception, SystemExit) as error:  # whatever a scorer raises is the response's affair, not the run's
+        return "!" + " ".join(f"exception: {type(error).__name__}: {error}".split())[:200]
+    if not isinstance(value, Real):
+        return f"!not a number: {type(value).__name__}"
+    return repr(float(value)) if math.isfinite(value) else f"!not finite: {float(value)}"
+
+
+def _read_frames(source: int, frames: queue.SimpleQueue) -> None:
+    """Queue every frame; at end of file, when the parent is gone, end this process and all that the scorer started."""
+    with open(source, "rb") as stream:
+        while len(header := stream.read(HEADER)) == HEADER:
+            size = int.from_bytes(header, "big")
+            if len(body := stream.read(size)) < size:
+                break
+            frames.put(body)
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+def _die_with_parent() -> None:
+    """Have the kernel kill this process with its parent, also when a scorer holds the interpreter's lock for ever."""
+    if sys.platform == "linux":
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def main() -> None:
+    _die_with_parent()
+    source, answers = os.dup(0), os.dup(1)
+    frames: queue.SimpleQueue = queue.SimpleQueue()
+    threading.Thread(target=_read_frames, args=(source, frames), daemon=True).start()
+    task, memory_bytes = pickle.loads(frames.get())
+    if memory_bytes:
+        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(nowhere, standard)
+    os.write(answers, READY + b"\n")
+    while True:
+        for prompt, response in pickle.loads(frames.get()):
+            os.write(answers, evaluate(task, prompt, response).encode(errors="replace") + b"\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""Run folders: what replays a run, what it left, and how the same command goes on where a kill interrupted it.
+
+config.yaml     resolved; the folder belongs to it     metrics.jsonl   one object a step
+run.json        versions, code, device, seeds          rollouts/       completions by step
+checkpoints/    step-000100/ ...                       DONE            the number of steps, once all are done
+"""
+
+import fcntl
+import json
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Self
+
+import yaml
+
+from opo.errors import UserError
+from opo.run.checkpoint import checkpoints, remove_incomplete
+from opo.run.metrics import read_rows
+from opo.run.provenance import surroundings
+from opo.system.atomic import write_text
+
+FREE = ("tracking", "checkpoint", "study")  # keys that say nothing about what is trained
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run, held by this process alone until it is let go."""
+
+    path: Path
+    config: dict[str, Any]
+    wandb_id: str
+    _lock: IO[str] | None  # an open file: the lock is let go at the latest when the process ends, however it ends
+
+    @classmethod
+    def open(cls, path: Path, config: dict[str, Any]) -> Self:
+        """Make the folder, or open the one that this config made before.
+
+        `steps` may grow where the learning rate does not depend on it; `tracking`, `checkpoint` and `study` may differ. Raises
+        UserError that names the first other key that differs, with both values, and where another process holds the folder.
+        """
+        config = yaml.safe_load(yaml.safe_dump(config, sort_keys=False))
+        file = path / "config.yaml"
+        if not file.exists():
+            if strays := [name for name in ("metrics.jsonl", "checkpoints", "DONE") if (path / name).exists()]:
+                raise UserError(
+                    f"{path}: has {strays[0]} but no config.yaml, so it cannot be told whose it is; give another folder"
+                )
+            path.mkdir(parents=True, exist_ok=True)
+            lock = _lock(path)
+            record = {"wandb_run_id": secrets.token_hex(4)} | surroundings(config)
+        else:
+            before = yaml.safe_load(file.read_text(encoding="utf-8"))
+            _refuse_another(path, before, config)
+            record = json.loads((path / "run.json").read_text(encoding="utf-8"))
+            if _steps_done(path) == config["steps"]:
+                return cls(path, config, record["wandb_run_id"], None)
+            lock = _lock(path)
+            (path / "DONE").unlink(missing_ok=True)  # of fewer steps
+            record.setdefault("resumed", []).append(surroundings(config))
+        write_text(path / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        write_text(file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        return cls(path, config, record["wandb_run_id"], lock)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let the folder go on leaving.
+
+        Where a UserError comes before the first step, take away what was written, so that the mended command finds no folder of
+        another config.
+        """
+        try:
+            yield
+        except UserError:
+            if not any(read_rows(self.path / "metrics.jsonl")):
+                for name in ("config.yaml", "run.json", "metrics.jsonl", ".lock"):
+                    (self.path / name).unlink(missing_ok=True)
+                shutil.rmtree(self.path / "wandb", ignore_errors=True)
+                if not any(self.path.iterdir()):
+                    self.path.rmdir()
+            raise
+        finally:
+            if self._lock:
+                self._lock.close()
+
+    @property
+    def done(self) -> bool:
+        """Whether all steps of the config are done."""
+        return _steps_done(self.path) == self.config["steps"]
+
+    def finish(self) -> None:
+        """Mark the run as done; the last thing it does."""
+        write_text(self.path / "DONE", f"{self.config['steps']}\n")
+
+    def latest_checkpoint(self) -> Path | None:
+        """The newest complete checkpoint. What a killed save left is removed."""
+        remove_incomplete(self.path / "checkpoints")
+        found = checkpoints(self.path / "checkpoints")
+        return found[-1] if found else None
+
+    def truncate_metrics(self, step: int) -> None:
+        """Cut metrics.jsonl and rollouts/ back to `step`, the checkpoint's, and mend a last line that a kill cut short.
+
+        Raises UserError where metrics.jsonl does not hold every step up to there.
+        """
+        file = self.path / "metrics.jsonl"
+        rows = [row for row in read_rows(file) if row["train/step"] <= step]
+        if [row["train/step"] for row in rows] != list(range(1, step + 1)):
+            raise UserError(
+                f"{file}: does not hold each step from 1 to {step} once, as the checkpoint of step {step} needs"
+            )
+        if file.exists():
+            write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
+        for table in (self.path / "rollouts").glob("*.parquet"):
+            if table.name.startswith(".") or int(table.stem.removeprefix("step-")) > step:
+                table.unlink()
+
+
+def _refuse_another(path: Path, before: dict[str, Any], config: dict[str, Any]) -> None:
+    """Raise UserError where `config` does not belong to the folder that `before` made."""
+    old, new = _flat(before), _flat(config)
+    for key in [*new, *(key for key in old if key not in new)]:
+        if key.partition(".")[0] in FREE or key == "steps" or (key in old and key in new and old[key] == new[key]):
+            continue
+        said = [repr(values[key]) if key in values else "absent" for values in (old, new)]
+        raise UserError(
+            f"{key}: {path} was made with {said[0]} and this run has {said[1]}; give another folder, or that value"
+        )
+    if new["steps"] < old["steps"]:
+        raise UserError(
+            f"steps: {path} was made with {old['steps']} and this run has {new['steps']}; steps may only grow"
+        )
+    schedule = new.get("optim.schedule", "constant")
+    if new["steps"] > old["steps"] and schedule != "constant":
+        raise UserError(
+            f"steps: {path} was made with {old['steps']} and this run has {new['steps']}; steps may grow only where "
+            f"optim.schedule=constant, and here it is {schedule}"
+        )
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of a nested config by dotted key, in the config's order."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _steps_done(path: Path) -> int | None:
+    done = path / "DONE"
+    return int(done.read_text()) if done.exists() else None
+
+
+def _lock(path: Path) -> IO[str]:
+    """Hold the folder against other processes. Raises UserError where one has it."""
+    stream = (path / ".lock").open("w")
+    try:
+        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        stream.close()
+        raise UserError(
+            f"{path}: another process is training in this folder; wait for it, or give another folder"
+        ) from None
+    return stream

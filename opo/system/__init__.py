@@ -1,0 +1,1 @@
+"""The machine: files written whole, the cache, seeds and threads."""

@@ -1,0 +1,143 @@
+"""Tracking: `metrics.jsonl` is the truth, W&B its mirror, kept by a process of its own.
+
+The trainer writes one line a step and forces it to the disk. Beside it `python -m opo.tracking.mirror` (the
+only place that knows wandb) reads the run folder and repeats it to W&B. The trainer never waits for that process: it may be slow,
+hang, crash or find no wandb at all, and the run is the same to the last bit.
+
+Since a mirror can be made anew, nothing has to be merged. A run that goes on offline replaces its W&B record by one of the whole
+metrics.jsonl, which was cut back to the checkpoint. Online, the steps that the server has are kept (a resumed run repeats them
+bit by bit) and the ones it lacks are sent. A run that W&B refuses online is recorded offline, for `wandb sync`.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from opo.run.metrics import METRICS, checked_row, read_rows
+from opo.system.atomic import sync
+from opo.tracking.sidecar import Sidecar
+
+if TYPE_CHECKING:
+    from opo.config.schema import RunConfig, TrackingConfig
+    from opo.run.folder import RunFolder
+
+__all__ = ["COMPLETIONS", "METRICS", "Tracker"]
+
+FINISH_S = 30.0  # how long the end of a run waits for W&B
+AWAKE, CLEAN, FAILED = b".", b"!", b"?"  # to the mirror: a row was written, the run ended well, or not
+
+COMPLETIONS = {  # column of rollouts/step-*.parquet -> Arrow type
+    "prompt_index": "int64",  # in the task's stream
+    "sample": "int64",  # number within its group
+    "prompt": "string",
+    "response": "string",
+    "reward": "float64",  # null: unscorable
+    "unscorable": "string",  # why, or null
+    "advantage": "float64",
+    "tokens": "int64",
+    "logprob_nats": "float64",  # of the response, summed over its tokens
+    "finished": "bool",  # false: cut at rollout.max_new_tokens
+    "version": "int64",  # the oldest of its tokens': how many updates the weights that sampled them had seen
+}
+
+
+class Tracker:
+    """The record of one run, a context manager: `completions`, then `log`, once each in a step."""
+
+    def __init__(self, folder: "RunFolder", tracking: "TrackingConfig", config: "RunConfig") -> None:
+        self.folder, self.mode = folder.path, tracking.mode
+        self.setup = {
+            "folder": str(folder.path.resolve()),
+            "project": tracking.project,
+            "entity": tracking.entity,
+            "id": folder.wandb_id,
+            "name": folder.path.resolve().name,
+            "group": config.study,
+            "tags": [config.algo.name, config.task.name, config.model.name],
+        }
+
+    @classmethod
+    def open(cls, folder: "RunFolder", tracking: "TrackingConfig", config: "RunConfig") -> Self:
+        """The tracker of `folder`; W&B starts when the context is entered."""
+        return cls(folder, tracking, config)
+
+    def __enter__(self) -> Self:
+        file = self.folder / "metrics.jsonl"
+        self.last_step = max((row["train/step"] for row in read_rows(file)), default=0)
+        self._stream = file.open("a", encoding="utf-8")
+        self._mirror = self._start()
+        return self
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Append the row of `step`; it is on the disk when this returns.
+
+        Raises ValueError where a metric is not in METRICS or not finite, and where `step` has a row.
+        """
+        row = checked_row(step, metrics)
+        self._new(step)
+        self._stream.write(json.dumps(row, allow_nan=False) + "\n")
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self.last_step = step
+        if self._mirror is not None and not self._mirror.wake(AWAKE):
+            self._lost(self._mirror)
+
+    def completions(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """Keep these responses in rollouts/step-NNNNNN.parquet; call it before `log` of the same step.
+
+        Columns are those of COMPLETIONS; one that is left out is null. Raises ValueError for others, and where `step` has a row.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self._new(step)
+        if others := {name for row in rows for name in row} - COMPLETIONS.keys():
+            raise ValueError(f"completions have the column {min(others)!r}; allowed are {', '.join(COMPLETIONS)}")
+        schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in COMPLETIONS.items()])
+        file = completions_file(self.folder, step)
+        file.parent.mkdir(exist_ok=True)
+        partial = file.with_name(f".{file.name}")
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial)
+        sync(partial)
+        partial.replace(file)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._stream.close()
+        ending = CLEAN if kind is None else FAILED
+        while self._mirror is not None and not self._mirror.finish(ending, FINISH_S):
+            self._lost(self._mirror)
+
+    def _new(self, step: int) -> None:
+        if step <= self.last_step:
+            raise ValueError(
+                f"step {step} has a row in {self._stream.name}: log completions first, and every step once"
+            )
+
+    def _start(self) -> Sidecar | None:
+        """The process that mirrors the folder as it is now and becomes."""
+        if self.mode == "off":
+            return None
+        wandb_folder = self.folder.resolve() / "wandb"
+        wandb_folder.mkdir(exist_ok=True)
+        environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}  # another run's
+        environment["WANDB_DATA_DIR"] = str(wandb_folder / "data")  # staged artifacts: a run folder can be moved
+        setup = json.dumps(self.setup | {"mode": self.mode})
+        try:
+            return Sidecar("opo.tracking.mirror", setup, wandb_folder / "mirror.log", environment)
+        except OSError as error:  # no memory or no process number left
+            print(f"W&B failed ({error}); metrics.jsonl goes on", file=sys.stderr, flush=True)
+            return None
+
+    def _lost(self, mirror: Sidecar) -> None:
+        """Say once that W&B failed and why; go on offline where it was online, else without it."""
+        reason = mirror.kill()
+        online, self.mode = self.mode == "online", "offline" if self.mode == "online" else "off"
+        goes_on = f"it is recorded in {self.folder / 'wandb'} for `wandb sync`" if online else "metrics.jsonl goes on"
+        print(f"W&B failed ({reason}); {goes_on}", file=sys.stderr, flush=True)
+        self._mirror = self._start()
+
+
+def completions_file(folder: Path, step: int) -> Path:
+    return folder / "rollouts" / f"step-{step:06d}.parquet"

@@ -1,0 +1,1 @@
+"""Training: the loop and the phases of a step."""

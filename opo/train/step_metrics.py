@@ -1,0 +1,132 @@
+"""The numbers of one training step, named as in `opo.tracking.METRICS`."""
+
+import resource
+import sys
+import time
+
+import torch
+from torch import Tensor
+
+from opo.batch import Rollouts
+from opo.kl import kl_estimate
+from opo.model.gradient import Pass
+from opo.rollout.collect import Collected
+from opo.train.mismatch import Gap
+
+
+class Clock:
+    """Seconds by phase of a step; `lap` books the time since the last lap."""
+
+    def __init__(self) -> None:
+        self.start = self.last = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    def lap(self, phase: str) -> None:
+        now = time.perf_counter()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self.last
+        self.last = now
+
+    def metrics(self, rollouts: Rollouts) -> dict[str, float]:
+        """The phases, the whole step, and generated tokens per second of sampling and of updating."""
+        tokens = int(rollouts.lengths_N.sum())
+        return self.seconds | {
+            "time/step_s": self.last - self.start,
+            "rollout/tokens_per_s": tokens / self.seconds["time/rollout_s"],
+            "update/tokens_per_s": tokens / self.seconds["time/update_s"],
+            "memory/peak_mib": peak_memory_mib(),
+        }
+
+
+def peak_memory_mib() -> float:
+    """Peak of the GPU that this process used most, or of the process itself where it used none."""
+    gpus = [torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())]
+    if any(gpus):
+        return max(gpus) / 2**20
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def batch_metrics(batch: Collected) -> dict[str, float]:
+    """Rewards and lengths of a batch as it was sampled; what is undefined is absent."""
+    rollouts = batch.rollouts
+    lengths_N, scorable_N = rollouts.lengths_N.double(), rollouts.scorable_N
+    rewards_N = rollouts.rewards_PG.view(-1)[scorable_N]
+    metrics = {
+        "train/unscorable_count": float((~scorable_N).sum()),
+        "length/tokens_mean": float(lengths_N.mean()),
+        "length/tokens_min": float(lengths_N.min()),
+        "length/tokens_max": float(lengths_N.max()),
+        "length/tokens_std": float(lengths_N.std()),
+    }
+    if rollouts.finished_PG is not None:
+        metrics["length/truncated_fraction"] = float((~rollouts.finished_PG).double().mean())
+    if len(rewards_N):
+        lowest_P, highest_P = (
+            rollouts.rewards_PG.nan_to_num(torch.inf).amin(1),
+            rollouts.rewards_PG.nan_to_num(-torch.inf).amax(1),
+        )
+        metrics["train/reward_mean"] = float(rewards_N.mean())
+        metrics["train/constant_groups_fraction"] = float((lowest_P >= highest_P).double().mean())
+    if len(rewards_N) > 1:
+        metrics["train/reward_std"] = float(rewards_N.std())
+        both = torch.stack([rewards_N, lengths_N[scorable_N]])
+        if bool((both.std(1) > 0).all()):
+            metrics["length/reward_correlation"] = float(torch.corrcoef(both)[0, 1])
+    return metrics
+
+
+class UpdateTally:
+    """What the updates of one rollout batch showed, gathered for one row of metrics."""
+
+    def __init__(self, rollouts: Rollouts, on_policy_NT: Tensor) -> None:
+        self.rollouts, self.on_policy_NT = rollouts, on_policy_NT
+        self.norms: list[float] = []
+        self.clipped: list[float] = []
+        self.critic_steps: list[tuple[float, float]] = []
+        self.ratio_sum = self.ratio_max = self.tokens = self.silenced = self.speaking = 0.0
+        self.row = {"mismatch/corrected": 0.0}
+
+    def add(self, rows: Tensor, current_NT: Tensor, weights_NT: Tensor) -> None:
+        """Importance ratios and the tokens that clipping silenced: weight zero now, not zero where the ratio is one."""
+        assert self.rollouts.logprobs_NT is not None
+        mask = self.rollouts.mask_NT[rows]
+        ratios = (current_NT - self.rollouts.logprobs_NT)[rows][mask].exp()
+        spoke = self.on_policy_NT[rows][mask] != 0
+        self.ratio_sum += float(ratios.sum())
+        self.ratio_max = max(self.ratio_max, float(ratios.max()))
+        self.tokens += len(ratios)
+        self.silenced += float((spoke & (weights_NT[rows][mask] == 0)).sum())
+        self.speaking += float(spoke.sum())
+
+    def first(self, rows: Tensor, seen: Pass, gap: Gap) -> None:
+        """Entropy, KL to the initial policy and the gap between sampler and trainer, before any update on this batch."""
+        mask_NT = self.rollouts.mask_NT
+        self.row["train/entropy_mean_nats"] = float(seen.entropies_NT[rows][mask_NT[rows]].mean())
+        self.row["train/entropy_sampled_nats"] = -float(seen.logprobs_NT[rows][mask_NT[rows]].mean())
+        if self.rollouts.reference_logprobs_NT is not None:
+            assert self.rollouts.logprobs_NT is not None
+            k3_NT = kl_estimate(self.rollouts.logprobs_NT, self.rollouts.reference_logprobs_NT, "k3")
+            self.row["train/kl_init_nats"] = float(k3_NT[mask_NT].mean())
+        self.row |= gap.metrics()
+
+    def step(self, norm: float, clipped: bool, rate: float) -> None:
+        self.norms.append(norm)
+        self.clipped.append(float(clipped))
+        self.row["train/learning_rate"] = rate
+
+    def critic(self, loss: float, norm: float) -> None:
+        self.critic_steps.append((loss, norm))
+
+    def metrics(self) -> dict[str, float]:
+        """Means over the updates of this batch."""
+        row = self.row | {
+            "train/grad_norm": sum(self.norms) / len(self.norms),
+            "train/clipped": sum(self.clipped) / len(self.clipped),
+            "train/ratio_mean": self.ratio_sum / self.tokens,
+            "train/ratio_max": self.ratio_max,
+            "train/clip_fraction": self.silenced / max(1.0, self.speaking),
+        }
+        if self.critic_steps:
+            losses, norms = zip(*self.critic_steps, strict=True)
+            row |= {"critic/loss": sum(losses) / len(losses), "critic/grad_norm": sum(norms) / len(norms)}
+        return row

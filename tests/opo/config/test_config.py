@@ -1,0 +1,293 @@
+"""Every file in conf/, every rule, and the way from dicts to typed configs."""
+
+import copy
+import re
+import shlex
+from dataclasses import fields, is_dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from opo.algorithms import ALGORITHMS
+from opo.cli import take_apart
+from opo.cli.launch import check
+from opo.config.build import build, convert
+from opo.config.load import load_config
+from opo.config.ranges import RANGES
+from opo.config.rules import RULES
+from opo.config.schema import AlgoConfig, ModelConfig, RolloutConfig, RunConfig, TrackingConfig, to_dict
+from opo.errors import UserError
+from opo.tasks import TASKS
+
+CONF = Path(__file__).parents[3] / "conf"
+GROUPS = ("algo", "task", "model", "rollout", "optim", "tracking", "experiment", "debug")
+CHOICES = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
+WITH_COMMAND = sorted(file for group in ("experiment", "sweep", "debug") for file in (CONF / group).glob("*.yaml"))
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    with initialize_config_module("conf", version_base="1.3"):
+        values = OmegaConf.to_container(compose("train", list(overrides)), resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+@pytest.fixture(scope="module")
+def default() -> dict[str, Any]:
+    return composed()
+
+
+def changed(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A copy with dotted keys set; a key's group is made where it is missing."""
+    values = copy.deepcopy(values)
+    for key, value in changes.items():
+        *groups, last = key.split(".")
+        node = values
+        for group in groups:
+            node = node.setdefault(group, {})
+        node[last] = value
+    return values
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES, ids=lambda part: part)
+def test_every_choice_composes_and_is_accepted(group: str, choice: str, tmp_path: Path) -> None:
+    needs: dict[tuple[str, str], list[str]] = {
+        ("model", "pretrained"): [f"model.path={tmp_path}"],
+        ("task", "math"): [f"task.path={tmp_path}/questions.jsonl", "model=pretrained", f"model.path={tmp_path}"],
+        ("task", "reasoning_gym"): ["model=pretrained", f"model.path={tmp_path}"],
+        ("task", "chain_sum"): ["model=pretrained", f"model.path={tmp_path}"],
+    }
+    (tmp_path / "config.json").write_text("{}")
+    rows = [f'{{"question": "What is {n} + {n}?", "answer": "{2 * n}"}}' for n in range(40)]
+    (tmp_path / "questions.jsonl").write_text("\n".join(rows))
+    if (group, choice) == ("rollout", "vllm") and find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed")
+    config = load_config(composed(f"{group}={choice}", *needs.get((group, choice), [])))
+    if group == "algo":
+        assert config.algo.name == choice
+        assert set(config.algo.knobs) == set(ALGORITHMS[choice].knobs)
+
+
+def test_every_algorithm_and_task_has_its_file() -> None:
+    assert set(ALGORITHMS) <= {choice for group, choice in CHOICES if group == "algo"}
+    assert set(TASKS) <= {choice for group, choice in CHOICES if group == "task"}
+
+
+@pytest.mark.parametrize("file", WITH_COMMAND, ids=lambda file: file.stem)
+def test_the_command_in_a_file_is_accepted(file: Path) -> None:
+    comments = "\n".join(line for line in file.read_text().splitlines() if line.startswith("#"))
+    found = re.search(r"opo train (.+)", comments)
+    assert found, f"{file} does not say which command runs it"
+    assert f"{file.parent.name}={file.stem}" in found.group(1)
+    configs = jobs_of(found.group(1))
+    axes = yaml.safe_load(file.read_text()).get("hydra", {}).get("sweeper", {}).get("params", {})
+    if axes:  # a sweep: every combination once, one thread a job
+        pairs = {(config.algo.name, config.seed) for config in configs}
+        assert len(pairs) == len(configs) == len(axes["algo"].split(",")) * len(axes["seed"].split(","))
+        assert {config.threads for config in configs} == {1}
+    assert configs
+
+
+def jobs_of(command: str) -> list[RunConfig]:
+    """The accepted configs of every job of `opo train COMMAND`."""
+    configs: list[RunConfig] = []
+    check(take_apart("train", shlex.split(command))[0], lambda values: configs.append(load_config(values)))
+    return configs
+
+
+def test_the_command_line_replaces_an_axis_of_a_sweep_file() -> None:
+    invocation, _ = take_apart("train", ["sweep=algorithms", "seed=7", "algo=opo,grpo"])
+    seen: list[tuple[str, int]] = []
+    added = check(invocation, lambda values: seen.append((values["algo"]["name"], values["seed"])))
+    assert seen == [("opo", 7), ("grpo", 7)]
+    assert sorted(added) == ["~hydra.sweeper.params.algo", "~hydra.sweeper.params.seed"]
+
+
+def numeric_keys(kind: type, prefix: str = "") -> list[str]:
+    keys = []
+    for name, hint in get_type_hints(kind).items():
+        if is_dataclass(hint) and isinstance(hint, type):
+            keys += numeric_keys(hint, f"{prefix}{name}.")
+        elif hint in (int, float, int | None, float | None):
+            keys.append(f"{prefix}{name}")
+    return keys
+
+
+def test_every_number_has_a_range() -> None:
+    assert sorted(RANGES) == sorted(numeric_keys(RunConfig))
+
+
+def test_every_key_can_be_overridden_without_a_plus(default: dict[str, Any]) -> None:
+    tiny, pretrained = default["model"], composed("model=pretrained", "model.path=x")["model"]
+    vllm = composed("rollout=vllm")["rollout"]
+    assert set(default) == {field.name for field in fields(RunConfig)}
+    assert set(tiny) == {field.name for field in fields(ModelConfig)} == set(pretrained) | {"tiny"}
+    assert set(default["rollout"]) | set(vllm) == {field.name for field in fields(RolloutConfig)}
+    assert set(default["tracking"]) == {field.name for field in fields(TrackingConfig)}
+    assert set(default["algo"]) == {field.name for field in fields(AlgoConfig)} - {"knobs"}
+    for group in ("optim", "critic", "reward", "evaluate", "checkpoint", "certificate"):
+        assert set(default[group]) == {field.name for field in fields(get_type_hints(RunConfig)[group])}
+
+
+def test_the_files_that_repeat_defaults_repeat_them_right(default: dict[str, Any]) -> None:
+    config = load_config(default)
+    for group, kind in get_type_hints(RunConfig).items():
+        if group in ("critic", "reward", "checkpoint", "certificate"):
+            assert getattr(config, group) == kind()
+
+
+@pytest.mark.parametrize("algo", sorted(ALGORITHMS))
+def test_a_written_config_replays(algo: str) -> None:
+    config = load_config(composed(f"algo={algo}", "seed=3"))
+    written = yaml.safe_load(yaml.safe_dump(to_dict(config)))
+    assert load_config(written) == config
+
+
+BROKEN: list[tuple[str, dict[str, Any], str]] = [
+    ("in_range", {"steps": 0}, "steps=0: allowed is at least 1"),
+    ("in_range", {"optim.beta1": 1.0}, "optim.beta1=1.0: allowed is at least 0 and below 1"),
+    ("in_range", {"rollout.temperature": 0.0}, "rollout.temperature=0.0: allowed is above 0"),
+    ("in_range", {"rollout.top_p": 1.5}, "rollout.top_p=1.5: allowed is above 0 and at most 1"),
+    ("knobs_in_range", {"algo": {"name": "grpo", "clip_low": 1.5}}, "algo.clip_low=1.5: allowed is at least 0 and"),
+    ("knobs_in_range", {"algo": {"name": "grpo", "std_eps": -1e-6}}, "algo.std_eps=-1e-06: allowed is at least 0"),
+    ("exactly_on_policy", {"algo.updates_per_rollout": 2}, "algo.updates_per_rollout=2: opo is exactly on-policy"),
+    ("untruncated", {"rollout.top_p": 0.9}, "rollout.top_p=0.9: opo is exactly on-policy"),
+    ("untruncated", {"rollout.top_k": 50}, "rollout.top_k=50: opo is exactly on-policy"),
+    ("untruncated", {"rollout.top_k": 5, "algo": {"name": "grpo"}}, "is 0, or certificate.on_breach=correct"),
+    (
+        "whole_minibatches",
+        {"algo": {"name": "grpo", "updates_per_rollout": 3, "minibatches": 3}},
+        "algo.minibatches=3: must divide rollout.num_prompts=16",
+    ),
+    (
+        "whole_minibatches",
+        {"algo": {"name": "grpo", "updates_per_rollout": 3, "minibatches": 2}},
+        "algo.updates_per_rollout=3: must be a multiple of algo.minibatches=2",
+    ),
+    ("bearable_batch", {"rollout.group_size": 1}, "rollout.group_size=1: opo compares the responses of a group"),
+    ("bearable_batch", {"rollout.num_prompts": 1, "algo": {"name": "copo"}}, "rollout.num_prompts=1: copo needs"),
+    ("warm_up_ends", {"steps": 5, "optim.warmup_steps": 6}, "optim.warmup_steps=6: allowed is at most 5"),
+    ("tiny_shape", {"model.tiny.heads": 8}, "model.tiny.heads=8: must divide model.tiny.hidden_size=128"),
+    ("tiny_alphabet", {"task": {"name": "reasoning_gym"}}, "task=reasoning_gym: the built-in policy"),
+    ("study_is_a_folder", {"study": "../up"}, "study=../up: allowed are"),
+    ("usable_device", {"device": "tpu"}, "device=tpu: allowed are auto, cpu, cuda"),
+    ("usable_device", {"device": "cuda:99"}, "device=cuda:99: "),
+    ("usable_engine", {"rollout.engine": "vllm", "model.dtype": "float64"}, "rollout.engine=vllm"),
+    (
+        "rounded_from_float32",
+        {"model.dtype": "float64", "model.compute": "bfloat16_backward"},
+        "model.compute=bfloat16_backward: allowed with model.dtype=float64 is float32",
+    ),
+    (
+        "liger_is_bfloat16",
+        {"model.head_kernel": "liger", "model.compute": "bfloat16_backward"},
+        "model.head_kernel=liger: it multiplies in bfloat16; allowed with model.dtype=float32 and model.compute=bfloat16_backward is tiled",
+    ),
+    (
+        "usable_task",
+        {"model": {"name": "smollm2"}, "task": {"name": "math", "path": "/nowhere.jsonl"}},
+        "task.path=/nowhere.jsonl",
+    ),
+    (
+        "reachable_model",
+        {"model": {"name": "pretrained"}},
+        "model.path=null: with model=pretrained allowed is a folder",
+    ),
+    ("reachable_model", {"model.path": "x"}, "model.path=x: with model=tiny allowed is null"),
+    ("reachable_model", {"model": {"name": "pretrained", "path": "/nowhere"}}, "model.path=/nowhere: no such folder"),
+    ("reachable_model", {"model": {"name": "pretrained", "path": str(CONF)}}, "has no config.json"),
+]
+
+
+@pytest.mark.parametrize(
+    ("rule", "changes", "message"), BROKEN, ids=[f"{rule}-{i}" for i, (rule, *_) in enumerate(BROKEN)]
+)
+def test_a_broken_rule_is_named_in_one_line(
+    rule: str, changes: dict[str, Any], message: str, default: dict[str, Any]
+) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(changed(default, changes))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_rule_is_broken_once() -> None:
+    assert {rule.__name__ for rule in RULES} == {rule for rule, *_ in BROKEN}
+    assert all(rule.__doc__ for rule in RULES)
+
+
+@pytest.mark.parametrize("algo", ["reinforce", "remax", "ppo", "reinforce_pp"])
+def test_a_group_of_one_is_enough_without_a_group_baseline(algo: str) -> None:
+    assert load_config(composed(f"algo={algo}", "rollout.group_size=1")).rollout.group_size == 1
+
+
+@pytest.mark.parametrize("algo", ["opo", "grpo", "rloo", "group_mean", "dr_grpo", "gspo", "copg", "lipo"])
+def test_a_group_of_one_teaches_nothing_to_what_compares_a_group(algo: str) -> None:
+    with pytest.raises(UserError, match=r"rollout\.group_size=1: .* at least 2"):
+        load_config(composed(f"algo={algo}", "rollout.group_size=1"))
+
+
+def test_truncated_sampling_is_the_choice_of_an_algorithm_with_a_ratio() -> None:
+    corrected = composed("algo=grpo", "rollout.top_p=0.9", "certificate.on_breach=correct")
+    assert load_config(corrected).rollout.top_p == 0.9
+
+
+def test_a_learning_rate_of_zero_is_the_self_test(default: dict[str, Any]) -> None:
+    assert load_config(changed(default, {"optim.learning_rate": 0})).optim.learning_rate == 0.0
+
+
+def test_a_checkpoint_is_pointed_to_its_policy(default: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "policy").mkdir()
+    (tmp_path / "policy" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=re.escape(f"its model is model={tmp_path}/policy")):
+        load_config(changed(default, {"model": {"name": "pretrained", "path": str(tmp_path)}}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stepz": 1}, "stepz: unknown key (did you mean steps?)"),
+        ({"optim.learning_rat": 1}, "optim.learning_rat: unknown key (did you mean learning_rate?)"),
+        ({"algo.clip_hihg": 1}, "algo.clip_hihg: unknown key; allowed are entropy_coef"),
+        ({"algo": {"name": "grpo", "clip_hihg": 1}}, "algo.clip_hihg: unknown key (did you mean clip_high?)"),
+        ({"algo": {"name": "opoo"}}, "algo=opoo: not one of"),
+        ({"task": None}, "task=None: not one of arithmetic"),
+        ({"rollout": 3}, "rollout=3: a group of keys is needed"),
+        ({"steps": True}, "steps=True: a whole number is needed"),
+        ({"steps": 1.0}, "steps=1.0: a whole number is needed"),
+        ({"steps": "10"}, "steps=10: a whole number is needed"),
+        ({"optim.learning_rate": "1e-3"}, "optim.learning_rate=1e-3: a number is needed"),
+        ({"optim.learning_rate": float("nan")}, "optim.learning_rate=nan: a finite number is needed"),
+        ({"algo": {"name": "grpo", "clip_high": float("inf")}}, "algo.clip_high=inf: a finite number is needed"),
+        ({"algo": {"name": "grpo", "aggregation": "mean"}}, "algo.aggregation=mean: not one of sequence_sum"),
+        (
+            {"task": {"name": "reasoning_gym", "options": {"a": [1.0, float("nan")]}}},
+            "task.options.a[1]=nan: a finite number is needed",
+        ),
+        ({"model.lora_targets": 3}, "model.lora_targets=3: text is needed"),
+    ],
+)
+def test_types_are_checked_to_the_leaf(changes: dict[str, Any], message: str, default: dict[str, Any]) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(changed(default, changes))
+    assert str(caught.value).startswith(message)
+
+
+def test_a_missing_group_is_named() -> None:
+    with pytest.raises(UserError, match="algo: missing, and it has no default"):
+        build(RunConfig, {})
+
+
+def test_conversion_keeps_what_fits_and_makes_nothing_up() -> None:
+    assert convert(float, 3, "k") == 3.0
+    assert isinstance(convert(float, 3, "k"), float)
+    assert convert(int | None, None, "k") is None
+    assert convert(str | list[str], ["a", "b"], "k") == ["a", "b"]
+    assert convert(tuple[int, ...], [1, 2], "k") == (1, 2)
+    with pytest.raises(UserError, match=r"k\[1\]=b: a whole number is needed"):
+        convert(list[int], [1, "b"], "k")

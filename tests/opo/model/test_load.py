@@ -1,0 +1,99 @@
+"""Policies from folders, whole and with LoRA, and the built-in one."""
+
+import pytest
+import torch
+from small import random_rollouts, small_llama
+
+from opo.config.schema import ModelConfig, TinyConfig
+from opo.errors import UserError
+from opo.model.forward import microbatches
+from opo.model.load import load_policy, restore_model, save_model
+from opo.model.policy import Policy
+from opo.model.tiny import EOS, character_tokenizer, tiny_folder
+from opo.system.cache import made_once
+from opo.tasks.arithmetic import ALPHABET
+
+QUICK = TinyConfig(hidden_size=64, intermediate_size=96, layers=1, heads=2, warmup_steps=5, warmup_rows=2)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    model = small_llama(vocabulary=len(character_tokenizer()))
+    save_model(Policy(model, character_tokenizer()), tmp_path / "model")
+    return tmp_path / "model"
+
+
+def scores(policy: Policy) -> torch.Tensor:
+    return policy.measure(random_rollouts(), [0, 1, 2, 3], 10_000).logprobs_MT
+
+
+def test_a_folder_loads_and_is_restored_bit_by_bit(folder, tmp_path):
+    policy = load_policy(ModelConfig(name="pretrained", path=str(folder)))
+    before = scores(policy)
+    save_model(policy, tmp_path / "saved")
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.1)
+    assert not torch.equal(scores(policy), before)
+    restore_model(policy, tmp_path / "saved")
+    assert torch.equal(scores(policy), before)
+
+
+def test_lora_trains_adapters_alone_and_is_restored(folder, tmp_path):
+    policy = load_policy(ModelConfig(name="pretrained", path=str(folder), lora_rank=2))
+    whole = load_policy(ModelConfig(name="pretrained", path=str(folder)))
+    assert torch.allclose(scores(policy), scores(whole))  # an adapter starts as nothing
+    names = [n for n, p in policy.model.named_parameters() if p.requires_grad]
+    assert names
+    assert all("lora_" in n for n in names)
+    (part,) = microbatches(random_rollouts(), [0, 1, 2, 3], 10_000)
+    policy.scores(random_rollouts(), part).logprobs_MT.sum().backward()
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    moved = scores(policy)
+    save_model(policy, tmp_path / "adapter")
+    fresh = load_policy(ModelConfig(name="pretrained", path=str(folder), lora_rank=2))
+    restore_model(fresh, tmp_path / "adapter")
+    assert torch.equal(scores(fresh), moved)
+
+
+def test_what_cannot_be_loaded_is_one_line(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"model\.path=") as caught:
+        load_policy(ModelConfig(name="pretrained", path=str(tmp_path)))
+    assert "\n" not in str(caught.value)
+
+
+def test_characters_survive_the_tokenizer():
+    tokenizer = character_tokenizer()
+    ids = tokenizer.encode(ALPHABET + EOS)
+    assert len(ids) == len(ALPHABET) + 1
+    assert tokenizer.decode(ids, skip_special_tokens=True) == ALPHABET
+
+
+def test_the_built_in_policy_is_the_same_bits_for_the_same_seed(tmp_path, monkeypatch):
+    weights = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        monkeypatch.setenv("OPO_CACHE", str(tmp_path / name))
+        config = TinyConfig(**{**vars(QUICK), "seed": seed})
+        made = tiny_folder(ModelConfig(tiny=config))
+        assert tiny_folder(ModelConfig(tiny=config)) == made  # made once
+        weights.append((made / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+    assert weights[0] != weights[2]
+
+
+def test_the_first_of_two_makers_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPO_CACHE", str(tmp_path))
+
+    def first(folder):
+        (folder / "whose").write_text("first")
+
+    def second(folder):
+        (folder / "whose").write_text("second")
+        made_once("kind", {}, first)  # another process, done in the meantime
+
+    made = made_once("kind", {}, second)
+    assert (made / "whose").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == [made.name]

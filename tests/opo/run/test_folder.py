@@ -1,0 +1,267 @@
+"""Run folders: made once, recognised, refused, held by one process, cut back to a checkpoint."""
+
+import copy
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from opo.errors import UserError
+from opo.run.checkpoint import save_checkpoint
+from opo.run.folder import RunFolder
+from opo.run.provenance import git_state
+
+CONFIG = {
+    "algo": {"name": "opo", "kl_coef": 0.0, "knobs": {}},
+    "task": {"name": "arithmetic", "seed": 3},
+    "optim": {"learning_rate": 3e-4, "schedule": "constant"},
+    "tracking": {"mode": "offline"},
+    "checkpoint": {"every": 25},
+    "steps": 10,
+    "seed": 7,
+    "study": "default",
+    "device": "cpu",
+    "threads": 1,
+    "betas": (0.9, 1e-08),
+}
+
+
+def changed(key: str, value) -> dict:
+    """CONFIG with one dotted key replaced."""
+    config = copy.deepcopy(CONFIG)
+    *parents, leaf = key.split(".")
+    place = config
+    for parent in parents:
+        place = place[parent]
+    place[leaf] = value
+    return config
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def write_rows(path: Path, steps, tail: str = "") -> None:
+    lines = "".join(json.dumps({"train/step": s, "train/reward_mean": s / 7}) + "\n" for s in steps)
+    (path / "metrics.jsonl").write_text(lines + tail)
+
+
+def test_a_new_folder_says_what_replays_it(tmp_path):
+    folder = RunFolder.open(tmp_path / "a" / "b", CONFIG)
+    assert yaml.safe_load((folder.path / "config.yaml").read_text()) == {**CONFIG, "betas": [0.9, 1e-08]}
+    record = json.loads((folder.path / "run.json").read_text())
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["versions"]["transformers"] == metadata.version("transformers")
+    assert record["seeds"] == {"task.seed": 3, "seed": 7}
+    assert record["device"]["chosen"] == "cpu"
+    assert record["device"]["threads"] == 1
+    assert record["wandb_run_id"] == folder.wandb_id
+    assert "resumed" not in record
+    assert not folder.done
+    assert folder.latest_checkpoint() is None
+
+
+def test_the_state_of_the_code_is_kept(tmp_path):
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
+        return subprocess.run(
+            ["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout
+
+    assert git_state(tmp_path) is None
+    git("init", "-q")
+    assert git_state(tmp_path) is None  # a repository without a commit
+    (tmp_path / "a.txt").write_text("one\n")
+    git("add", "a.txt")
+    git("commit", "-q", "-m", "first")
+    (tmp_path / "a.txt").write_text("two\n")
+    (tmp_path / "new.txt").write_text("three\n")
+    (tmp_path / "below").mkdir()
+    state = git_state(tmp_path / "below")
+    assert state is not None
+    assert state["commit"] == git("rev-parse", "HEAD").strip()
+    assert "-one\n+two\n" in state["diff"]
+    assert [Path(name).name for name in state["untracked"]] == ["new.txt"]
+
+
+def test_the_same_config_opens_the_same_run(tmp_path):
+    first = RunFolder.open(tmp_path, CONFIG)
+    second = RunFolder.open(tmp_path, copy.deepcopy(CONFIG))
+    assert second.wandb_id == first.wandb_id
+    assert len(json.loads((tmp_path / "run.json").read_text())["resumed"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("seed", 8, "seed: .* was made with 7 and this run has 8"),
+        ("algo.name", "grpo", r"algo\.name: .* was made with 'opo' and this run has 'grpo'"),
+        ("optim.learning_rate", 1e-3, r"optim\.learning_rate: .* was made with 0\.0003 and this run has 0\.001"),
+        ("algo.knobs", {"clip": 0.2}, r"algo\.knobs\.clip: .* was made with absent and this run has 0\.2"),
+        ("algo.clip", 0.2, r"algo\.clip: .* was made with absent and this run has 0\.2"),
+        ("steps", 9, "steps: .* was made with 10 and this run has 9; steps may only grow"),
+    ],
+)
+def test_another_config_is_refused_by_its_first_key(tmp_path, key, value, said):
+    RunFolder.open(tmp_path, CONFIG)
+    before = (tmp_path / "config.yaml").read_text(), (tmp_path / "run.json").read_text()
+    with pytest.raises(UserError, match=f"^{said}") as error:
+        RunFolder.open(tmp_path, changed(key, value))
+    assert "\n" not in str(error.value)
+    assert ((tmp_path / "config.yaml").read_text(), (tmp_path / "run.json").read_text()) == before
+
+
+def test_of_several_keys_the_first_is_named_and_a_lost_one_counts(tmp_path):
+    RunFolder.open(tmp_path, CONFIG)
+    config = changed("seed", 8)
+    del config["algo"]["kl_coef"]
+    with pytest.raises(UserError, match=r"^seed"):
+        RunFolder.open(tmp_path, config)
+    config["seed"] = 7
+    with pytest.raises(UserError, match=r"^algo\.kl_coef: .* made with 0\.0 and this run has absent"):
+        RunFolder.open(tmp_path, config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("tracking.mode", "off"), ("checkpoint.every", 1), ("study", "b"), ("steps", 20)]
+)
+def test_keys_that_say_nothing_about_what_is_trained_may_differ(tmp_path, key, value):
+    RunFolder.open(tmp_path, CONFIG)
+    config = changed(key, value)
+    RunFolder.open(tmp_path, config)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == {**config, "betas": [0.9, 1e-08]}
+
+
+def test_steps_do_not_grow_under_a_schedule_that_depends_on_them(tmp_path):
+    config = changed("optim.schedule", "cosine")
+    RunFolder.open(tmp_path, config)
+    RunFolder.open(tmp_path, config)
+    with pytest.raises(UserError, match=r"^steps: .*optim\.schedule=constant, and here it is cosine"):
+        RunFolder.open(tmp_path, {**config, "steps": 20})
+
+
+def test_a_finished_run_is_recognised_and_left_alone(tmp_path):
+    folder = RunFolder.open(tmp_path, CONFIG)
+    folder.finish()
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    again = RunFolder.open(tmp_path, changed("tracking.mode", "off"))
+    assert again.done
+    assert again.wandb_id == folder.wandb_id
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_a_finished_run_of_more_steps_is_not_finished(tmp_path):
+    RunFolder.open(tmp_path, CONFIG).finish()
+    longer = RunFolder.open(tmp_path, changed("steps", 20))
+    assert not longer.done
+    assert not (tmp_path / "DONE").exists()
+    longer.finish()
+    assert RunFolder.open(tmp_path, changed("steps", 20)).done
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    write_rows(tmp_path, [1])
+    with pytest.raises(UserError, match=r"has metrics\.jsonl but no config\.yaml"):
+        RunFolder.open(tmp_path, CONFIG)
+
+
+def test_a_kill_before_the_config_was_written_leaves_a_new_folder(tmp_path):
+    RunFolder.open(tmp_path, CONFIG)
+    (tmp_path / "config.yaml").rename(tmp_path / ".config.yaml.partial")
+    RunFolder.open(tmp_path, changed("seed", 8))
+
+
+def test_one_process_holds_a_folder_until_it_dies(tmp_path):
+    RunFolder.open(tmp_path, CONFIG)  # in this process: not kept, and the next line opens it again all the same
+    program = (
+        "import sys, time, json; from pathlib import Path; from opo.run.folder import RunFolder\n"
+        "folder = RunFolder.open(Path(sys.argv[1]), json.loads(sys.argv[2])); print('held', flush=True); time.sleep(600)"
+    )
+    other = tmp_path / "other"
+    root = Path(__file__).parents[3]
+    command = [sys.executable, "-c", program, str(other), json.dumps(CONFIG)]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(root)})
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match="another process is training in this folder"):
+        RunFolder.open(other, CONFIG)
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    holder.stdout.close()
+    RunFolder.open(other, CONFIG)
+
+
+def test_the_newest_complete_checkpoint_is_found(tmp_path):
+    folder = RunFolder.open(tmp_path, CONFIG)
+    for step in (5, 10):
+        save_checkpoint(tmp_path / "checkpoints", step, lambda to: None, {}, {"step": step})
+    (tmp_path / "checkpoints" / ".step-000015.partial-9").mkdir()
+    assert folder.latest_checkpoint() == tmp_path / "checkpoints" / "step-000010"
+    assert not (tmp_path / "checkpoints" / ".step-000015.partial-9").exists()
+
+
+@pytest.mark.parametrize("tail", ["", '{"train/step": 8, "train/rew', "\0\0\0"])
+def test_metrics_are_cut_back_to_the_checkpoint_and_mended(tmp_path, tail):
+    folder = RunFolder.open(tmp_path, CONFIG)
+    write_rows(tmp_path, range(1, 8), tail)
+    kept = (tmp_path / "metrics.jsonl").read_bytes().split(b"\n")[:4]
+    (tmp_path / "rollouts").mkdir()
+    for name in ("step-000004.parquet", "step-000005.parquet", ".step-000008.parquet"):
+        (tmp_path / "rollouts" / name).touch()
+    folder.truncate_metrics(4)
+    assert (tmp_path / "metrics.jsonl").read_bytes().split(b"\n")[:4] == kept
+    assert [row["train/step"] for row in rows(tmp_path)] == [1, 2, 3, 4]
+    assert [file.name for file in (tmp_path / "rollouts").iterdir()] == ["step-000004.parquet"]
+
+
+def test_a_line_cut_right_after_the_last_row_is_no_row(tmp_path):
+    """The checkpoint's own row has its line end; only what came after it may be torn."""
+    folder = RunFolder.open(tmp_path, CONFIG)
+    write_rows(tmp_path, [1, 2], json.dumps({"train/step": 3}))
+    folder.truncate_metrics(2)
+    assert [row["train/step"] for row in rows(tmp_path)] == [1, 2]
+    write_rows(tmp_path, [1, 2], json.dumps({"train/step": 3}))
+    with pytest.raises(UserError, match="each step from 1 to 3"):
+        folder.truncate_metrics(3)
+
+
+@pytest.mark.parametrize("steps", [[1, 2], [1, 3], [1, 2, 2, 3], [2, 1, 3]])
+def test_metrics_that_do_not_lead_to_the_checkpoint_are_refused(tmp_path, steps):
+    folder = RunFolder.open(tmp_path, CONFIG)
+    write_rows(tmp_path, steps)
+    with pytest.raises(UserError, match="does not hold each step from 1 to 3 once"):
+        folder.truncate_metrics(3)
+
+
+def test_a_bad_line_in_the_middle_is_named(tmp_path):
+    folder = RunFolder.open(tmp_path, CONFIG)
+    (tmp_path / "metrics.jsonl").write_text('{"train/step": 1}\n{"train/st\n{"train/step": 3}\n')
+    with pytest.raises(UserError, match="line 2: not a row of metrics"):
+        folder.truncate_metrics(3)
+
+
+def test_without_a_checkpoint_nothing_is_left(tmp_path):
+    folder = RunFolder.open(tmp_path, CONFIG)
+    folder.truncate_metrics(0)
+    write_rows(tmp_path, [1, 2], "{")
+    folder.truncate_metrics(0)
+    assert rows(tmp_path) == []
+
+
+def test_floats_survive_a_cut_bit_by_bit(tmp_path):
+    folder = RunFolder.open(tmp_path, CONFIG)
+    values = [0.1 + 0.2, 5e-324, 1.7976931348623157e308, math.pi, -0.0, 12]
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(json.dumps({"train/step": i, "x": v}) + "\n" for i, v in enumerate(values, 1))
+    )
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    folder.truncate_metrics(len(values))
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before

@@ -1,0 +1,31 @@
+"""Running the command line in a folder, and reading what it left."""
+
+import json
+import sys
+from pathlib import Path
+
+SMALL = [
+    "model.tiny.hidden_size=64",
+    "model.tiny.intermediate_size=96",
+    "model.tiny.layers=1",
+    "model.tiny.heads=2",
+    "model.tiny.warmup_steps=30",
+    "model.tiny.warmup_rows=4",
+    "rollout.num_prompts=4",
+    "rollout.group_size=4",
+    "rollout.max_new_tokens=24",
+    "threads=1",
+]
+
+
+def command(folder: Path, *overrides: str) -> list[str]:
+    return [sys.executable, "-m", "opo", "train", *SMALL, f"hydra.run.dir={folder}", *overrides]
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    """metrics.jsonl without what may differ between two runs of one config."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    varying = ("time/", "memory/")
+    return [
+        {k: v for k, v in json.loads(x).items() if not k.startswith(varying) and "tokens_per_s" not in k} for x in lines
+    ]
