@@ -14,7 +14,7 @@ STAMP := $(VENV)/.installed
 export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
-.PHONY: help verify test lint format lab bench lock clean
+.PHONY: help verify test prove lint format lab bench lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ verify: $(STAMP) ## train OPO and its rivals on the built-in policy, measure var
 test: lint ## prove it: formatting, types and every test
 	@echo "pytest, two processes"
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
+
+prove: $(STAMP) ## the longer proofs that `make test` leaves out
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile -m prove
 
 lint: $(STAMP) ## ruff and pyright alone
 	@echo "ruff, pyright"
