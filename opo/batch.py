@@ -30,6 +30,8 @@ class Rollouts:
     values_NT: Tensor | None = None  # the critic's value before each token
     entropies_NT: Tensor | None = None  # nats, of the policy that sampled
     logit_energy_NT: Tensor | None = None  # 1 - 2 pi + sum pi^2 of each sampled token
+    score_norm2_PG: Tensor | None = None  # squared norm of each response's score, over the trained parameters
+    position_PG: Tensor | None = None  # a position in each response, in tokens
     greedy_rewards_P: Tensor | None = None  # reward of the greedy response to each prompt
     answers: list[list[str | None]] | None = None  # extracted answers, P lists of G
     finished_PG: Tensor | None = None  # bool, true where the response ended by itself, not at the token limit
