@@ -1,14 +1,14 @@
 """ASPO: a bonus on the advantage of right answers for where something happens in them, held below the advantage itself.
 
     A_i = z-score of r_i in its group
-    A_i <- A_i + clip(delta (p_i - mean p) / mean L, -bound A_i, bound A_i)        where A_i > 0
+    A_i <- A_i - clip(strength (p_i - mean p) / mean L, -bound A_i, bound A_i)        where A_i > 0
 
 p_i is a position in the response (in the paper: of the first call of a tool), the means are the group's. Since the bonus stays
-below A_i, right answers stay reinforced. delta < 0 favours early positions. Stand-in of this workbench: p_i is
-`Rollouts.position_PG` where it is given, else the length L_i, so that delta < 0 favours short right answers.
+below A_i, right answers stay reinforced. Early positions are favoured. Stand-in of this workbench: p_i is
+`Rollouts.position_PG` where it is given, else the length L_i, so that short right answers are favoured.
 
 Biased for grad E[r] by the standard deviation, the in-sample mean and the bonus. All rewards equal: zero gradient.
-Source: arXiv 2508.19201 (delta and bound as in its text, mild setting; the loss around it is DAPO's).
+Source: arXiv 2508.19201 (strength = -delta and bound as in its text, mild setting; the loss around it is DAPO's).
 """
 
 import torch
@@ -24,7 +24,7 @@ def aspo(
     logprobs_NT: Tensor,
     rollouts: Rollouts,
     *,
-    delta: float = -2.0,
+    strength: float = 2.0,
     bound: float = 0.7,
     std_eps: float = 1e-6,
     clip_low: float = 0.2,
@@ -39,5 +39,5 @@ def aspo(
         for x_PG in (position_PG, rollouts.lengths_PG)
     )
     limit_PG = bound * plain_PG.clamp(min=0)  # zero for wrong answers: they keep their advantage
-    bonus_PG = torch.clamp(delta * (position_PG - mean_P1) / length_P1, -limit_PG, limit_PG)
-    return clipped_loss(logprobs_NT, (plain_PG + bonus_PG).view(-1), rollouts, clip_low, clip_high, aggregation)
+    malus_PG = torch.clamp(strength * (position_PG - mean_P1) / length_P1, -limit_PG, limit_PG)
+    return clipped_loss(logprobs_NT, (plain_PG - malus_PG).view(-1), rollouts, clip_low, clip_high, aggregation)
