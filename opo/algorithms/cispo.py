@@ -18,7 +18,7 @@ from opo.batch import Rollouts
 from opo.losses import Aggregation, log_ratio, policy_gradient_loss, standardized_advantages
 
 
-@algorithm(couples_prompts=True)
+@algorithm(couples_prompts=True, aggregation="aggregation")
 def cispo(
     logprobs_NT: Tensor,
     rollouts: Rollouts,

@@ -24,7 +24,7 @@ from opo.batch import Rollouts
 from opo.losses import Aggregation, aggregate, clipped, log_ratio, standardized_advantages, z_scores
 
 
-@algorithm(needs=("answers",), couples_prompts=True)
+@algorithm(needs=("answers",), couples_prompts=True, aggregation="aggregation")
 def copo(
     logprobs_NT: Tensor,
     rollouts: Rollouts,

@@ -22,7 +22,7 @@ from opo.batch import Rollouts
 from opo.losses import Aggregation, clipped_loss, constant_groups, standardized_advantages
 
 
-@algorithm(couples_prompts=True)
+@algorithm(couples_prompts=True, aggregation="aggregation")
 def dapo(
     logprobs_NT: Tensor,
     rollouts: Rollouts,
@@ -37,7 +37,7 @@ def dapo(
 ) -> Tensor:
     keep_N = rollouts.scorable_N
     if drop_constant_groups:
-        keep_N = keep_N & ~constant_groups(rollouts.rewards_PG).repeat_interleave(rollouts.group_size)
+        keep_N = keep_N & ~constant_groups(rollouts.returns_PG).repeat_interleave(rollouts.group_size)
     if overlong_buffer:
         penalty_PG = overlong_penalty(rollouts.lengths_PG, overlong_buffer, token_limit)
         rollouts = rollouts.with_(rewards_PG=rollouts.rewards_PG + penalty_PG)

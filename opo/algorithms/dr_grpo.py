@@ -18,7 +18,7 @@ from opo.batch import Rollouts
 from opo.losses import advantages, clipped_loss
 
 
-@algorithm()
+@algorithm(denominator="denominator")
 def dr_grpo(
     logprobs_NT: Tensor, rollouts: Rollouts, *, denominator: float = 1.0, clip_low: float = 0.2, clip_high: float = 0.2
 ) -> Tensor:

@@ -23,7 +23,7 @@ from opo.batch import Rollouts
 from opo.losses import Aggregation, clipped_loss, needed, standardized_advantages
 
 
-@algorithm(needs=("entropies_NT",), couples_prompts=True, token_level=True)
+@algorithm(needs=("entropies_NT",), couples_prompts=True, token_level=True, aggregation="aggregation")
 def empg(
     logprobs_NT: Tensor,
     rollouts: Rollouts,

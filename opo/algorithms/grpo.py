@@ -18,7 +18,7 @@ from opo.batch import Rollouts
 from opo.losses import Aggregation, clipped_loss, standardized_advantages
 
 
-@algorithm()
+@algorithm(aggregation="aggregation")
 def grpo(
     logprobs_NT: Tensor,
     rollouts: Rollouts,

@@ -18,7 +18,7 @@ from opo.batch import Rollouts
 from opo.losses import clipped, log_ratio, response_mean, sequence_sum, standardized_advantages
 
 
-@algorithm()
+@algorithm(aggregation="sequence_mean")
 def gspo(
     logprobs_NT: Tensor, rollouts: Rollouts, *, std_eps: float = 1e-6, clip_low: float = 3e-4, clip_high: float = 4e-4
 ) -> Tensor:

@@ -27,7 +27,7 @@ from opo.batch import Rollouts
 from opo.losses import aggregate, constant_groups, log_ratio, per_token
 
 
-@algorithm()
+@algorithm(kl_reward=False)
 def nft(
     logprobs_NT: Tensor,
     rollouts: Rollouts,

@@ -19,7 +19,7 @@ from opo.batch import Rollouts
 from opo.losses import Aggregation, clipped_loss, whiten
 
 
-@algorithm(couples_prompts=True)
+@algorithm(couples_prompts=True, aggregation="aggregation")
 def reinforce_pp(
     logprobs_NT: Tensor,
     rollouts: Rollouts,

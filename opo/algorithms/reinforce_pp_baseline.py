@@ -20,7 +20,7 @@ from opo.batch import Rollouts
 from opo.losses import Aggregation, advantages, clipped_loss, whiten
 
 
-@algorithm(couples_prompts=True)
+@algorithm(couples_prompts=True, aggregation="aggregation")
 def reinforce_pp_baseline(
     logprobs_NT: Tensor,
     rollouts: Rollouts,
