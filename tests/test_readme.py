@@ -1,6 +1,5 @@
 """What the README files name exists: commands compose, links and paths lead somewhere, modules import, snippets run."""
 
-import importlib
 import os
 import re
 import shlex
@@ -8,6 +7,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ def test_a_command_composes_and_one_training_is_accepted(file: Path, line: str) 
         return
     invocation, _ = take_apart(name, [PLACEHOLDER.sub("some/thing", argument) for argument in rest])
     one_training = name == "train" and not (PLACEHOLDER.search(line) or invocation.multirun or "sweep=" in line)
-    installed = importlib.util.find_spec("vllm") or not re.search("vllm|one_gpu", line)
+    installed = find_spec("vllm") or not re.search("vllm|one_gpu", line)
     check(invocation, load_config if one_training and installed else None)
 
 
@@ -73,8 +74,8 @@ def test_links_and_paths_lead_somewhere(file: Path) -> None:
 def test_modules_and_functions_exist(file: Path) -> None:
     for dotted in re.findall(r"`((?:opo|analysis)(?:\.\w+)+)", file.read_text(encoding="utf-8")):
         *parts, last = dotted.split(".")
-        module = importlib.import_module(".".join(parts))
-        assert hasattr(module, last) or importlib.util.find_spec(dotted), dotted
+        module = import_module(".".join(parts))
+        assert hasattr(module, last) or find_spec(dotted), dotted
 
 
 def test_the_first_readme_names_every_command_and_every_room() -> None:
