@@ -149,6 +149,20 @@ class Rollouts:
                 picked[field.name] = value
         return type(self)(**picked)
 
+    def pick(self, index_PG: Tensor) -> Self:
+        """The same prompts with responses `index_PG` of each group, in this order; a response may come several times."""
+        rows = (torch.arange(self.num_prompts)[:, None] * self.group_size + index_PG).view(-1)
+        picked: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor) and field.name.endswith("_NT"):
+                picked[field.name] = value[rows]
+            elif isinstance(value, Tensor) and field.name.endswith("_PG"):
+                picked[field.name] = value.gather(1, index_PG)
+            elif field.name == "answers" and value is not None:
+                picked[field.name] = [[row[g] for g in index] for row, index in zip(value, index_PG.tolist(), strict=True)]
+        return self.with_(**picked)
+
     def with_(self, **changes: Any) -> Self:
         """A copy with these fields replaced."""
         return replace(self, **changes)
