@@ -160,7 +160,9 @@ class Rollouts:
             elif isinstance(value, Tensor) and field.name.endswith("_PG"):
                 picked[field.name] = value.gather(1, index_PG)
             elif field.name == "answers" and value is not None:
-                picked[field.name] = [[row[g] for g in index] for row, index in zip(value, index_PG.tolist(), strict=True)]
+                picked[field.name] = [
+                    [row[g] for g in index] for row, index in zip(value, index_PG.tolist(), strict=True)
+                ]
         return self.with_(**picked)
 
     def with_(self, **changes: Any) -> Self:

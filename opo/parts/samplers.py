@@ -94,9 +94,7 @@ def prompt_features(policy: Policy, prompt_ids: list[list[int]]) -> Tensor:
     features = []
     for at in range(0, len(prompt_ids), 64):
         ids_PL, mask_PL = pad_left(prompt_ids[at : at + 64], policy.causal_lm.device)
-        out = policy.decoder(
-            input_ids=ids_PL, attention_mask=mask_PL, position_ids=positions(mask_PL), use_cache=False
-        )
+        out = policy.decoder(input_ids=ids_PL, attention_mask=mask_PL, position_ids=positions(mask_PL), use_cache=False)
         features.append(out.last_hidden_state[:, -1].float().cpu())
     features_PD = torch.cat(features)
     return features_PD / features_PD.square().mean(1, keepdim=True).sqrt().clamp(min=1e-6)

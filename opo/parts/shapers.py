@@ -35,6 +35,8 @@ class RunningMoments:
             self.mean += shift * len(scored_M) / total
             self.count = total
         std = (self.squares / max(self.count - 1, 1)) ** 0.5
+        if std <= 1e-9 * abs(self.mean):  # all equal up to rounding
+            return torch.where(rewards_PG.isnan(), torch.nan, 0.0)
         return ((rewards_PG - self.mean) / (std + 1e-8)).clamp(-self.clip, self.clip)
 
     def state(self) -> dict[str, Tensor]:
