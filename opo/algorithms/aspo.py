@@ -16,19 +16,20 @@ from torch import Tensor
 
 from opo.algorithms import algorithm
 from opo.batch import Rollouts
-from opo.losses import Aggregation, clipped_loss, standardized_advantages
+from opo.keys import Aggregation, Fraction, NonNegative
+from opo.losses import clipped_loss, standardized_advantages
 
 
-@algorithm(couples_prompts=True)
+@algorithm(couples_prompts=True, aggregation="aggregation")
 def aspo(
     logprobs_NT: Tensor,
     rollouts: Rollouts,
     *,
-    strength: float = 2.0,
-    bound: float = 0.7,
-    std_eps: float = 1e-6,
-    clip_low: float = 0.2,
-    clip_high: float = 0.28,
+    strength: NonNegative = 2.0,
+    bound: Fraction = 0.7,
+    std_eps: NonNegative = 1e-6,
+    clip_low: Fraction = 0.2,
+    clip_high: NonNegative = 0.28,
     aggregation: Aggregation = "token_mean",
 ) -> Tensor:
     plain_PG = standardized_advantages(rollouts, std_eps).view_as(rollouts.rewards_PG)

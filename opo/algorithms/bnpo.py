@@ -18,11 +18,12 @@ from torch import Tensor
 from opo.algorithms import algorithm
 from opo.baselines import group_mean
 from opo.batch import Rollouts
+from opo.keys import Positive
 from opo.losses import advantages, policy_gradient_loss, prompt_mean
 
 
 @algorithm(on_policy_only=True, couples_prompts=True)
-def bnpo(logprobs_NT: Tensor, rollouts: Rollouts, *, weight_cap: float = 1e6) -> Tensor:
+def bnpo(logprobs_NT: Tensor, rollouts: Rollouts, *, weight_cap: Positive = 1e6) -> Tensor:
     outside_P = ((rollouts.rewards_PG < 0) | (rollouts.rewards_PG > 1)).any(1)
     if outside_P.any():
         raise ValueError(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from opo.algorithms import algorithm
 from opo.batch import Rollouts
+from opo.keys import NonNegative, Positive
 from opo.losses import policy_gradient_loss
 
 
@@ -24,9 +25,9 @@ def kalman(
     logprobs_NT: Tensor,
     rollouts: Rollouts,
     *,
-    process_noise: float = 1e-5,
-    reward_noise: float = 1e-2,
-    std_eps: float = 1e-8,
+    process_noise: NonNegative = 1e-5,
+    reward_noise: Positive = 1e-2,
+    std_eps: NonNegative = 1e-8,
 ) -> Tensor:
     estimate_P = torch.zeros_like(rollouts.rewards_PG[:, 0])
     spread_P = torch.ones_like(estimate_P)

@@ -19,11 +19,12 @@ from torch.nn.functional import logsigmoid
 
 from opo.algorithms import algorithm
 from opo.batch import Rollouts
+from opo.keys import Positive
 from opo.losses import needed, pair_differences, scorable_pairs, sequence_sum
 
 
 @algorithm(needs=("reference_logprobs_NT",), couples_prompts=True)
-def mcts_dpo(logprobs_NT: Tensor, rollouts: Rollouts, *, beta: float = 0.1) -> Tensor:
+def mcts_dpo(logprobs_NT: Tensor, rollouts: Rollouts, *, beta: Positive = 0.1) -> Tensor:
     rewards_PG = rollouts.returns_PG.nan_to_num(0.0)
     if (rewards_PG < 0).any():
         raise ValueError(

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from opo.algorithms import algorithm
 from opo.batch import Rollouts
+from opo.keys import Count
 from opo.losses import policy_gradient_loss
 
 Baseline = Literal["none", "leave_one_out", "leave_one_out_minus_one"]
@@ -27,7 +28,11 @@ Baseline = Literal["none", "leave_one_out", "leave_one_out_minus_one"]
 
 @algorithm(on_policy_only=True)
 def pkpo(
-    logprobs_NT: Tensor, rollouts: Rollouts, *, k: int = 2, baseline: Baseline = "leave_one_out_minus_one"
+    logprobs_NT: Tensor,
+    rollouts: Rollouts,
+    *,
+    k: Count = 2,
+    baseline: Literal["none", "leave_one_out", "leave_one_out_minus_one"] = "leave_one_out_minus_one",
 ) -> Tensor:
     least_k = 2 if baseline == "leave_one_out_minus_one" else 1
     least_size = k + 1 if baseline == "leave_one_out" else k

@@ -16,13 +16,12 @@ from torch import Tensor
 
 from opo.algorithms import algorithm
 from opo.batch import Rollouts
+from opo.keys import Fraction
 from opo.losses import advantages, policy_gradient_loss
 
 
 @algorithm(on_policy_only=True)
-def quantile(logprobs_NT: Tensor, rollouts: Rollouts, *, q: float = 0.4) -> Tensor:
-    if not 0 <= q <= 1:
-        raise ValueError(f"quantile: q={q} is no share, allowed is 0 to 1")
+def quantile(logprobs_NT: Tensor, rollouts: Rollouts, *, q: Fraction = 0.4) -> Tensor:
     return policy_gradient_loss(logprobs_NT, advantages(rollouts, group_quantile(rollouts.returns_PG, q)), rollouts)
 
 

@@ -18,11 +18,12 @@ from torch import Tensor
 from opo.algorithms import algorithm
 from opo.baselines import weighted_mean
 from opo.batch import Rollouts
+from opo.keys import Positive
 from opo.losses import MAX_LOG_RATIO, advantages, log_ratio, needed, policy_gradient_loss, sequence_sum
 
 
 @algorithm(needs=("score_norm2_PG",))
-def vcpo(logprobs_NT: Tensor, rollouts: Rollouts, *, cap: float = 8.0) -> Tensor:
+def vcpo(logprobs_NT: Tensor, rollouts: Rollouts, *, cap: Positive = 8.0) -> Tensor:
     log_ratio_N = sequence_sum(log_ratio(logprobs_NT.detach(), rollouts), rollouts).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     ratio_N = log_ratio_N.exp()
     weight_PG = ratio_N.square().view_as(rollouts.rewards_PG) * needed(rollouts, "score_norm2_PG")

@@ -77,7 +77,7 @@ def bearable_batch(config: RunConfig) -> Iterator[str]:
     algo, group_size = config.algo, config.rollout.group_size
     prompts = config.rollout.num_prompts // algo.minibatches
     try:
-        teaches = learns(algo.name, algo.knobs, min(prompts, 3), min(group_size, 3))
+        teaches = learns(algo.name, algo.knobs, min(prompts, 3), min(group_size, 16))
     except ValueError as error:
         if group_size > 1:
             key = "rollout.num_prompts" if algo.minibatches == 1 else "algo.minibatches"

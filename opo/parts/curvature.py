@@ -10,8 +10,7 @@ step, u = G h / temperature the change of the logits for each unit of rate:
 A token stays if |objective| < limit_objective and policy < limit_policy. Before Adam has moments, G = g.
 """
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,12 +18,12 @@ from torch import Tensor
 from opo.batch import Rollouts
 from opo.model.forward import response_hidden
 from opo.model.policy import Policy
+from opo.parts import options
 
 CHUNK = 256  # tokens whose prospective moments (tokens x top_k x hidden) are held at once
 
 
-@dataclass
-class CurvatureMask:
+class CurvatureMask(options.Curvature):
     """CAPO's mask on the tokens of any loss.
 
     `renormalise` divides a response's weights by its share of tokens that stay, as a mean over its own tokens would (CAPO); without, the
@@ -32,17 +31,9 @@ class CurvatureMask:
     Source: arXiv 2510.00819 and its code; thresholds are those of CAPO there (Dr. CAPO: 5e-4 and 1e-3).
     """
 
-    limit_objective: float = 0.01
-    limit_policy: float = 1e-4
-    top_k: int = 50
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    direction: Literal["adam", "sgd"] = "adam"
-    renormalise: bool = True
-    first_VD: Tensor | None = field(default=None, init=False, repr=False)
-    second_VD: Tensor | None = field(default=None, init=False, repr=False)
-    updates: int = field(default=0, init=False)
+    first_VD: Tensor | None = None  # moments of the head's gradient
+    second_VD: Tensor | None = None
+    updates = 0
 
     @torch.no_grad()
     def __call__(self, policy: Policy, rollouts: Rollouts, advantages_NT: Tensor, rate: float) -> Tensor:

@@ -5,24 +5,21 @@ after it (baselines, losses) sees the drawn group. A response that was not score
 stays as it is. What is learnt is then biased for grad E[r], by design.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from opo.batch import Rollouts
+from opo.parts import options
 
 
-@dataclass(frozen=True)
-class Best:
+class Best(options.Best):
     """The best response alone (ties share): BoN of PF-PPO. Source: arXiv 2409.06957, section 3.2."""
 
     def weights(self, rewards_PG: Tensor) -> Tensor:
         return _shares(rewards_PG == _highest(rewards_PG))
 
 
-@dataclass(frozen=True)
-class BestRandom:
+class BestRandom(options.BestRandom):
     """Half of the draws the best response, half any of the others: BR of PF-PPO. Source: arXiv 2409.06957, section 3.2."""
 
     def weights(self, rewards_PG: Tensor) -> Tensor:
@@ -31,30 +28,23 @@ class BestRandom:
         return _mixed(_shares(best_PG), _shares(others_PG))
 
 
-@dataclass(frozen=True)
-class BestWorst:
+class BestWorst(options.BestWorst):
     """Half of the draws the best response, half the worst: BW of PF-PPO. Source: arXiv 2409.06957, section 3.2."""
 
     def weights(self, rewards_PG: Tensor) -> Tensor:
         return _mixed(_shares(rewards_PG == _highest(rewards_PG)), _shares(rewards_PG == -_highest(-rewards_PG)))
 
 
-@dataclass(frozen=True)
-class Power:
+class Power(options.Power):
     """In proportion to |r|^exponent, for rewards between -1 and 1; all equal to zero: every response alike.
 
     Source: verl's resampling (`pf_ppo`, pow), here inside each group, so that groups stay groups.
     """
 
-    exponent: float = 2.0
-
     def weights(self, rewards_PG: Tensor) -> Tensor:
         size_PG = rewards_PG.nan_to_num(0.0).abs() ** self.exponent
         total_P1 = size_PG.sum(1, keepdim=True)
         return torch.where(total_P1 > 0, size_PG / total_P1.clamp(min=1e-300), _shares(~rewards_PG.isnan()))
-
-
-FILTERS = {"best": Best, "best_random": BestRandom, "best_worst": BestWorst, "power": Power}
 
 
 def drawn(rollouts: Rollouts, weights_PG: Tensor, generator: torch.Generator) -> Rollouts:

@@ -6,7 +6,6 @@ d / |d|, whose length says nothing of how far the optimum is. Optimizers with a 
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +13,12 @@ from torch import Tensor, nn
 from opo.batch import Rollouts
 from opo.model.gradient import accumulate
 from opo.model.policy import Policy
+from opo.parts import options
 
 Tensors = list[Tensor]
 
 
-@dataclass
-class LookAhead:
+class LookAhead(options.LookAhead):
     """N-PG-IGT: momentum of gradients that are taken at extrapolated weights (implicit gradient transport).
 
         sample and differentiate at   theta_t + ((1 - eta)/eta) (theta_t - theta_{t-1})
@@ -31,11 +30,9 @@ class LookAhead:
     Source: Fatkhullin et al., arXiv 2302.01734; the form is that of later accounts of it.
     """
 
-    eta: float = 0.3
-    normalise: bool = True
-    previous: Tensors | None = field(default=None, init=False, repr=False)  # theta_{t-1}
-    present: Tensors | None = field(default=None, init=False, repr=False)  # theta_t, while the policy is ahead of it
-    average: Tensors | None = field(default=None, init=False, repr=False)  # d
+    previous: Tensors | None = None  # theta_{t-1}
+    present: Tensors | None = None  # theta_t, while the policy is ahead of it
+    average: Tensors | None = None  # d
 
     @torch.no_grad()
     def estimate(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -68,8 +65,7 @@ class LookAhead:
         self.previous, self.average = _unnamed("previous", state), _unnamed("average", state)
 
 
-@dataclass
-class HessianCorrected:
+class HessianCorrected(options.HessianCorrected):
     """(N-)HARPG: momentum that is corrected for the last step by a Hessian-vector product on a second batch.
 
         d_t = (1 - eta) (d_{t-1} + v_t) + eta g(theta_t)        v_t = B(theta^) (theta_t - theta_{t-1})
@@ -82,12 +78,9 @@ class HessianCorrected:
     Source: Fatkhullin et al., arXiv 2302.01734 (N-HARPG).
     """
 
-    eta: float = 0.3
-    normalise: bool = True
-    difference: float = 1.0  # length of the finite difference in units of the last step
-    previous: Tensors | None = field(default=None, init=False, repr=False)
-    average: Tensors | None = field(default=None, init=False, repr=False)
-    correction: Tensors | None = field(default=None, init=False, repr=False)  # v_t
+    previous: Tensors | None = None
+    average: Tensors | None = None
+    correction: Tensors | None = None  # v_t
 
     @contextmanager
     def between(self, parameters: Sequence[nn.Parameter], share: float) -> Iterator[Tensors | None]:
@@ -119,9 +112,6 @@ class HessianCorrected:
 
     def load(self, state: dict[str, Tensor]) -> None:
         self.previous, self.average = _unnamed("previous", state), _unnamed("average", state)
-
-
-GRADIENTS = {"look_ahead": LookAhead, "hessian_corrected": HessianCorrected}
 
 
 def hessian_vector(

@@ -1,16 +1,15 @@
 """Regularisers: terms on the entropy of the tokens' distributions, beside the loss of any algorithm."""
 
 import math
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from opo.batch import Rollouts
+from opo.parts import options
 
 
-@dataclass
-class EntropyBand:
+class EntropyBand(options.EntropyBand):
     """EPO: an entropy bonus, and a penalty on entropies that leave a band around the mean of past batches.
 
         bonus = coef (mean_t H_t - b_k mean_t alpha ([low Hbar - H_t]_+ + [H_t - high Hbar]_+))
@@ -22,15 +21,9 @@ class EntropyBand:
     Source: arXiv 2509.22576, equations of its section 3; defaults of its code.
     """
 
-    coef: float = 0.001
-    low: float = 0.0
-    high: float = 2.0
-    alpha: float = 0.1
-    decay: float = 1.0
-    total: float = field(default=0.0, init=False)  # sum of the mean entropies of past batches
-    batches: int = field(default=0, init=False)
-
     needs = ("entropies_NT",)
+    total = 0.0  # sum of the mean entropies of past batches
+    batches = 0
 
     def slopes(self, rollouts: Rollouts, step: int, steps: int) -> Tensor:
         """d bonus / d H_t times the number of tokens, (N, T); an algorithm's own average turns it into weights. Remembers the batch."""
@@ -52,6 +45,3 @@ class EntropyBand:
 
     def load(self, state: dict[str, Tensor]) -> None:
         self.total, self.batches = float(state["history"][0]), int(state["history"][1])
-
-
-REGULARISERS = {"entropy_band": EntropyBand}

@@ -1,7 +1,7 @@
 """Samplers: which prompts a batch asks, and which weights answer."""
 
 import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,12 @@ from opo.losses import MAX_LOG_RATIO
 from opo.model.forward import pad_left, positions
 from opo.model.gradient import accumulate
 from opo.model.policy import Policy
+from opo.parts import options
 from opo.rollout.collect import Collected, Collector, joined
 from opo.system.seeding import generator_for
 
 
-@dataclass
-class PromptCurriculum:
+class PromptCurriculum(options.PromptCurriculum):
     """PCL: of `candidates` times as many prompts, those whose predicted mean reward is nearest to `target`.
 
         keep the P prompts with the least |V(x) - target|;  after the batch, one step of V on (V(x) - mean reward)^2
@@ -27,12 +27,9 @@ class PromptCurriculum:
     Source: arXiv 2510.01135 (there V is a model of its own).
     """
 
-    candidates: int = 4
-    target: float = 0.5
-    value_learning_rate: float = 1e-2
-    head: nn.Linear | None = field(default=None, init=False, repr=False)
-    optimizer: torch.optim.Adam | None = field(default=None, init=False, repr=False)
-    features_PD: Tensor | None = field(default=None, init=False, repr=False)  # of the prompts that were kept
+    head: nn.Linear | None = None
+    optimizer: torch.optim.Adam | None = None
+    features_PD: Tensor | None = None  # of the prompts that were kept
 
     def collect(self, collector: Collector, policy: Policy, count: int, step: int, seed: int) -> Collected:
         """The batch of this step: `count` of the `candidates * count` next prompts of the stream."""
@@ -100,8 +97,7 @@ def prompt_features(policy: Policy, prompt_ids: list[list[int]]) -> Tensor:
     return features_PD / features_PD.square().mean(1, keepdim=True).sqrt().clamp(min=1e-6)
 
 
-@dataclass(frozen=True)
-class SamplingErrorCorrection:
+class SamplingErrorCorrection(options.SamplingErrorCorrection):
     """PROPS: half of a group from the policy, the other half from a behaviour policy that fills in what the first half lacks.
 
         phi starts at theta and minimises mean_t max(rho_t, clip(rho_t, 1 - clip, 1 + clip)),  rho = pi_phi / pi_theta,
@@ -113,10 +109,7 @@ class SamplingErrorCorrection:
     Source: Corrado and Hanna, arXiv 2311.08290 and its code; on language models this is an open experiment.
     """
 
-    learning_rate: float = 1e-3
-    epochs: int = 4
-    clip: float = 0.3
-    kl_limit: float = 0.01
+    behaviour = True  # other weights than the policy's answer
 
     def collect(self, collector: Collector, policy: Policy, count: int, step: int, seed: int) -> Collected:
         """The batch of this step, with log-probabilities under the policy for all of it."""
@@ -157,6 +150,3 @@ class SamplingErrorCorrection:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         return behaviour
-
-
-SAMPLERS = {"prompt_curriculum": PromptCurriculum, "sampling_error_correction": SamplingErrorCorrection}

@@ -1,15 +1,13 @@
 """Reward shapers: from the rewards of a batch to those that the algorithm sees."""
 
-from dataclasses import dataclass, field
-
 import torch
 from torch import Tensor
 
 from opo.batch import Rollouts
+from opo.parts import options
 
 
-@dataclass
-class RunningMoments:
+class RunningMoments(options.RunningMoments):
     """PPO-max: rewards less their running mean, over their running standard deviation, clipped.
 
         r <- clip((r - mean) / (std + 1e-8), -clip, clip)
@@ -19,10 +17,7 @@ class RunningMoments:
     Source: Zheng et al., arXiv 2307.04964, section 4.3 and its code.
     """
 
-    clip: float = 0.3
-    count: float = field(default=0.0, init=False)
-    mean: float = field(default=0.0, init=False)
-    squares: float = field(default=0.0, init=False)  # sum of squared deviations from the mean
+    count = mean = squares = 0.0  # of the rewards so far; squares: sum of squared deviations from the mean
 
     def __call__(self, rollouts: Rollouts) -> Tensor:
         """The new rewards_PG."""
@@ -46,15 +41,11 @@ class RunningMoments:
         self.count, self.mean, self.squares = state["moments"].tolist()
 
 
-@dataclass(frozen=True)
-class Verified:
+class Verified(options.Verified):
     """Tulu 3: `value` for a full reward, and `unfinished` for a response that the token limit cut, whatever it said.
 
     Source: arXiv 2411.15124 and its code (10 and -10; scores in the paper were not read again).
     """
-
-    value: float = 10.0
-    unfinished: float = -10.0
 
     def __call__(self, rollouts: Rollouts) -> Tensor:
         rewards_PG = self.value * rollouts.rewards_PG
@@ -62,6 +53,3 @@ class Verified:
             return rewards_PG
         cut_PG = ~rollouts.finished_PG & ~rewards_PG.isnan()
         return rewards_PG.masked_fill(cut_PG, self.unfinished)
-
-
-SHAPERS = {"running_moments": RunningMoments, "verified": Verified}

@@ -95,7 +95,7 @@ def test_look_ahead_by_hand_and_through_a_checkpoint(normalise):
         close(parameter.detach(), here)
         with torch.no_grad():
             assert parameter.grad is not None
-            parameter -= rate * parameter.grad
+            parameter.sub_(rate * parameter.grad)
         last, here = here, here - rate * (average / average.norm() if normalise else average)
         close(parameter.detach(), here)
         again = LookAhead(eta=eta, normalise=normalise)
@@ -114,7 +114,7 @@ def test_transport_makes_the_average_gradient_of_a_parabola_the_present_one():
         assert parameter.grad is not None
         close(parameter.grad, 3 * parameter.detach(), 1e-12)
         with torch.no_grad():
-            parameter -= 0.1 * parameter.grad
+            parameter.sub_(0.1 * parameter.grad)
 
 
 def test_hessian_corrected_momentum_follows_the_gradient_of_a_parabola():
@@ -129,7 +129,7 @@ def test_hessian_corrected_momentum_follows_the_gradient_of_a_parabola():
         assert parameter.grad is not None
         close(parameter.grad, 3 * parameter.detach(), 1e-12)
         with torch.no_grad():
-            parameter -= 0.1 * parameter.grad
+            parameter.sub_(0.1 * parameter.grad)
 
 
 def test_score_norms_against_autograd_and_copies():
