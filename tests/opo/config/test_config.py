@@ -162,6 +162,14 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ("study_is_a_folder", {"study": "../up"}, "study=../up: allowed are"),
     ("usable_device", {"device": "cuda:99"}, "device=cuda:99: "),
     ("usable_engine", {"rollout.engine": "vllm", "model.dtype": "float64"}, "rollout.engine=vllm"),
+    *(
+        (
+            "kl_reward_counts",
+            {"algo": {"name": name, "kl_coef": 0.1, "kl_placement": "reward"}},
+            f"algo.kl_placement=reward: {name} takes no KL reward; allowed is loss",
+        )
+        for name in ("nft", "inpo", "trpa", "max_rl")
+    ),
     (
         "rounded_from_float32",
         {"model.dtype": "float64", "model.compute": "bfloat16_backward"},
