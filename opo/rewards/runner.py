@@ -2,11 +2,13 @@
 
 Each worker is a fresh interpreter in a process group of its own (no fork: the parent has threads), asked in batches and answering
 response by response. A worker that is silent for longer than the time limit is killed with its whole group and replaced; the
-response it was at is unscorable, the ones behind it are asked again.
+response it was at is unscorable, the ones behind it are asked again. One that died before it had read what it was asked (killed from
+outside while idle) is replaced, and no response is to blame.
 """
 
 import os
 import pickle
+import secrets
 import selectors
 import signal
 import subprocess
@@ -20,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from opo.rewards.worker import HEADER, READY
+from opo.rewards.worker import HEADER, READY, TAKEN
 from opo.tasks.base import Prompt, Task
 
 START_LIMIT_S = 120.0  # to import and construct the task
@@ -35,7 +37,9 @@ class ScoredRewards:
     """float64 rewards, NaN where a response could not be scored, and why."""
 
     rewards_PG: Tensor
-    reasons: dict[Cell, str]  # "timeout", "crash: ...", "exception: ...", "not finite: ..." or "not a number: ..."
+    reasons: dict[
+        Cell, str
+    ]  # "timeout", "crash: ...", "forged: ...", "exception: ...", "not finite: ..." or "not a number: ..."
 
     def counts(self) -> Counter[str]:
         """How many responses were unscorable for each kind of reason."""
@@ -56,9 +60,9 @@ class RewardRunner:
             raise ValueError(f"timeout_s={timeout_s}: must be above zero seconds")
         if workers < 1:
             raise ValueError(f"workers={workers}: needs at least one process, so that a scorer can be killed")
-        hello = pickle.dumps((task, int(memory_gib * 2**30)))
+        pickled, memory_bytes = pickle.dumps(task), int(memory_gib * 2**30)
         self._selector = selectors.DefaultSelector()
-        self._workers = [_Worker(self._selector, hello, timeout_s) for _ in range(workers)]
+        self._workers = [_Worker(self._selector, pickled, memory_bytes, timeout_s) for _ in range(workers)]
 
     def score(self, prompts: Sequence[Prompt], responses_PG: Sequence[Sequence[str]]) -> ScoredRewards:
         """Rewards of P groups of G responses. Raises ValueError, naming the prompt, where groups differ in size."""
@@ -95,8 +99,8 @@ class RewardRunner:
             worker = key.data
             if key.fileobj is worker.stdin:
                 worker.write()
-            elif not worker.read(answers):
-                failed[worker] = "crash"
+            elif failure := worker.read(answers):
+                failed[worker] = failure
         for worker in self._workers:
             if worker.cells and time.monotonic() > worker.deadline:
                 failed.setdefault(worker, "timeout")
@@ -123,21 +127,23 @@ class RewardRunner:
 class _Worker:
     """The parent's end of one worker process: what it was asked, and by when its next answer is due."""
 
-    def __init__(self, selector: selectors.BaseSelector, hello: bytes, timeout_s: float):
-        self.selector, self.hello, self.timeout_s = selector, hello, timeout_s
+    def __init__(self, selector: selectors.BaseSelector, task: bytes, memory_bytes: int, timeout_s: float):
+        self.selector, self.task, self.memory_bytes, self.timeout_s = selector, task, memory_bytes, timeout_s
         self.cells: deque[Cell] = deque()  # asked and not yet answered, in order
+        self.taken = False  # whether the process has read what it was asked
+        self.asked_again: Cell | None = None  # the first cell of what a process died without reading
         self.failed_starts = 0
         self.start()
 
     def start(self) -> None:
         """A new process, which finds the modules that this one finds."""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "opo.rewards.worker"],
+            [sys.executable, "-P", "-m", "opo.rewards.worker"],  # -P: a random.py of the user's hides no module
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
             bufsize=0,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([*filter(None, sys.path), os.getcwd()])},
         )
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -146,11 +152,13 @@ class _Worker:
         self.selector.register(self.stdout, selectors.EVENT_READ, self)
         self.ready, self.inbox, self.outbox = False, b"", b""
         self.deadline = time.monotonic() + START_LIMIT_S
-        self._post(self.hello)
+        self.token = secrets.token_hex(16).encode()
+        self._post(pickle.dumps((self.token, self.memory_bytes, self.task)))
 
     def ask(self, cells: list[Cell], questions: list[tuple[Prompt, str]]) -> None:
         """Send responses to be scored, known by their cells."""
         self.cells.extend(cells)
+        self.taken = False
         if self.ready:
             self.deadline = time.monotonic() + self.timeout_s
         self._post(pickle.dumps(questions))
@@ -169,16 +177,22 @@ class _Worker:
         if not self.outbox:
             self.selector.unregister(self.stdin)
 
-    def read(self, answers: list[tuple[Cell, str]]) -> bool:
-        """Append the answers that have come; False where the process has ended."""
+    def read(self, answers: list[tuple[Cell, str]]) -> str:
+        """Append the answers that have come; why the process is of no more use, else ""."""
         received = os.read(self.stdout.fileno(), PIPE)
         *lines, self.inbox = (self.inbox + received).split(b"\n")
-        if lines and not self.ready:
-            assert lines.pop(0) == READY
-            self.ready, self.failed_starts = True, 0
+        for line in lines:
+            content = line.removeprefix(self.token)
+            if content == line:
+                return "forged: the scorer wrote to the pipe of answers"
+            if content == READY:
+                self.ready, self.failed_starts = True, 0
+            elif content == TAKEN:
+                self.taken, self.asked_again = True, None
+            else:
+                answers.append((self.cells.popleft(), content.decode()))
         self.deadline = time.monotonic() + self.timeout_s
-        answers += [(self.cells.popleft(), line.decode()) for line in lines]
-        return bool(received)
+        return "" if received else "crash"
 
     def replace(self, reason: str) -> list[tuple[Cell, str]]:
         """A new process for one that hung or crashed: the answer for the response it was at."""
@@ -190,6 +204,9 @@ class _Worker:
                 raise RuntimeError(f"a reward worker could not be started ({reason}, exit status {status}): see above")
         self.start()
         if not was_ready or not self.cells:
+            return []
+        if reason == "crash" and not self.taken and self.asked_again != self.cells[0]:
+            self.asked_again = self.cells[0]  # once: a list that kills whoever reads it must not be asked for ever
             return []
         return [(self.cells.popleft(), "!" + (f"crash: exit status {status}" if reason == "crash" else reason))]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hostile import Hostile, Unbuildable
+from hostile import Hostile, Talkative, Unbuildable
 
 from opo.rewards.runner import RewardRunner
 from opo.tasks import TASKS, Prompt, make_task
@@ -80,6 +80,19 @@ def test_what_a_scorer_prints_or_reads_disturbs_nothing(runner):
     assert score(runner, "shout", "read", "give 7").rewards_PG.tolist() == [[1.0, 0.0, 7.0]]
 
 
+def test_rewards_cannot_be_forged(runner):
+    """A scorer that writes answers to every open file: its own response is unscored and nothing else changes."""
+    scored = score(runner, "give 0.5", "forge 1.0", "give 0.25")
+    assert scored.reasons == {(0, 1): "forged: the scorer wrote to the pipe of answers"}
+    assert scored.rewards_PG[0, ::2].tolist() == [0.5, 0.25]
+
+
+def test_a_task_that_prints_while_it_is_made_disturbs_nothing(capfd):
+    with RewardRunner(Talkative()) as runner:
+        assert score(runner, "give 0.5").rewards_PG.tolist() == [[0.5]]
+    assert capfd.readouterr().out == ""
+
+
 def test_huge_responses_pass_in_both_directions(runner):
     assert score(runner, "length " + "x" * 5_000_000, "length").rewards_PG.tolist() == [[5_000_000.0, 0.0]]
 
@@ -107,6 +120,15 @@ def test_a_worker_killed_while_idle_costs_nothing(runner):
     scored = score(runner, "give 1", "report_pid")
     assert not scored.reasons
     assert scored.rewards_PG[0, 1] != pid
+
+
+def test_a_worker_killed_just_before_it_is_asked_costs_nothing(runner):
+    for turn in range(25):  # whether the death is seen before the next question is sent is up to the kernel
+        (pid,) = score(runner, "report_pid").rewards_PG[0].int().tolist()
+        os.kill(pid, signal.SIGKILL)
+        scored = score(runner, f"give {turn}", "give 0.5", "give -1")
+        assert not scored.reasons
+        assert scored.rewards_PG.tolist() == [[turn, 0.5, -1]]
 
 
 def test_a_stopped_worker_is_a_timeout_not_a_stopped_parent(impatient):

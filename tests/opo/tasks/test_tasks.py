@@ -17,7 +17,6 @@ from opo.errors import UserError
 from opo.rewards.runner import RewardRunner
 from opo.tasks import TASKS, make_task, render
 from opo.tasks.arithmetic import ALPHABET, SHARES, Arithmetic, ArithmeticConfig
-from opo.tasks.base import last_number
 from opo.tasks.math import Math, MathConfig
 from opo.tasks.reasoning_gym import Example, ReasoningGym, ReasoningGymConfig
 
@@ -127,21 +126,6 @@ def test_demonstrations_are_an_instrument():
     assert spreads[len(spreads) // 10] >= 5  # nine questions of ten, from a few answers each
 
 
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        ("12 - 7 = 5, so 5 - 9 = -4", "-4"),
-        ("10-8", "8"),
-        ("about 1,234.50.", "1234.50"),
-        ("x = 3.", "3"),
-        ("1,2,3", "3"),
-        ("none", None),
-    ],
-)
-def test_last_number(text, number):
-    assert last_number(text) == number
-
-
 def test_reasoning_gym_answers_come_from_the_tag_then_the_number_of_the_first_line():
     examples = [Example("1 + 1", "1 + 1 = 2")]
     task = ReasoningGym(ReasoningGymConfig(template="few_shot", examples=examples, question="{metadata[expression]}"))
@@ -211,47 +195,6 @@ def test_questions_that_follow_the_hash_seed_are_refused_without_one(monkeypatch
         ReasoningGym(config)
     monkeypatch.setenv("PYTHONHASHSEED", "0")
     ReasoningGym(config)
-
-
-def test_math_is_equal_as_mathematics(questions_file):
-    task = Math(MathConfig(path=str(questions_file)))
-    prompt = next(p for p in map(task.prompt, range(60)) if p.answer == "\\frac{1}{2}")
-    assert prompt.chat
-    for response in ("so \\boxed{\\frac12}", "$0.5$", "the answer is 1/2", "\\boxed{\\frac{2}{4}}"):
-        assert task.score(prompt, response) == 1, response
-    for response in ("\\boxed{\\frac13}", "", "half of it", "\\boxed{2}"):
-        assert task.score(prompt, response) == 0, response
-    assert task.extract("\\boxed{1}, then \\boxed{ \\frac{1}{2} }.") == "\\frac{1}{2}"
-    assert task.extract("\\boxed{1") is None
-    assert task.extract("it is 1,000") == "1000"
-
-
-def test_math_visits_every_question_once_a_lap(questions_file):
-    task = Math(MathConfig(path=str(questions_file), seed=5))
-    count = next(i for i in range(1, 60) if len({task.prompt(j).text for j in range(i + 1)}) == i)
-    first, second = ([task.prompt(lap * count + i).text for i in range(count)] for lap in (0, 1))
-    assert len(set(first)) == count
-    assert sorted(first) == sorted(second)
-    assert first != second
-
-
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        (None, "no such file"),
-        ("not json", ":1: needs an object"),
-        ('{"question": "a", "answer": "1"}\n{"question": "b"}', ":2: needs an object"),
-        ('{"question": "a", "answer": 1}', ":1: question and answer must be text"),
-        ("[1]", ":1: needs an object"),
-        ('{"question": "a", "answer": ""}', ":1: question and answer must be text"),
-    ],
-)
-def test_math_names_the_line_it_cannot_read(tmp_path, content, says):
-    path = tmp_path / "q.jsonl"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(UserError, match=says):
-        Math(MathConfig(path=str(path)))
 
 
 @pytest.mark.parametrize(
