@@ -40,10 +40,8 @@ def last_number(text: str) -> str | None:
 
     Thousands separators are dropped. Minus signs of Unicode count as such.
     """
-    found = None
-    for found in NUMBER.finditer(text[-LONGEST:].translate(MINUS)):
-        pass
-    return "".join(found.group().replace(",", "").split()) if found else None
+    numbers = NUMBER.findall(text[-LONGEST:].translate(MINUS))
+    return "".join(numbers[-1].replace(",", "").split()) if numbers else None
 
 
 def final_answer(response: str) -> str | None:

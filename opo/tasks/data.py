@@ -38,7 +38,7 @@ def _parquet(file: Path) -> list[Row]:
     import pyarrow.parquet as pq
 
     try:
-        rows = pq.read_table(file, partitioning=None).to_pylist()
+        rows = pq.ParquetFile(file).read().to_pylist()  # not read_table, which makes columns of a folder's name
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{file}: is no parquet file that can be read ({str(error).splitlines()[0]})") from error
     if not rows:

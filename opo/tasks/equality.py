@@ -67,9 +67,8 @@ def equal(gold: str, given: str) -> bool:
     (gold, gold_unit), (given, given_unit) = _unit(gold), _unit(given)
     if gold_unit and given_unit and gold_unit != given_unit:
         return False
-    numbers = number(gold), number(given)
-    if numbers[0] is not None and numbers[1] is not None:
-        return _numbers_equal(gold, given, *numbers)
+    if (a := number(gold)) is not None and (b := number(given)) is not None:
+        return _numbers_equal(gold, given, a, b)
     if is_words(gold) or _differ(gold, given) or _heavy(given) or _heavy(gold):
         return False
     return _algebra(gold, given)
@@ -147,9 +146,7 @@ def _differ(gold: str, given: str) -> bool:
         if any(word in one and word not in other for word in (r"\forall", r"\exists")):
             return True
     bases = [BASED.fullmatch(SPACES.sub("", text)) for text in (gold, given)]
-    if bases[0] and bases[1] and bases[0][2] != bases[1][2]:
-        return True
-    return False
+    return bool(bases[0] and bases[1] and bases[0][2] != bases[1][2])
 
 
 def _heavy(text: str) -> bool:

@@ -138,6 +138,96 @@ def test_reasoning_gym_answers_come_from_the_tag_then_the_number_of_the_first_li
     assert ReasoningGym(ReasoningGymConfig(answer="text")).extract(" a b ") == "a b"
 
 
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        ("<answer>7</answer> no, <answer>8</answer>", "8"),
+        ("<answer> 7\n</answer>", "7"),
+        ("7 <answer>8", "8"),
+        ("<answer><answer>7</answer>", "7"),
+        ("</answer> <answer>7</answer>", "7"),
+        ("<answer>007.0</answer>", "7"),
+        ("It is \u22127.", "-7"),
+        ("= 6/8", "3/4"),
+        ("The total is 72 clips, altogether.", "72"),
+    ],
+)
+def test_reasoning_gym_votes_by_the_value_of_the_last_complete_tag(response, answer):
+    assert ReasoningGym(ReasoningGymConfig()).extract(response) == answer
+
+
+@pytest.mark.parametrize(
+    ("dataset", "answer"),
+    [("spell_backward", "text"), ("prime_factorization", "text"), ("countdown", "text"), ("chain_sum", "number")],
+)
+def test_only_the_full_mark_is_paid_and_a_malformed_answer_is_wrong(dataset, answer):
+    task = ReasoningGym(ReasoningGymConfig(dataset=dataset, answer=answer))
+    graded = ReasoningGym(replace(task.config, binary=False))
+    for index in range(12):
+        prompt = task.prompt(index)
+        assert task.score(prompt, prompt.answer) == 1
+        junk = [
+            "",
+            "dunno",
+            "(" * 3000,
+            "()",
+            "1 x",
+            "9**9",
+            "-",
+            "\0",
+            f"{prompt.answer}x",
+            f"{prompt.answer}xyz",
+            f"{prompt.answer}xyzzy",
+        ]
+        assert [task.score(prompt, text) for text in junk if answer == "text"] == [0] * (
+            len(junk) if answer == "text" else 0
+        )
+        assert all(0 <= graded.score(prompt, text) <= 1 for text in junk)
+
+
+def test_a_scorer_that_cannot_judge_its_own_gold_answer_is_at_fault_itself():
+    task = ReasoningGym(ReasoningGymConfig())
+    prompt = task.prompt(0)
+    broken = replace(prompt, metadata={"item": {"answer": None}})
+    with pytest.raises(Exception, match=r".+"):
+        task.score(broken, "5")
+
+
+def test_datasets_that_run_answers_as_code_are_refused():
+    config = ReasoningGymConfig(dataset="n_queens")
+    with pytest.raises(UserError, match=r"task.dataset=n_queens: .*Python code.*task.allow_eval=true"):
+        ReasoningGym(config)
+    ReasoningGym(replace(config, allow_eval=True))
+    composite = ReasoningGymConfig(dataset="composite", options={"datasets": [{"name": "n_queens", "weight": 1}]})
+    with pytest.raises(UserError, match=r"task.dataset=n_queens"):
+        ReasoningGym(composite)
+
+
+def test_a_dataset_that_pays_wrong_answers_is_named(capsys):
+    make_task(ReasoningGymConfig(dataset="game_of_life_halting", answer="text"))
+    make_task(ReasoningGymConfig(dataset="game_of_life_halting", answer="text"))
+    assert (
+        capsys.readouterr().err.count(
+            "task.dataset=game_of_life_halting: its scorer gives the full mark to wrong answers"
+        )
+        == 1
+    )
+    assert ReasoningGym(ReasoningGymConfig(dataset="chain_sum", question="{question}")).warnings == []
+
+
+def test_the_survey_covers_every_dataset():
+    from reasoning_gym.factory import DATASETS
+
+    from opo.tasks.reasoning_gym import surveyed
+
+    assert {name for name in DATASETS if not surveyed(name)} == set()
+
+
+def test_a_dataset_that_prints_while_it_is_made_is_silent(capfd):
+    make_task(ReasoningGymConfig(dataset="bf", answer="text"))
+    assert capfd.readouterr().out == ""
+
+
 def test_partial_credit_only_on_request():
     graded, binary = (ReasoningGym(ReasoningGymConfig(binary=b, answer="text")) for b in (False, True))
     prompt = graded.prompt(0)
