@@ -4,10 +4,12 @@ Files as they are found: MATH (`problem`, `solution` with a box), GSM8K (`questi
 (`prompt` of messages, `reward_model.ground_truth`), or any two columns that `task.question_key` and `task.answer_key` name.
 """
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
+from pydantic.dataclasses import dataclass
+
 from opo.errors import UserError
+from opo.keys import STRICT, Seed
 from opo.tasks import equality
 from opo.tasks.answers import BOX, canonical, final_answer
 from opo.tasks.base import Prompt, is_messages, shown
@@ -17,7 +19,7 @@ QUESTION_KEYS = ("question", "problem", "prompt")
 ANSWER_KEYS = ("answer", "solution", "ground_truth", "reward_model.ground_truth")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class MathConfig:
     """`path`: JSONL or parquet with a question (text, or messages) and an answer (LaTeX or plain) in each row."""
 
@@ -26,8 +28,8 @@ class MathConfig:
     question_key: str | None = None  # null: question, problem or prompt
     answer_key: str | None = None  # null: answer, solution, ground_truth or reward_model.ground_truth
     unreadable: Literal["refuse", "skip"] = "refuse"  # rows whose answer cannot be compared
-    name: str = "math"
-    seed: int = 0
+    name: Literal["math"] = "math"
+    seed: Seed = 0  # of the order of the questions
     template: Literal["plain", "chat"] = "chat"
     instruction: str = "Think step by step and put the final answer in \\boxed{}."  # follows the question
 
