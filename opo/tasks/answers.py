@@ -18,6 +18,9 @@ INLINE_MATH = re.compile(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DO
 MINUS = str.maketrans(dict.fromkeys("\u2212\u2013\u2012\ufe63\uff0d", "-"))  # minus signs and dashes that stand for one
 NUMBER = re.compile(r"(?<![\d.])-?\d+(?:,\d{3})*(?:\.\d+)?(?:[eE][+-]?\d+)?(?:\s?/\s?\d+)*")
 
+FRACTION = re.compile(r"-?\\[dtc]?frac(?:\{-?\d+\}|\d)(?:\{\d+\}|\d)")
+WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+
 SYMBOLS = {
     "π": r"\pi ", "∞": r"\infty ", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ", "±": r"\pm ", "≤": r"\le ",
     "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "°": r"^\circ ", "θ": r"\theta ", "∅": r"\emptyset ",
@@ -48,8 +51,8 @@ def final_answer(response: str) -> str | None:
     r"""What a response to a mathematical question answers; None where it answers nothing.
 
     The last \boxed{} decides, together with the boxes that only commas, `and` or `or` separate from it: `\boxed{2}, \boxed{3}` is
-    the list 2, 3. A last box that is empty or never closed is no answer. Without a box it is the last formula ($...$, \(...\),
-    \[...\]) or the last number, whichever ends later.
+    the list 2, 3. A last box that is empty or never closed is no answer. Without a box it is all of a short response without words, else
+    the last formula ($...$, \(...\), \[...\]) or the last number, whichever ends later.
     """
     starts = [(found.start(), found.end()) for found in BOX.finditer(response)]
     if not starts:
@@ -82,11 +85,21 @@ def _closing(text: str, inside: int) -> int | None:
 
 
 def _unboxed(text: str) -> str | None:
+    whole = text.strip().lstrip("=").strip()
+    if len(whole) <= 100 and not WORD.search(TEXT.sub("", whole)):
+        return whole or None
     formulas = list(INLINE_MATH.finditer(text))
-    numbers = list(NUMBER.finditer(text.translate(MINUS)))
-    if formulas and (not numbers or numbers[-1].end() <= formulas[-1].end()):
+    numbers = [*NUMBER.finditer(text.translate(MINUS)), *FRACTION.finditer(text.translate(MINUS))]
+    last = max(numbers, key=lambda found: (found.end(), -found.start()), default=None)
+    if formulas and (last is None or last.end() <= formulas[-1].end()):
         return next((part for part in formulas[-1].groups() if part), "").strip() or None
-    return last_number(text)
+    if (
+        last is None
+        or text[last.start() - 1 : last.start()] in ("{", "^", "_")
+        or text[last.end() : last.end() + 1] in ("}", "^", "_")
+    ):
+        return None  # a part of a formula
+    return "".join(last[0].replace(",", "").split())
 
 
 def normalise(answer: str) -> str:

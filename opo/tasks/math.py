@@ -4,6 +4,7 @@ Files as they are found: MATH (`problem`, `solution` with a box), GSM8K (`questi
 (`prompt` of messages, `reward_model.ground_truth`), or any two columns that `task.question_key` and `task.answer_key` name.
 """
 
+from functools import cached_property
 from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass
@@ -42,7 +43,12 @@ class Math:
 
     def __init__(self, config: MathConfig):
         self.config = config
-        self._laps = Laps(config.path, config.eval_path, config.seed, lambda path, key: _read(config, path, key))
+        _ = self._laps  # what is wrong with the files is said now
+
+    @cached_property
+    def _laps(self) -> Laps:
+        config = self.config
+        return Laps(config.path, config.eval_path, config.seed, lambda path, key: _read(config, path, key))
 
     def __reduce__(self):
         return _scorer, (self.config,)
@@ -65,7 +71,7 @@ class Math:
 
 
 def _scorer(config: MathConfig) -> Math:
-    """A copy that scores and has read no file."""
+    """A copy that reads the files when it is asked for a prompt, which no worker is."""
     equality.warm_up()
     task = object.__new__(Math)
     task.config = config

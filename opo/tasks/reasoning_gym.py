@@ -115,7 +115,8 @@ class ReasoningGym:
     def _draw(self, index: int, split: str) -> dict[str, Any]:
         rng = random.Random(f"{self.config.seed}/{SPLITS.index(split)}/{index}")
         for _ in range(ATTEMPTS):
-            item = _create(self.config, rng.getrandbits(31))[0]
+            with redirect_stdout(io.StringIO()):  # some print while they make an item
+                item = _create(self.config, rng.getrandbits(31))[0]
             if held_out(item["question"]) == (split == "eval"):
                 return item
         raise UserError(
@@ -149,10 +150,10 @@ def _warnings(config: ReasoningGymConfig) -> Iterator[str]:
                 f"task.dataset={name}: its scorer runs the model's answer as Python code in the reward worker; choose another, or take "
                 "that with task.allow_eval=true"
             )
-        if found and found["oracle"] != "1":
+        if found.get("oracle", "1") not in ("1", ""):
             yield f"task.dataset={name}: its scorer gives the full mark to {found['oracle']} of its own gold answers"
-        if found.get("wrong_paid"):
-            yield f"task.dataset={name}: its scorer gives the full mark to wrong answers ({found['wrong_paid']})"
+        if kinds := "; ".join(kind for kind in found.get("wrong_paid", "").split("; ") if kind != "another item's"):
+            yield f"task.dataset={name}: its scorer gives the full mark to wrong answers ({kinds})"
         if found and not config.binary and float(found["floor"] or 0) > 0:
             yield f"task.dataset={name}: with task.binary=false a wrong answer earns up to {found['floor']}"
         if found and config.answer == "number" and found["number"] != "1" and OPEN_TAG not in config.question:
@@ -195,8 +196,7 @@ def _create(config: ReasoningGymConfig, seed: int):
     try:
         if config.dataset == "composite":
             options["datasets"] = [DatasetSpec(**{"config": {}, **spec}) for spec in options.get("datasets", [])]
-        with redirect_stdout(io.StringIO()):  # some print while they are made
-            return dataset(settings(**options, seed=seed, size=1))
+        return dataset(settings(**options, seed=seed, size=1))
     except (TypeError, ValueError, AssertionError) as error:
         allowed = sorted(settings.__dataclass_fields__.keys() - {"seed", "size"})
         raise UserError(f"task.options: {error}; options of {config.dataset} are {', '.join(allowed)}") from error

@@ -1,14 +1,6 @@
-"""Which datasets of reasoning-gym can be trusted with a reward: `python tests/benchmarks/survey_reasoning_gym.py`, about ten minutes.
+"""Which datasets of reasoning-gym can be trusted with a reward: `python tests/benchmarks/survey_reasoning_gym.py`, about four minutes.
 
-Writes `opo/tasks/reasoning_gym.csv`, a line a dataset, over `ITEMS` items each with the dataset's own options:
-
-- oracle: share of items whose own gold answer gets the scorer's full mark
-- wrong_paid: kinds of obviously wrong answers that got the full mark on any item (empty: none)
-- floor: the largest mark of an obviously wrong answer below the full one, which is paid where task.binary=false
-- raises: kinds of wrong answers on which the scorer raised
-- executes: whether the scorer runs the answer as code, as seen by a file that the answer writes
-- same_questions: whether another PYTHONHASHSEED gives the same questions
-- number: whether the gold answers are found as the last number of a text (task.answer=number)
+Writes `opo/tasks/reasoning_gym.csv`, a line a dataset; `opo/tasks/reasoning_gym.md` explains its columns.
 """
 
 import csv
@@ -23,6 +15,19 @@ from typing import Any
 
 ITEMS = 25
 LIMIT_S = 90
+UNRELATED = {
+    "empty",
+    "space",
+    "word",
+    "zero",
+    "minus",
+    "letter",
+    "comma",
+    "bracket",
+    "list",
+    "24",
+    "long",
+}  # to the gold answer
 TABLE = Path(__file__).parents[2] / "opo" / "tasks" / "reasoning_gym.csv"
 # what makes a scorer that evaluates its answer leave a mark: as Python, within a container, behind a number, through sympy's parser
 PAYLOADS = ["open({0!r}, 'w')", "[open({0!r}, 'w')]", "5 + (open({0!r}, 'w') and 0)", "x*(open({0!r}, 'w') and 1)"]
@@ -32,9 +37,13 @@ def wrong_answers(gold: str, other: str) -> dict[str, str]:
     """Answers that nobody would pay, by kind; `other` is another item's gold answer."""
     kinds = {
         "empty": "", "space": " ", "word": "dunno", "zero": "0", "minus": "-1", "letter": "x", "comma": ",", "bracket": "(", "list": "[]",
-        "text before": f"The answer is not {gold}", "text after": f"{gold} or something else", "or five": f"{gold} or 5",
-        "twice": f"{gold} {gold}", "long": "dunno " * 200, "doubled line": f"{gold}\n\n{gold}", "another item's": other,
+        "24": "24", "long": "dunno " * 200,
     }  # fmt: skip
+    if gold:
+        kinds |= {
+            "text before": f"The answer is not {gold}", "text after": f"{gold} or something else", "text around": f"maybe\n{gold}\nor not",
+            "or five": f"{gold} or 5", "twice": f"{gold} {gold}", "doubled line": f"{gold}\n\n{gold}", "another item's": other,
+        }  # fmt: skip
     return {kind: text for kind, text in kinds.items() if text.strip() != gold.strip()}
 
 
@@ -101,11 +110,11 @@ def digest(items: list[tuple[Any, dict[str, Any]]]) -> str:
 
 
 def oracle_of(item: dict[str, Any]) -> str:
-    """The gold answer, where some datasets hide it among the metadata."""
+    """The gold answer, where some datasets hide it among the metadata; "" where there is none."""
     if item["answer"] is not None:
         return str(item["answer"])
-    metadata = item["metadata"]
-    found = metadata.get("example_answer", metadata.get("possible_answer"))
+    keys = ("example_answer", "possible_answer", "example_correct_answer")
+    found = next((item["metadata"][key] for key in keys if key in item["metadata"]), "")
     return found if isinstance(found, str) else json.dumps(found)
 
 
@@ -121,17 +130,13 @@ def survey(items: list[tuple[Any, dict[str, Any]]]) -> dict[str, Any]:
             mark = _mark(dataset, item, text)
             if mark is None:
                 raised.add(kind)
-            elif mark >= 1:
+            elif mark == 1:
                 paid.add(kind)
-            else:
-                floor = (
-                    max(floor, mark)
-                    if kind not in ("another item's", "text before", "text after", "or five", "twice", "doubled line")
-                    else floor
-                )
+            elif kind in UNRELATED:
+                floor = max(floor, min(mark, 1.0))
         executes = executes or _executes(dataset, item)
     return {
-        "oracle": f"{right / len(items):g}", "wrong_paid": "; ".join(sorted(paid)), "floor": f"{floor:.3g}", "raises": "; ".join(sorted(raised)),
+        "oracle": f"{right / len(items):g}" if any(golds) else "", "wrong_paid": "; ".join(sorted(paid)), "floor": f"{floor:.3g}", "raises": "; ".join(sorted(raised)),
         "executes": "yes" if executes else "no", "number": f"{numbers / len(items):g}", "digest": digest(items),
     }  # fmt: skip
 
