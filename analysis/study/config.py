@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
+from analysis.study.external.record import RewardChoice
 from analysis.variance.estimators import known_names, resolve
 from opo.algorithms import ALGORITHMS
 from opo.config.build import build
@@ -48,6 +49,18 @@ class StudyRollout:
 
 
 @dataclass
+class RewardColumns:
+    """Which columns of rollouts from elsewhere are the reward; neither: the format's own."""
+
+    column: str | None = None
+    columns: dict[str, float] | None = None  # name -> weight, summed
+
+    @property
+    def choice(self) -> RewardChoice:
+        return RewardChoice(self.column, self.columns)
+
+
+@dataclass
 class VarianceConfig:
     """One study: every estimator at every group size, on the same frozen responses of every policy."""
 
@@ -55,15 +68,17 @@ class VarianceConfig:
     model: ModelConfig | None = None  # null: the run's own, else the built-in one
     task: Any = None  # null: the run's own, else arithmetic
     rollout: StudyRollout = field(default_factory=StudyRollout)
-    rollouts: str | None = None  # a file of rollouts from elsewhere, in place of sampling
-    append_eos: bool = True  # to responses of that file that are text
+    rollouts: Any = None  # a file of rollouts from elsewhere, or a list of files, in place of sampling
+    append_eos: bool = True  # to responses of these files that are text, have no end and were not cut
+    reward: RewardColumns = field(default_factory=RewardColumns)
+    step: Any = None  # of training, of these files: one, a list, or all
     estimators: list[str] = field(default_factory=lambda: list(ESTIMATORS))
     reference: str = "leave_one_out"
     group_sizes: list[int] = field(default_factory=lambda: list(GROUP_SIZES))
-    prompts: int = 24
-    responses: int = 64
+    prompts: int | None = None  # null: 24, or all of a file
+    responses: int | None = None  # null: 64, or all of a file
     first_prompt: int = 0
-    split: str = "eval"
+    split: str | None = None  # null: eval
     prompts_per_batch: int | None = None
     token_responses: int = 1
     num_bootstrap: int = 2000
@@ -79,6 +94,28 @@ class VarianceConfig:
     def checkpoint_list(self) -> list[str]:
         given = self.checkpoint if isinstance(self.checkpoint, list) else [self.checkpoint]
         return [str(item) for item in given if item is not None]
+
+    @property
+    def rollout_files(self) -> list[Path]:
+        given = self.rollouts if isinstance(self.rollouts, list) else [self.rollouts]
+        return [Path(str(item)) for item in given if item is not None]
+
+    @property
+    def steps(self) -> list[int] | None:
+        """Steps to take from the files; none given: there must be one; empty: all."""
+        if self.step is None:
+            return None
+        return [] if self.step == "all" else list(self.step) if isinstance(self.step, list) else [self.step]
+
+    @property
+    def num_prompts(self) -> int:
+        """How many prompts of a task are studied."""
+        return 24 if self.prompts is None else self.prompts
+
+    @property
+    def num_responses(self) -> int:
+        """How many responses to each are sampled."""
+        return 64 if self.responses is None else self.responses
 
     @property
     def shard_of(self) -> tuple[int, int]:
@@ -123,18 +160,18 @@ def _complaints(config: VarianceConfig) -> Iterator[str]:
         "num_partitions": 1,
         "threads": 1,
     }.items():
-        if getattr(config, key) < least:
-            yield f"{key}={getattr(config, key)}: must be at least {least}"
+        if (given := getattr(config, key)) is not None and given < least:
+            yield f"{key}={given}: must be at least {least}"
     for key in ("memory_gib", "reward_timeout_s"):
         if not getattr(config, key) > 0:
             yield f"{key}={getattr(config, key)}: must be above 0"
-    if config.split not in SPLITS:
+    if config.split is not None and config.split not in SPLITS:
         yield f"split={config.split}: choose one of {', '.join(SPLITS)}"
     if not config.group_sizes:
         yield "group_sizes=[]: give at least one group size"
     for size in config.group_sizes:
-        if size < 2 or (config.rollouts is None and 2 * size > config.responses):
-            yield f"group_sizes has {size}: allowed are 2 to responses / 2 = {config.responses // 2}, since a variance needs two groups a prompt"
+        if size < 2 or (config.rollouts is None and 2 * size > config.num_responses):
+            yield f"group_sizes has {size}: allowed are 2 to responses / 2 = {config.num_responses // 2}, since a variance needs two groups a prompt"
     names = [
         name for name in known_names() if name not in ALGORITHMS or not {*ALGORITHMS[name].needs} & {*NOT_IN_POOLS}
     ]
@@ -154,20 +191,55 @@ def _complaints(config: VarianceConfig) -> Iterator[str]:
         estimator.name for estimator in resolve(list(dict.fromkeys(config.estimators))) if estimator.couples_prompts
     ]
     if coupled and config.prompts_per_batch is None:
-        yield f"prompts_per_batch=null: {', '.join(coupled)} couples the prompts of a batch; say how many it has (2 to {config.prompts})"
-    if config.prompts_per_batch is not None and not 2 <= config.prompts_per_batch <= config.prompts:
-        yield f"prompts_per_batch={config.prompts_per_batch}: must lie between 2 and prompts={config.prompts}"
+        yield f"prompts_per_batch=null: {', '.join(coupled)} couples the prompts of a batch; say how many it has (2 to {config.num_prompts})"
+    known = config.prompts if config.rollouts else config.num_prompts
+    if config.prompts_per_batch is not None and not 2 <= config.prompts_per_batch <= (
+        known or config.prompts_per_batch
+    ):
+        yield f"prompts_per_batch={config.prompts_per_batch}: must lie between 2 and prompts={known}"
     if config.shard is not None:
         found = re.fullmatch(r"(\d+)/(\d+)", config.shard)
         if not found or int(found[1]) >= int(found[2]):
             yield f"shard={config.shard}: give WHICH/COUNT with WHICH from 0, such as 0/4"
-    if config.rollouts is not None and not Path(config.rollouts).is_file():
-        yield f"rollouts={config.rollouts}: no such file"
-    if config.rollouts is not None and len(config.checkpoint_list) > 1:
-        yield "checkpoint: rollouts from a file belong to one policy; give one checkpoint or a model"
+    yield from _about_rollouts(config)
     for path in config.checkpoint_list:
         if not Path(path).is_dir():
             yield f"checkpoint={path}: no such folder; give a run folder, a checkpoint or a folder of transformers"
+
+
+def _about_rollouts(config: VarianceConfig) -> Iterator[str]:
+    """What goes with rollouts from elsewhere, and what needs them."""
+    if config.rollouts is None:
+        for key, given in {
+            "step": config.step,
+            "reward.column": config.reward.column,
+            "reward.columns": config.reward.columns,
+        }.items():
+            if given is not None:
+                yield f"{key}={given}: it chooses among the rows or columns of rollouts=FILE, and there are none"
+        return
+    files = config.rollout_files
+    for file in files:
+        if not file.is_file():
+            yield f"rollouts={file}: no such file"
+    if len(set(files)) < len(files) or not files:
+        yield f"rollouts={config.rollouts}: give one file or several different ones"
+    if config.model is None and not config.checkpoint_list:
+        yield (
+            f"model: rollouts={files[0]} was sampled by a model that has to be named, as in model=FOLDER or checkpoint=RUN; "
+            f"what rewards and lengths alone say needs none: opo audit rollouts={files[0]}"
+        )
+    if len(config.checkpoint_list) > 1:
+        yield "checkpoint: rollouts from a file belong to one policy; give one checkpoint or a model"
+    if config.task is not None:
+        yield "task: rollouts from a file bring their own prompts and rewards; leave task out"
+    if config.split is not None:
+        yield f"split={config.split}: rollouts from a file have no splits; leave split out"
+    if config.reward.column is not None and config.reward.columns is not None:
+        yield "reward.column and reward.columns: give one of them"
+    steps = config.step if isinstance(config.step, list) else [config.step]
+    if config.step is not None and config.step != "all" and not all(type(step) is int for step in steps):
+        yield f"step={config.step}: a step of training, a list of steps, or all is needed"
 
 
 @dataclass(frozen=True)

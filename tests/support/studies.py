@@ -38,6 +38,7 @@ def bandit_pool(seed: int, responses: int = 32) -> PromptPool:
         token_norm2_sum_K=norms[:1] * 1.1,
         gradient_D=np.array([1.0 + 0.1 * (seed % 5), 0.2 * (seed % 3), float(pool.rewards.mean())], dtype=np.float32),
         gap_nats=0.0,
+        entropies_R=pool.lengths * 1.0,
     )
 
 
@@ -51,7 +52,7 @@ def bandit_study(**changes: object) -> Study:
     weights = [Weights(ModelConfig(), None, None)]
     stages = [Stage("step-000000", "start", 0, weights), Stage("step-000020", "step 20", 20, weights)]
     asked = config(**changes)
-    pools = {stage.name: [bandit_pool(100 * i + p) for p in range(asked.prompts)] for i, stage in enumerate(stages)}
+    pools = {stage.name: [bandit_pool(100 * i + p) for p in range(asked.num_prompts)] for i, stage in enumerate(stages)}
     pools["step-000020"] = [
         replace(after, prompt_id=before.prompt_id)
         for before, after in zip(pools["step-000000"], pools["step-000020"], strict=True)
