@@ -1,14 +1,17 @@
 """What a variance study is asked for: the schema of `opo variance`, its rules, and which weights its checkpoints stand for."""
 
+import dataclasses
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from omegaconf import OmegaConf
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from analysis.study.external.record import RewardChoice
 from analysis.variance.estimators import known_names, resolve
@@ -16,9 +19,22 @@ from opo.algorithms import ALGORITHMS
 from opo.config.build import build
 from opo.config.schema import ModelConfig
 from opo.errors import UserError, near
+from opo.keys import (
+    LARGEST,
+    STRICT,
+    AtLeastTwo,
+    Count,
+    Device,
+    Positive,
+    Seed,
+    Share,
+    Split,
+    Temperature,
+    Threads,
+    ZeroOrMore,
+)
 from opo.run.checkpoint import checkpoints
 from opo.tasks import TASKS
-from opo.tasks.base import SPLITS
 
 ESTIMATORS = (
     "none",
@@ -33,22 +49,24 @@ ESTIMATORS = (
     "group_standardized",
 )
 GROUP_SIZES = (2, 4, 8, 16)
+AtLeastFour = Annotated[int, Field(ge=4, le=LARGEST)]
+Resamples = Annotated[int, Field(ge=100, le=1_000_000)]
 NOT_IN_POOLS = ("greedy_rewards_P", "answers")  # what algorithms may need and a study does not keep
 NOT_IN_NAME = ("shard", "threads", "device", "memory_gib", "reward_timeout_s", "hydra")
 
 
-@dataclass
+@dataclass(config=STRICT)
 class StudyRollout:
     """How responses are sampled. Null: as the run of the checkpoint sampled (else 48 tokens at temperature 1)."""
 
-    max_new_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float = 1.0
-    top_k: int = 0
-    max_sequences: int = 256
+    max_new_tokens: Count | None = None
+    temperature: Temperature | None = None
+    top_p: Share = 1.0  # a study that weighs what it samples refuses other values
+    top_k: ZeroOrMore = 0  # likewise
+    max_sequences: Count = 256  # responses sampled at once
 
 
-@dataclass
+@dataclass(config=STRICT)
 class RewardColumns:
     """Which columns of rollouts from elsewhere are the reward; neither: the format's own."""
 
@@ -60,7 +78,7 @@ class RewardColumns:
         return RewardChoice(self.column, self.columns)
 
 
-@dataclass
+@dataclass(config=STRICT)
 class VarianceConfig:
     """One study: every estimator at every group size, on the same frozen responses of every policy."""
 
@@ -72,23 +90,23 @@ class VarianceConfig:
     append_eos: bool = True  # to responses of these files that are text, have no end and were not cut
     reward: RewardColumns = field(default_factory=RewardColumns)
     step: Any = None  # of training, of these files: one, a list, or all
-    estimators: list[str] = field(default_factory=lambda: list(ESTIMATORS))
-    reference: str = "leave_one_out"
-    group_sizes: list[int] = field(default_factory=lambda: list(GROUP_SIZES))
-    prompts: int | None = None  # null: 24, or all of a file
-    responses: int | None = None  # null: 64, or all of a file
-    first_prompt: int = 0
-    split: str | None = None  # null: eval
-    prompts_per_batch: int | None = None
-    token_responses: int = 1
-    num_bootstrap: int = 2000
-    num_partitions: int = 20
-    shard: str | None = None
-    memory_gib: float = 4.0
-    reward_timeout_s: float = 10.0
-    seed: int = 0
-    device: str = "auto"
-    threads: int = 2
+    estimators: Annotated[list[str], Field(min_length=1)] = field(default_factory=lambda: list(ESTIMATORS))
+    reference: str = "leave_one_out"  # what the others are compared with
+    group_sizes: Annotated[list[AtLeastTwo], Field(min_length=1)] = field(default_factory=lambda: list(GROUP_SIZES))
+    prompts: AtLeastTwo | None = None  # null: 24, or all of a file
+    responses: AtLeastFour | None = None  # null: 64, or all of a file
+    first_prompt: ZeroOrMore = 0  # in the task's stream, or the file
+    split: Split | None = None  # null: eval
+    prompts_per_batch: AtLeastTwo | None = None  # for estimators that couple the prompts of a batch
+    token_responses: Count = 1  # responses of each prompt that are also measured token by token
+    num_bootstrap: Resamples = 2000
+    num_partitions: Count = 20  # random cuts of a pool into disjoint groups
+    shard: str | None = None  # WHICH/COUNT, such as 0/4: measure this part of the prompts
+    memory_gib: Positive = 4.0  # about what one pass may take beyond the model
+    reward_timeout_s: Positive = 10.0
+    seed: Seed = 0
+    device: Device = "auto"
+    threads: Threads = 2  # of torch, on the CPU
 
     @property
     def checkpoint_list(self) -> list[str]:
@@ -147,30 +165,8 @@ def _complaints(config: VarianceConfig) -> Iterator[str]:
     for key, value, neutral in (("top_p", rollout.top_p, 1), ("top_k", rollout.top_k, 0)):
         if value != neutral:
             yield f"rollout.{key}={value}: a variance study samples what it differentiates, so truncation is refused; allowed is {neutral}"
-    if rollout.temperature is not None and not rollout.temperature > 0:
-        yield f"rollout.temperature={rollout.temperature}: must be above 0"
-    if rollout.max_new_tokens is not None and rollout.max_new_tokens < 1:
-        yield f"rollout.max_new_tokens={rollout.max_new_tokens}: must be at least 1"
-    for key, least in {
-        "prompts": 2,
-        "responses": 4,
-        "first_prompt": 0,
-        "token_responses": 1,
-        "num_bootstrap": 100,
-        "num_partitions": 1,
-        "threads": 1,
-    }.items():
-        if (given := getattr(config, key)) is not None and given < least:
-            yield f"{key}={given}: must be at least {least}"
-    for key in ("memory_gib", "reward_timeout_s"):
-        if not getattr(config, key) > 0:
-            yield f"{key}={getattr(config, key)}: must be above 0"
-    if config.split is not None and config.split not in SPLITS:
-        yield f"split={config.split}: choose one of {', '.join(SPLITS)}"
-    if not config.group_sizes:
-        yield "group_sizes=[]: give at least one group size"
     for size in config.group_sizes:
-        if size < 2 or (config.rollouts is None and 2 * size > config.num_responses):
+        if config.rollouts is None and 2 * size > config.num_responses:
             yield f"group_sizes has {size}: allowed are 2 to responses / 2 = {config.num_responses // 2}, since a variance needs two groups a prompt"
     names = [
         name for name in known_names() if name not in ALGORITHMS or not {*ALGORITHMS[name].needs} & {*NOT_IN_POOLS}
@@ -242,7 +238,7 @@ def _about_rollouts(config: VarianceConfig) -> Iterator[str]:
         yield f"step={config.step}: a step of training, a list of steps, or all is needed"
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Weights:
     """One set of weights: the model they fill, and the folder they are in (null: as the model comes)."""
 
@@ -251,7 +247,7 @@ class Weights:
     run: dict[str, Any] | None  # the config of the run that made them
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Stage:
     """A policy of the study. Where it stands for several runs, the prompts are dealt to their weights in turn."""
 
