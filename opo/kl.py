@@ -18,15 +18,12 @@ from the reward, through returns. With several updates per rollout the tokens co
 is corrected for that.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from opo.batch import Rollouts
+from opo.keys import KLEstimator
 from opo.losses import Aggregation, aggregate, needed
-
-KLEstimator = Literal["k1", "k2", "k3"]
 
 
 def kl_estimate(logprobs_NT: Tensor, reference_logprobs_NT: Tensor, estimator: KLEstimator) -> Tensor:

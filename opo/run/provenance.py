@@ -55,11 +55,11 @@ def surroundings(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """The versions of the packages in PACKAGES that are installed; none of them is imported."""
-    found = {}
+    """The versions of the packages in PACKAGES that are installed; torch says itself which build it is (+cpu, +cu130)."""
+    found = {"torch": str(torch.__version__)}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            found.setdefault(name, metadata.version(name))
         except metadata.PackageNotFoundError:
             continue
     return found
