@@ -45,7 +45,12 @@ class PromptPool:
     token_sum_norm2_K: np.ndarray  # |sum_t z_t|^2
     token_norm2_sum_K: np.ndarray  # sum_t |z_t|^2
     gradient_D: np.ndarray  # random projection of the unbiased gradient of the whole pool, float32
-    gap_nats: float  # mean absolute difference between the sampler's log-probabilities and the trainer's
+    gap_nats: (
+        float  # mean absolute difference between the sampler's log-probabilities and the trainer's; NaN: not known
+    )
+    entropies_R: (
+        np.ndarray
+    )  # nats, sum over the response's tokens of the entropy of the distribution each was drawn from
 
     def save(self, path: Path) -> None:
         """Write the file whole or not at all."""
@@ -114,9 +119,9 @@ def measure_pool(
     assert isinstance(parts, dict)
     seen = policy.measure(rollouts, [0], token_budget=plan.tokens, energy=True)
     assert seen.energies_MT is not None
-    gap = 0.0
+    gap = np.nan
     if rollouts.logprobs_NT is not None:
-        gap = float((seen.logprobs_MT - rollouts.logprobs_NT).abs()[rollouts.mask_NT].mean())
+        gap = float((seen.logprobs_MT - rollouts.logprobs_NT).abs()[rollouts.mask_NT].nanmean())
     by_token = [
         token_norms(policy, tuple(x[n : n + 1] for x in inputs), **passes)
         for n in range(min(how.token_responses, len(keep)))
@@ -138,6 +143,7 @@ def measure_pool(
         token_norm2_sum_K=np.array([pair[1] for pair in by_token]),
         gradient_D=prompt_gradient(policy, rollouts, plan.tokens),
         gap_nats=gap,
+        entropies_R=seen.entropies_MT.sum(1)[keep].numpy(),
     )
 
 
@@ -208,6 +214,11 @@ class PoolFolder:
         record = path / "setting.json"
         if record.exists():
             found = json.loads(record.read_text())
+            for file, digest in setting.get("content", {}).items():
+                if found.get("content", {}).get(file, digest) != digest:
+                    raise UserError(
+                        f"{file} has changed since the pools of {path} were measured; remove that folder to measure again, or choose another output"
+                    )
             for key in sorted({*found, *setting}):
                 if found.get(key) != setting.get(key):
                     raise UserError(
