@@ -19,7 +19,7 @@ from analysis.score_gram.recompute import decoder_layers
 from analysis.variance.between_prompts import prompt_gradient
 from opo.batch import Rollouts
 from opo.errors import UserError
-from opo.model.forward import microbatches, response_hidden
+from opo.model.forward import response_hidden
 from opo.model.logprobs import Head
 from opo.model.policy import Policy
 
@@ -111,7 +111,8 @@ def measure_pool(
             f"prompt {prompt_id}: {len(keep)} of {rollouts.group_size} responses have a reward; a pool needs two"
         )
     ids_NL, attended_NL, response_NL = sequences(rollouts)
-    plan = how.plan(policy, len(keep), ids_NL.shape[1])
+    first_R = rollouts.first_N[keep]
+    plan = how.plan(policy, len(first_R.unique()), ids_NL.shape[1])
     passes = {"responses_per_pass": plan.responses, "recompute": plan.recompute}
     inputs = (ids_NL[keep], attended_NL[keep], response_NL[keep])
     parts = score_gram(policy.model, *inputs, temperature=policy.temperature, split="layer", **passes)
@@ -188,7 +189,7 @@ def head_norms(policy: Policy, rollouts: Rollouts) -> Tensor:
     """
     head, norms_N = Head.of(policy.causal_lm), torch.zeros(rollouts.mask_NT.shape[0], dtype=torch.float64)
     slope = head.scale / policy.temperature
-    for part in microbatches(rollouts, [0], policy.token_budget):
+    for part in policy.parts(rollouts, [0]):
         hidden_KH, mask_MT = response_hidden(policy.decoder, rollouts, part)
         per_response = hidden_KH.split(mask_MT.sum(1).tolist())
         for n, hidden_TH in zip(part.rows_M.tolist(), per_response, strict=True):  # V numbers for each token of one
@@ -201,7 +202,7 @@ def head_norms(policy: Policy, rollouts: Rollouts) -> Tensor:
                 error_TV *= 1 - (capped_TV / head.softcap) ** 2
             products_TT = (error_TV @ error_TV.T).double() * (hidden_TH @ hidden_TH.T).double()
             norms_N[n] = products_TT.sum() * slope**2
-    return norms_N
+    return norms_N[rollouts.first_N]
 
 
 class PoolFolder:
