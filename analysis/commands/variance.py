@@ -22,8 +22,13 @@ def main(values: dict[str, Any], folder: Path) -> None:
     write_text(folder / "config.yaml", yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
     study = run_study(load_config(values), folder)
     if study is not None:
+        if study.imported is not None:
+            print(study.imported["text"])
         for policy in dict.fromkeys((study.policies[0]["name"], study.last_policy)):
-            wide_console().print(moments_table(study, policy))
-            if ledger := read_ledger(folder, policy):
+            for notice in study.notices(policy):
+                print(notice)
+            if not study.all_rewards_equal(policy):
+                wide_console().print(moments_table(study, policy))
+            if (ledger := read_ledger(folder, policy)) and ledger["claims"]:
                 wide_console().print(ledger_table(ledger["claims"]))
         print(f"{folder}/result.json, variance.parquet, ledger/ and figures/ are written")

@@ -31,7 +31,10 @@ from typing import Any
 
 import polars as pl
 
+from analysis.variance.intervals import FEWEST, Array, resample_counts
+from analysis.variance.moments import Moments
 from opo.errors import UserError
+from opo.system.seeding import rng_for
 
 SCHEMA = "opo.variance/1"
 
@@ -68,6 +71,14 @@ def estimate(value: float, low: float, high: float) -> dict[str, Any]:
     return dict(zip(("value", "low", "high"), known, strict=True)) | {"resolved": None not in known}
 
 
+def prompt_resamples(seed: int, num_bootstrap: int, num_prompts: int) -> Array:
+    """The one matrix of resamples of a study, (B, P): every interval over its prompts, of whatever, comes from these.
+
+    So a number that is printed in two places has one interval, and all comparisons are paired.
+    """
+    return resample_counts(num_prompts, num_bootstrap, rng_for(seed, "prompts"))
+
+
 def default_group_size(sizes: Iterable[int]) -> int:
     """8 where it was studied, else the middle one."""
     known = sorted(sizes)
@@ -88,6 +99,7 @@ class Study:
     prompts: pl.DataFrame
     audit_terms: pl.DataFrame
     responses: pl.DataFrame
+    imported: dict[str, Any] | None = None  # rollouts from elsewhere: what was read, left out, added and assumed
 
     @classmethod
     def of(cls, rows: Mapping[str, Iterable[Mapping[str, Any]]], **others: Any) -> "Study":
@@ -111,6 +123,35 @@ class Study:
 
     def policy(self, name: str) -> dict[str, Any]:
         return next(policy for policy in self.policies if policy["name"] == name)
+
+    def resamples(self, num_prompts: int) -> Array:
+        """See `prompt_resamples`."""
+        return prompt_resamples(self.settings["seed"], self.settings["num_bootstrap"], num_prompts)
+
+    def prompt_moments(self, estimator: str, group_size: int, policy: str | None = None) -> Moments:
+        """Each prompt's moments at one policy (the last)."""
+        where = {"policy": policy or self.last_policy, "estimator": estimator, "group_size": group_size}
+        rows = _some(self.prompts.filter(**where), f"moments at {where}")
+        return Moments(*(rows[field.name].to_numpy() for field in fields(Moments)))
+
+    def all_rewards_equal(self, policy: str | None = None) -> bool:
+        """Whether no prompt of the policy (the last) has two responses of different reward."""
+        info = self.policy(policy or self.last_policy)
+        return info["constant_prompts"] == info["prompts"]
+
+    def notices(self, policy: str | None = None) -> list[str]:
+        """What to know before any table of this policy (the last), a sentence each; empty where there is nothing."""
+        info, found = self.policy(policy or self.last_policy), []
+        if self.all_rewards_equal(policy):
+            found.append(
+                f"{info['label']}: all responses to a prompt earn the same reward, at each of the {info['prompts']} prompts: the gradient "
+                "is zero as far as they show, so there is no variance to compare. Take prompts that the policy answers right now and then."
+            )
+        if info["prompts"] < FEWEST:
+            found.append(
+                f"{info['label']}: {info['prompts']} prompts give points and no intervals; intervals need {FEWEST}."
+            )
+        return found
 
     def select(self, measure: str, policy: str | None = None, group_size: int | None = None) -> pl.DataFrame:
         """One measure of every estimator at one policy (the last) and one group size (the default)."""
@@ -144,6 +185,7 @@ class Study:
         """Write the files, each whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
         content = {"schema": SCHEMA, "settings": self.settings, "versions": self.versions, "policies": self.policies}
+        content |= {} if self.imported is None else {"import": self.imported}
         content |= {name: getattr(self, name).to_dicts() for name in TABLES}
         text = json.dumps(content, indent=1, allow_nan=False)
         writers = {
@@ -169,7 +211,12 @@ def load(folder: Path | str) -> Study:
         raise UserError(f"{path}: schema {content.get('schema')!r}, this version reads {SCHEMA!r}")
     material = {name: pl.read_parquet(path.with_name(f"{name}.parquet")) for name in MATERIAL}
     return Study.of(
-        content, **material, settings=content["settings"], policies=content["policies"], versions=content["versions"]
+        content,
+        **material,
+        settings=content["settings"],
+        policies=content["policies"],
+        versions=content["versions"],
+        imported=content.get("import"),
     )
 
 
