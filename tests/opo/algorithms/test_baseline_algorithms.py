@@ -10,7 +10,7 @@ from batches import batch, close, f64, per_response
 from scipy.stats import beta as beta_distribution
 
 from opo.algorithms import score_weights
-from opo.algorithms.pkpo import subset_advantages
+from opo.algorithms.pkpo import Baseline, subset_advantages
 
 REWARDS = [[1.0, 0.0, 0.5, 0.0], [0.0, 1.0, 1.0, 0.25]]
 LENGTHS = [[1, 4, 2, 3], [5, 2, 2, 1]]
@@ -49,7 +49,7 @@ def test_pkpo_is_unbiased_for_the_best_of_k(baseline, k):
 
 def test_pkpo_variance_falls_with_its_baselines():
     """The published order of the three estimators."""
-    names = ("none", "leave_one_out", "leave_one_out_minus_one")
+    names: tuple[Baseline, ...] = ("none", "leave_one_out", "leave_one_out_minus_one")
     plain, others, minus_one = (
         enumerated(5, lambda rewards_PG, name=name: subset_advantages(rewards_PG, 3, name))[1] for name in names
     )
