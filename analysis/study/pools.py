@@ -111,7 +111,8 @@ def measure_pool(
     inputs = (ids_NL[keep], attended_NL[keep], response_NL[keep])
     parts = score_gram(policy.model, *inputs, temperature=policy.temperature, split="layer", **passes)
     assert isinstance(parts, dict)
-    seen = policy.measure(rollouts, [0], token_budget=plan.tokens, energy=True)
+    policy = policy.with_token_budget(plan.tokens)
+    seen = policy.measure(rollouts, [0], energy=True)
     assert seen.energies_MT is not None
     gap = 0.0
     if rollouts.logprobs_NT is not None:
@@ -130,12 +131,12 @@ def measure_pool(
         logprobs_R=seen.logprobs_MT.sum(1)[keep].numpy(),
         gram_RR=torch.stack(list(parts.values())).sum(0).cpu().numpy(),
         logit_energy_R=seen.energies_MT.sum(1)[keep].numpy(),
-        head_norm2_R=head_norms(policy, rollouts, plan.tokens)[keep].numpy(),
+        head_norm2_R=head_norms(policy, rollouts)[keep].numpy(),
         parts=np.array(list(parts), dtype=np.str_),
         part_norm2_SR=torch.stack([gram.diagonal() for gram in parts.values()]).cpu().numpy(),
         token_sum_norm2_K=np.array([pair[0] for pair in by_token]),
         token_norm2_sum_K=np.array([pair[1] for pair in by_token]),
-        gradient_D=prompt_gradient(policy, rollouts, plan.tokens),
+        gradient_D=prompt_gradient(policy, rollouts),
         gap_nats=gap,
     )
 
@@ -173,7 +174,7 @@ def token_norms(policy: Policy, inputs: tuple[Tensor, ...], **passes: Any) -> tu
 
 
 @torch.no_grad()
-def head_norms(policy: Policy, rollouts: Rollouts, token_budget: int = 16384) -> Tensor:
+def head_norms(policy: Policy, rollouts: Rollouts) -> Tensor:
     """|d log pi(y) / d W|_F^2 of the output matrix W as if it were untied, (N,): no backward pass through the model.
 
     With e_t = d log pi(y_t) / d logits and h_t the hidden state, the gradient is sum_t e_t h_t^T and its squared norm
@@ -181,7 +182,7 @@ def head_norms(policy: Policy, rollouts: Rollouts, token_budget: int = 16384) ->
     """
     head, norms_N = Head.of(policy.causal_lm), torch.zeros(rollouts.mask_NT.shape[0], dtype=torch.float64)
     slope = head.scale / policy.temperature
-    for part in microbatches(rollouts, [0], token_budget):
+    for part in microbatches(rollouts, [0], policy.token_budget):
         hidden_KH, mask_MT = response_hidden(policy.decoder, rollouts, part)
         per_response = hidden_KH.split(mask_MT.sum(1).tolist())
         for n, hidden_TH in zip(part.rows_M.tolist(), per_response, strict=True):  # V numbers for each token of one

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from opo.train.state import _optimizer_tensors
 from small import small_gpt2
 
 from analysis.score_gram.adam_metric import adam_metric
 from analysis.score_gram.core import score_gram
 from opo.errors import UserError
 from opo.run.checkpoint import save_checkpoint
-from opo.train.state import _optimizer_tensors
 
 
 @pytest.fixture
