@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import comb
 
+from analysis.config.evaluate import MOST
 from analysis.evaluation.diversity import distinct_n, repetition_n, self_bleu
 from analysis.variance.intervals import critical_values, resample_counts, studentised_means
 
 LEVEL = 0.95  # of the intervals
 CORRECT = 0.99  # a reward from which a response counts as correct
-MOST = 1000  # responses to a prompt, beyond which binomials leave float64
 
 
 @dataclass(frozen=True)

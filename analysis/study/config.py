@@ -3,20 +3,36 @@
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from omegaconf import OmegaConf
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
-from analysis.variance.estimators import known_names, resolve
-from opo.algorithms import ALGORITHMS
-from opo.config.build import build
+from analysis.variance.names import couples_prompts, known_names
+from opo.catalogue import catalogue
+from opo.config.load import task_config
+from opo.config.read import read, shown
+from opo.config.rules import usable_device
 from opo.config.schema import ModelConfig
 from opo.errors import UserError, near
+from opo.keys import (
+    LARGEST,
+    STRICT,
+    AtLeastTwo,
+    Count,
+    Device,
+    Positive,
+    Seed,
+    Share,
+    Split,
+    Temperature,
+    Threads,
+    ZeroOrMore,
+)
 from opo.run.policies import evaluated_policies, listed
-from opo.tasks import TASKS
-from opo.tasks.base import SPLITS
 
 ESTIMATORS = (
     "none",
@@ -31,22 +47,24 @@ ESTIMATORS = (
     "group_standardized",
 )
 GROUP_SIZES = (2, 4, 8, 16)
+AtLeastFour = Annotated[int, Field(ge=4, le=LARGEST)]
+Resamples = Annotated[int, Field(ge=100, le=1_000_000)]
 NOT_IN_POOLS = ("greedy_rewards_P", "answers")  # what algorithms may need and a study does not keep
 NOT_IN_NAME = ("shard", "threads", "device", "memory_gib", "reward_timeout_s", "hydra")
 
 
-@dataclass
+@dataclass(config=STRICT)
 class StudyRollout:
     """How responses are sampled. Null: as the run of the checkpoint sampled (else 48 tokens at temperature 1)."""
 
-    max_new_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float = 1.0
-    top_k: int = 0
-    max_sequences: int = 256
+    max_new_tokens: Count | None = None
+    temperature: Temperature | None = None
+    top_p: Share = 1.0  # a study that weighs what it samples refuses other values
+    top_k: ZeroOrMore = 0  # likewise
+    max_sequences: Count = 256  # responses sampled at once
 
 
-@dataclass
+@dataclass(config=STRICT)
 class VarianceConfig:
     """One study: every estimator at every group size, on the same frozen responses of every policy."""
 
@@ -56,23 +74,23 @@ class VarianceConfig:
     rollout: StudyRollout = field(default_factory=StudyRollout)
     rollouts: str | None = None  # a file of rollouts from elsewhere, in place of sampling
     append_eos: bool = True  # to responses of that file that are text
-    estimators: list[str] = field(default_factory=lambda: list(ESTIMATORS))
-    reference: str = "leave_one_out"
-    group_sizes: list[int] = field(default_factory=lambda: list(GROUP_SIZES))
-    prompts: int = 24
-    responses: int = 64
-    first_prompt: int = 0
-    split: str = "eval"
-    prompts_per_batch: int | None = None
-    token_responses: int = 1
-    num_bootstrap: int = 2000
-    num_partitions: int = 20
-    shard: str | None = None
-    memory_gib: float = 4.0
-    reward_timeout_s: float = 10.0
-    seed: int = 0
-    device: str = "auto"
-    threads: int = 2
+    estimators: Annotated[list[str], Field(min_length=1)] = field(default_factory=lambda: list(ESTIMATORS))
+    reference: str = "leave_one_out"  # what the others are compared with
+    group_sizes: Annotated[list[AtLeastTwo], Field(min_length=1)] = field(default_factory=lambda: list(GROUP_SIZES))
+    prompts: AtLeastTwo = 24  # the unit of replication: intervals are over prompts
+    responses: AtLeastFour = 64  # to each; at least twice the largest group size
+    first_prompt: ZeroOrMore = 0  # in the task's stream
+    split: Split = "eval"
+    prompts_per_batch: AtLeastTwo | None = None  # for estimators that couple the prompts of a batch
+    token_responses: Count = 1  # responses of each prompt that are also measured token by token
+    num_bootstrap: Resamples = 2000
+    num_partitions: Count = 20  # random cuts of a pool into disjoint groups
+    shard: str | None = None  # WHICH/COUNT, such as 0/4: measure this part of the prompts
+    memory_gib: Positive = 4.0  # about what one pass may take beyond the model
+    reward_timeout_s: Positive = 10.0
+    seed: Seed = 0
+    device: Device = "auto"
+    threads: Threads = 2  # of torch, on the CPU
 
     @property
     def checkpoint_list(self) -> list[str]:
@@ -89,18 +107,20 @@ def load_config(values: Mapping[str, Any]) -> VarianceConfig:
     """The typed config of a study; raises UserError, one line, naming the first key that is wrong."""
     values = dict(values)
     task = values.pop("task", None)
-    values.pop("optim", None)  # a model's config may bring the learning rate and batch it is trained with
-    rollout = dict(values.get("rollout") or {})
-    values["rollout"] = {k: v for k, v in rollout.items() if k not in ("num_prompts", "group_size", "engine")}
-    config = build(VarianceConfig, values)
-    if task is not None:
-        name = task.get("name") if isinstance(task, Mapping) else task
-        if name not in TASKS:
-            raise UserError(f"task={name}: unknown task{near(str(name), TASKS)}; choose one of {', '.join(TASKS)}")
-        config.task = build(TASKS[name][0], task, "task")
+    config = read(VarianceConfig, sampling_alone(values))
+    config.task = None if task is None else task_config(task)
     for complaint in _complaints(config):
         raise UserError(complaint)
     return config
+
+
+def sampling_alone(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what a model's config may bring for its training: the optimizer and the size of a rollout batch."""
+    values = {key: value for key, value in values.items() if key != "optim"}
+    rollout = values.get("rollout", {})
+    if isinstance(rollout, Mapping):
+        values["rollout"] = {k: v for k, v in rollout.items() if k not in ("num_prompts", "group_size", "engine")}
+    return values
 
 
 def _complaints(config: VarianceConfig) -> Iterator[str]:
@@ -108,52 +128,11 @@ def _complaints(config: VarianceConfig) -> Iterator[str]:
     for key, value, neutral in (("top_p", rollout.top_p, 1), ("top_k", rollout.top_k, 0)):
         if value != neutral:
             yield f"rollout.{key}={value}: a variance study samples what it differentiates, so truncation is refused; allowed is {neutral}"
-    if rollout.temperature is not None and not rollout.temperature > 0:
-        yield f"rollout.temperature={rollout.temperature}: must be above 0"
-    if rollout.max_new_tokens is not None and rollout.max_new_tokens < 1:
-        yield f"rollout.max_new_tokens={rollout.max_new_tokens}: must be at least 1"
-    for key, least in {
-        "prompts": 2,
-        "responses": 4,
-        "first_prompt": 0,
-        "token_responses": 1,
-        "num_bootstrap": 100,
-        "num_partitions": 1,
-        "threads": 1,
-    }.items():
-        if getattr(config, key) < least:
-            yield f"{key}={getattr(config, key)}: must be at least {least}"
-    for key in ("memory_gib", "reward_timeout_s"):
-        if not getattr(config, key) > 0:
-            yield f"{key}={getattr(config, key)}: must be above 0"
-    if config.split not in SPLITS:
-        yield f"split={config.split}: choose one of {', '.join(SPLITS)}"
-    if not config.group_sizes:
-        yield "group_sizes=[]: give at least one group size"
     for size in config.group_sizes:
-        if size < 2 or (config.rollouts is None and 2 * size > config.responses):
+        if config.rollouts is None and 2 * size > config.responses:
             yield f"group_sizes has {size}: allowed are 2 to responses / 2 = {config.responses // 2}, since a variance needs two groups a prompt"
-    names = [
-        name for name in known_names() if name not in ALGORITHMS or not {*ALGORITHMS[name].needs} & {*NOT_IN_POOLS}
-    ]
-    for name in [*config.estimators, config.reference]:
-        if name in ALGORITHMS and ALGORITHMS[name].token_level:
-            yield f"estimators has {name}: it weighs tokens, not responses; analysis.variance.token_level.compare_token_weights measures it"
-        elif name in ALGORITHMS and name not in names:
-            need = next(need for need in ALGORITHMS[name].needs if need in NOT_IN_POOLS)
-            yield f"estimators has {name}: it needs {need}, which a study does not keep; analysis.variance.compare.compare takes it in its pools"
-        elif name not in names:
-            yield f"estimators has {name}: not one that weighs responses{near(name, names)}; allowed are {', '.join(names)}"
-    if config.reference not in config.estimators:
-        yield f"reference={config.reference}: must be one of the estimators, {', '.join(config.estimators)}"
-    if len(set(config.estimators)) < len(config.estimators):
-        yield "estimators names one twice"
-    coupled = [
-        estimator.name for estimator in resolve(list(dict.fromkeys(config.estimators))) if estimator.couples_prompts
-    ]
-    if coupled and config.prompts_per_batch is None:
-        yield f"prompts_per_batch=null: {', '.join(coupled)} couples the prompts of a batch; say how many it has (2 to {config.prompts})"
-    if config.prompts_per_batch is not None and not 2 <= config.prompts_per_batch <= config.prompts:
+    yield from _about_estimators(config)
+    if config.prompts_per_batch is not None and config.prompts_per_batch > config.prompts:
         yield f"prompts_per_batch={config.prompts_per_batch}: must lie between 2 and prompts={config.prompts}"
     if config.shard is not None:
         found = re.fullmatch(r"(\d+)/(\d+)", config.shard)
@@ -163,7 +142,31 @@ def _complaints(config: VarianceConfig) -> Iterator[str]:
         yield f"rollouts={config.rollouts}: no such file"
     if config.rollouts is not None and len(config.checkpoint_list) > 1:
         yield "checkpoint: rollouts from a file belong to one policy; give one checkpoint or a model"
+    yield from usable_device(config)
     evaluated_policies(config.checkpoint, config.model)  # says itself what is wrong with a path or its weights
+
+
+def _about_estimators(config: VarianceConfig) -> Iterator[str]:
+    """Each is known, weighs responses and has what it needs; prompts are coupled in batches of a given size."""
+    algorithms = catalogue()
+    names = [
+        name for name in known_names() if name not in algorithms or not {*algorithms[name].needs} & {*NOT_IN_POOLS}
+    ]
+    for name in [*config.estimators, config.reference]:
+        if name in algorithms and algorithms[name].token_level:
+            yield f"estimators has {name}: it weighs tokens, not responses; analysis.variance.token_level.compare_token_weights measures it"
+        elif name in algorithms and name not in names:
+            need = next(need for need in algorithms[name].needs if need in NOT_IN_POOLS)
+            yield f"estimators has {name}: it needs {need}, which a study does not keep; analysis.variance.compare.compare takes it in its pools"
+        elif name not in names:
+            yield f"estimators has {shown(name)}: not one that weighs responses{near(name, names)}; allowed are {', '.join(names)}"
+    if config.reference not in config.estimators:
+        yield f"reference={config.reference}: must be one of the estimators, {', '.join(config.estimators)}"
+    if len(set(config.estimators)) < len(config.estimators):
+        yield "estimators names one twice"
+    coupled = [name for name in dict.fromkeys(config.estimators) if couples_prompts(name)]
+    if coupled and config.prompts_per_batch is None:
+        yield f"prompts_per_batch=null: {', '.join(coupled)} couples the prompts of a batch; say how many it has (2 to {config.prompts})"
 
 
 def study_name(overrides: Any) -> str:

@@ -34,25 +34,25 @@ COMMANDS = {
     "train": Command("one training run, or many with -m", "opo.config.load:load_config", "opo.cli.train:train"),
     "variance": Command(
         "gradient variance of every estimator on frozen rollouts",
-        "analysis.commands.variance:load_config",
+        "analysis.study.config:load_config",
         "analysis.commands.variance:main",
     ),
     "verify": Command(
         "train OPO and rivals, measure variance, judge each claim",
-        "analysis.commands.verify:load_config",
+        "analysis.config.verify:load_config",
         "analysis.commands.verify:main",
     ),
     "evaluate": Command(
         "pass@k, mean@k, maj@k and diversity of a checkpoint",
-        "analysis.commands.evaluate:load_config",
+        "analysis.config.evaluate:load_config",
         "analysis.commands.evaluate:main",
     ),
     "report": Command(
-        "one HTML page from what is on disk", "analysis.commands.report:load_config", "analysis.commands.report:main"
+        "one HTML page from what is on disk", "analysis.config.report:load_config", "analysis.commands.report:main"
     ),
     "doctor": Command(
         "can this model's numbers be believed here",
-        "analysis.commands.doctor:load_config",
+        "analysis.config.doctor:load_config",
         "analysis.commands.doctor:main",
     ),
 }

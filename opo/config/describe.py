@@ -48,7 +48,9 @@ def types_of(hint: Any) -> list[Any]:
     origin, parts = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return [inner for part in parts if part is not type(None) for inner in types_of(part)]
-    return types_of(parts[0]) if origin is list else [hint]
+    if origin is list or (origin is Annotated and get_origin(parts[0]) is list):
+        return types_of(parts[0])
+    return [hint]
 
 
 def interval(hint: Any) -> Interval | None:

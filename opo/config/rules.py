@@ -44,7 +44,7 @@ def untruncated(config: RunConfig) -> Iterator[str]:
 def kl_reward_counts(config: RunConfig) -> Iterator[str]:
     """A KL reward is part of the return; where the loss does not look at returns it would be lost, or make a divisor vanish."""
     algo = config.algo
-    if algo.kl_coef and algo.kl_placement == "reward" and not ALGORITHMS[algo.name].kl_reward:
+    if algo.kl_coef and algo.kl_placement == "reward" and not catalogue()[algo.name].kl_reward:
         yield f"algo.kl_placement=reward: {algo.name} takes no KL reward; allowed is loss"
 
 

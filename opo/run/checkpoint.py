@@ -10,22 +10,21 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from opo.errors import UserError
 from opo.system.atomic import sync
 from opo.system.manifest import manifest_of, refuse_damaged, write_manifest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def save_checkpoint(
     folder: Path,
     step: int,
     policy_saver: Callable[[Path], None],
-    tensors: dict[str, Tensor],
+    tensors: "dict[str, Tensor]",
     state: dict[str, Any],
     keep: int = 0,
 ) -> Path:
@@ -34,6 +33,8 @@ def save_checkpoint(
     `policy_saver` fills the folder it is given; `tensors` may live on any device, `state` is JSON without NaN. Raises
     FileExistsError where this step has a checkpoint, ValueError where `state` holds a number that is not finite.
     """
+    from safetensors.torch import save_file  # imports torch, which those who only list checkpoints do not need
+
     target = folder / f"step-{step:06d}"
     if target.exists():
         raise FileExistsError(f"{target} exists; a checkpoint is never written over")
@@ -56,11 +57,13 @@ def save_checkpoint(
     return target
 
 
-def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_checkpoint(path: Path) -> "tuple[dict[str, Tensor], dict[str, Any]]":
     """The tensors (on the CPU) and the state of a checkpoint, every file of it checked against the manifest.
 
     Raises UserError that names the first file that is missing or whose bytes are not those that were written.
     """
+    from safetensors import safe_open
+
     if manifest_of(path) is None:
         raise UserError(f"{path}: no checkpoint is here (manifest.json is missing)")
     refuse_damaged(path, advice=f"; remove {path} to go on from the checkpoint before it")
