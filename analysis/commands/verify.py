@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from hydra import compose, initialize_config_module
 from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -35,7 +34,7 @@ from analysis.study import run as study
 from analysis.study.config import VarianceConfig
 from analysis.study.config import load_config as load_study_config
 from analysis.study.tables import moments_table
-from opo.cli.launch import plain, run_name
+from opo.cli.compose import composed, run_name
 
 TRAININGS: dict[str, list[str]] = {
     "opo": [],
@@ -126,9 +125,7 @@ def _train(plan: Training, path: Path) -> None:
     from opo.config.load import load_config as load_run_config
     from opo.train.loop import train
 
-    with initialize_config_module("conf", version_base="1.3"):
-        values = plain(compose("train", plan.overrides), "train")
-    train(load_run_config(values), path)
+    train(load_run_config(composed("train", plan.overrides)), path)
 
 
 @contextmanager
