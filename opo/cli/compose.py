@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from opo.cli.hydra_errors import one_line, unreadable
+from opo.config.read import shown
 from opo.errors import UserError
 
 NOT_IN_NAME = {"algo", "task", "seed", "steps", "study", "tracking", "checkpoint", "sweep"}
@@ -52,11 +53,19 @@ OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 
 def parse(line: str) -> Override:
     """One override, taken apart. Raises UserError where it is none."""
+    if len(line.partition("=")[0]) > LONGEST_NAME:
+        raise UserError(f"{shown(line)}: no key is so long; allowed are at most {LONGEST_NAME} characters")
     loaded = GlobalHydra.instance().config_loader() if GlobalHydra.instance().is_initialized() else None
     try:
-        return OverridesParser.create(config_loader=loaded).parse_override(line)
-    except HydraException as error:
+        override = OverridesParser.create().parse_override(line)
+    except (
+        HydraException,
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: a number of more digits than Python reads
         raise UserError(unreadable(line)) from error
+    override.config_loader = loaded  # which a glob over a group's choices asks
+    return override
 
 
 @contextmanager
@@ -78,19 +87,27 @@ def composing(config_path: str | None = None) -> Iterator[None]:
 def compose_job(root: str, overrides: Sequence[str]) -> DictConfig:
     try:
         return hydra_compose(root, list(overrides), return_hydra_config=True)
-    except ValueError as error:  # Hydra's word for a group without a choice
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+        OSError,
+    ) as error:  # of Hydra, for a choice that is no name
         empty = [line for line in overrides if line.partition("=")[2].lower() in ("", "null", "none")]
-        raise UserError(f"{' '.join(empty) or root}: a choice is needed ({error})") from error
+        groups = [line for line in overrides if "." not in line.partition("=")[0]]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{shown(' '.join(empty or groups) or root)}: a choice is needed ({shown(reason)})") from error
     except (HydraException, OmegaConfBaseException) as error:
         groups = [line for line in overrides if "." not in line.partition("=")[0]]
         raise UserError(one_line(error, lambda: _known_keys(root, groups))) from error
 
 
-def plain(config: DictConfig, root: str) -> dict[str, Any]:
-    """The composed config as dicts without Hydra's own part, interpolations resolved."""
+def plain(config: DictConfig, root: str, whole: bool = True) -> dict[str, Any]:
+    """The composed config as dicts without Hydra's own part, interpolations resolved; `whole`: a value that is missing is refused."""
     own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     try:
-        values = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+        values = OmegaConf.to_container(own, resolve=True, throw_on_missing=whole)
     except OmegaConfBaseException as error:
         raise UserError(one_line(error, lambda: _known_keys(root, []))) from error
     assert isinstance(values, dict)

@@ -22,7 +22,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from opo.cli.compose import compose_job, composing, parse, plain
@@ -53,7 +53,7 @@ def check(invocation: Invocation, judge: Callable[[dict[str, Any]], Any] | None)
         given = [parse(line) for line in lines]
         fixed = [line for line, override in zip(lines, given, strict=True) if not override.is_sweep_override()]
         whole = compose_job(root, fixed)
-        if not invocation.multirun and whole.hydra.mode != RunMode.MULTIRUN:
+        if not invocation.multirun and _own(whole, root).mode != RunMode.MULTIRUN:
             if len(fixed) < len(given):
                 whole = compose_job(root, lines)  # several values without -m are refused here
             if judge is not None:
@@ -80,13 +80,22 @@ def _judge_each(root: str, jobs: Sequence[list[str]], judge: Callable[[dict[str,
         judge(plain(config, root))
         if len(jobs) > 1:
             HydraConfig.instance().set_config(config)
-            folder = config.hydra.sweep.subdir
+            folder = _own(config, root).sweep.subdir
             if folder in folders:
                 one, other = (
                     " ".join(sorted({*a} - {*b})) for a, b in ((folders[folder], job), (job, folders[folder]))
                 )
                 raise UserError(f"{one or 'a job'} and {other or 'its double'}: two jobs for the folder {folder}")
             folders[folder] = job
+
+
+def _own(config: DictConfig, root: str) -> Any:
+    """Hydra's own part, its interpolations resolved. Raises UserError where one cannot be."""
+    try:
+        OmegaConf.to_container(config.hydra, resolve=True, throw_on_missing=False)
+    except OmegaConfBaseException as error:
+        raise UserError(one_line(error, list)) from error
+    return config.hydra
 
 
 def _product(overrides: Sequence[Override]) -> list[list[str]]:
@@ -96,6 +105,10 @@ def _product(overrides: Sequence[Override]) -> list[list[str]]:
     for override in overrides:
         values = [override.input_line or ""]
         if override.is_sweep_override():
+            if not override.is_discrete_sweep():
+                raise UserError(
+                    f"{override.input_line}: this sweeper takes values one by one; give them, or range(...)"
+                )
             swept = itertools.islice(override.sweep_string_iterator(), most + 1)
             values = [f"{override.get_key_element()}={value}" for value in swept]
         axes.append(values)

@@ -60,7 +60,7 @@ class TinyConfig:
 class ModelConfig:
     """Which policy is trained, and in what form."""
 
-    name: str = "tiny"
+    name: Literal["tiny", "smollm2", "pretrained"] = "tiny"
     path: str | None = None  # a folder or hub id; null for tiny and smollm2
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # of the weights
     compute: Compute = "float32"  # of the products of linear layers
