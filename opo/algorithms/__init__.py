@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from opo.batch import Rollouts
-from opo.losses import Aggregation, aggregate
+from opo.keys import Aggregation
+from opo.losses import aggregate
 
 
 @dataclass(frozen=True)

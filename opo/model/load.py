@@ -82,13 +82,14 @@ def _pretrained(source: str, dtype: torch.dtype) -> tuple[PreTrainedTokenizerBas
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise UserError(f"{where}: a {config.model_type} model; allowed are causal language models")
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True
         )
     except (UserError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a folder of anyone's: whatever its files make transformers raise is said in one line
         raise UserError(f"{where}: {_first_line(error)}") from error
+    model, found = loaded
     if missing := sorted(found["missing_keys"]):
         raise UserError(f"{where}: its weights lack {len(missing)} tensors of the model, the first {missing[0]}")
     for name, parameter in model.named_parameters():

@@ -79,9 +79,9 @@ def _code(config: dict[str, Any], where: str) -> Iterator[str]:
     """A model that exists only as code in its folder; one that transformers knows by itself is loaded as transformers has it."""
     if "auto_map" not in config:
         return
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers import CONFIG_MAPPING
 
-    if config.get("model_type") not in CONFIG_MAPPING_NAMES:
+    if config.get("model_type") not in CONFIG_MAPPING:
         yield (
             f"{where}: config.json names code of its own (auto_map), which is never run (trust_remote_code=False); allowed is an "
             "architecture that transformers has"

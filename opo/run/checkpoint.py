@@ -17,7 +17,7 @@ from opo.system.atomic import sync
 from opo.system.manifest import manifest_of, refuse_damaged, write_manifest
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor  # imported where tensors are written and read: what only lists checkpoints does without
 
 
 def save_checkpoint(
@@ -33,7 +33,7 @@ def save_checkpoint(
     `policy_saver` fills the folder it is given; `tensors` may live on any device, `state` is JSON without NaN. Raises
     FileExistsError where this step has a checkpoint, ValueError where `state` holds a number that is not finite.
     """
-    from safetensors.torch import save_file  # imports torch, which those who only list checkpoints do not need
+    from safetensors.torch import save_file
 
     target = folder / f"step-{step:06d}"
     if target.exists():

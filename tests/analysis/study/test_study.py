@@ -10,8 +10,6 @@ import polars as pl
 import pytest
 import torch
 import yaml
-from hydra import compose, initialize_config_module
-from hydra.core.global_hydra import GlobalHydra
 from run_folders import fake_policy
 from small import VOCABULARY, random_rollouts, small_gpt2, small_llama
 from studies import bandit_pool, bandit_study, config
@@ -28,7 +26,7 @@ from analysis.variance.compare import compare
 from analysis.variance.exact import softmax_bandit
 from analysis.variance.intervals import resample_counts
 from analysis.variance.power import plan
-from opo.cli.launch import plain
+from opo.cli.compose import composed
 from opo.errors import UserError
 from opo.model.load import save_model
 from opo.model.policy import Policy
@@ -224,7 +222,8 @@ def test_pools_of_a_study_can_be_measured_again_without_a_model(foreign: tuple[P
     study = run_study(foreign_config(foreign), tmp_path)
     assert study is not None
     pools = load_pools(tmp_path, "model")
-    table = compare(pools, 2, ["leave_one_out", "length_weighted", "opo"], rng_for(0, "partitions", 2), 200)
+    names, rng = ["leave_one_out", "length_weighted", "opo"], rng_for(0, "partitions", 2)
+    table = compare(pools, 2, names, rng, counts_BP=study.resamples(len(pools)))
     for row in table:
         again = study.select("relative_variance", group_size=2).filter(estimator=row.name).row(0, named=True)
         assert (row.relative_variance, *row.interval("relative_variance")) == pytest.approx(
@@ -362,9 +361,7 @@ def vars_of(**changes: Any) -> dict[str, Any]:
 
 
 def test_the_file_and_the_schema_have_the_same_defaults() -> None:
-    GlobalHydra.instance().clear()
-    with initialize_config_module("conf", version_base="1.3"):
-        assert load_config(plain(compose("variance"), "variance")) == VarianceConfig()
+    assert load_config(composed("variance")) == VarianceConfig()
 
 
 def test_a_study_is_named_by_what_it_measures() -> None:

@@ -10,11 +10,10 @@ from typing import Any, get_type_hints
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 
 from opo.algorithms import ALGORITHMS
 from opo.cli import take_apart
+from opo.cli.compose import composed as composed_of
 from opo.cli.launch import check
 from opo.config.load import load_config
 from opo.config.read import read
@@ -30,10 +29,7 @@ WITH_COMMAND = sorted(file for group in ("experiment", "sweep", "debug") for fil
 
 
 def composed(*overrides: str) -> dict[str, Any]:
-    with initialize_config_module("conf", version_base="1.3"):
-        values = OmegaConf.to_container(compose("train", list(overrides)), resolve=True)
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
+    return composed_of("train", overrides)
 
 
 @pytest.fixture(scope="module")
