@@ -147,8 +147,8 @@ def config_file(name: str) -> Path:
     return Path(import_module("conf").__path__[0], f"{name}.yaml")
 
 
-def load(reference: str) -> Callable[..., Any]:
-    """The function that `module:function` names."""
+def load(reference: str) -> Any:
+    """The function or class that `module:name` names."""
     module, _, function = reference.partition(":")
     return getattr(import_module(module), function)
 

@@ -85,22 +85,16 @@ def composing(config_path: str | None = None) -> Iterator[None]:
 
 
 def compose_job(root: str, overrides: Sequence[str]) -> DictConfig:
+    """The config of one job, Hydra's own part included. Raises UserError, one line, for an override that cannot be."""
+    groups = [line for line in overrides if "." not in line.partition("=")[0]]
     try:
         return hydra_compose(root, list(overrides), return_hydra_config=True)
-    except (
-        ValueError,
-        TypeError,
-        AttributeError,
-        AssertionError,
-        OSError,
-    ) as error:  # of Hydra, for a choice that is no name
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(one_line(error, lambda: _known_keys(root, groups))) from error
+    except (ValueError, TypeError, AttributeError, AssertionError, OSError) as error:  # for a choice that is no name
         empty = [line for line in overrides if line.partition("=")[2].lower() in ("", "null", "none")]
-        groups = [line for line in overrides if "." not in line.partition("=")[0]]
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{shown(' '.join(empty or groups) or root)}: a choice is needed ({shown(reason)})") from error
-    except (HydraException, OmegaConfBaseException) as error:
-        groups = [line for line in overrides if "." not in line.partition("=")[0]]
-        raise UserError(one_line(error, lambda: _known_keys(root, groups))) from error
 
 
 def plain(config: DictConfig, root: str, whole: bool = True) -> dict[str, Any]:

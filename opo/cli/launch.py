@@ -53,7 +53,7 @@ def check(invocation: Invocation, judge: Callable[[dict[str, Any]], Any] | None)
         given = [parse(line) for line in lines]
         fixed = [line for line, override in zip(lines, given, strict=True) if not override.is_sweep_override()]
         whole = compose_job(root, fixed)
-        if not invocation.multirun and _own(whole, root).mode != RunMode.MULTIRUN:
+        if not invocation.multirun and _own(whole, "mode") != RunMode.MULTIRUN:
             if len(fixed) < len(given):
                 whole = compose_job(root, lines)  # several values without -m are refused here
             if judge is not None:
@@ -80,7 +80,7 @@ def _judge_each(root: str, jobs: Sequence[list[str]], judge: Callable[[dict[str,
         judge(plain(config, root))
         if len(jobs) > 1:
             HydraConfig.instance().set_config(config)
-            folder = _own(config, root).sweep.subdir
+            folder = _own(config, "sweep.subdir")
             if folder in folders:
                 one, other = (
                     " ".join(sorted({*a} - {*b})) for a, b in ((folders[folder], job), (job, folders[folder]))
@@ -89,13 +89,12 @@ def _judge_each(root: str, jobs: Sequence[list[str]], judge: Callable[[dict[str,
             folders[folder] = job
 
 
-def _own(config: DictConfig, root: str) -> Any:
-    """Hydra's own part, its interpolations resolved. Raises UserError where one cannot be."""
+def _own(config: DictConfig, key: str) -> Any:
+    """A value of Hydra's own part, interpolations resolved. Raises UserError where one cannot be."""
     try:
-        OmegaConf.to_container(config.hydra, resolve=True, throw_on_missing=False)
+        return OmegaConf.select(config, f"hydra.{key}")
     except OmegaConfBaseException as error:
         raise UserError(one_line(error, list)) from error
-    return config.hydra
 
 
 def _product(overrides: Sequence[Override]) -> list[list[str]]:

@@ -151,6 +151,11 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("bearable_batch", {"rollout.group_size": 1}, "rollout.group_size=1: opo compares the responses of a group"),
     ("bearable_batch", {"rollout.num_prompts": 1, "algo": {"name": "copo"}}, "rollout.num_prompts=1: copo needs"),
+    (
+        "kl_reward_counts",
+        {"algo": {"name": "nft", "kl_coef": 0.1, "kl_placement": "reward"}},
+        "algo.kl_placement=reward: nft takes no KL reward; allowed is loss",
+    ),
     ("warm_up_ends", {"steps": 5, "optim.warmup_steps": 6}, "optim.warmup_steps=6: allowed is at most 5"),
     ("tiny_shape", {"model.tiny.heads": 8}, "model.tiny.heads=8: must divide model.tiny.hidden_size=128"),
     ("tiny_alphabet", {"task": {"name": "reasoning_gym"}}, "task=reasoning_gym: the built-in policy"),
