@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from omegaconf import OmegaConf
 from pydantic import Field
@@ -33,6 +33,9 @@ from opo.keys import (
     ZeroOrMore,
 )
 from opo.run.policies import evaluated_policies, listed
+
+if TYPE_CHECKING:
+    from analysis.study.external import RewardChoice
 
 ESTIMATORS = (
     "none",
@@ -65,6 +68,20 @@ class StudyRollout:
 
 
 @dataclass(config=STRICT)
+class RewardColumns:
+    """Which columns of rollouts from elsewhere are the reward; neither: the format's own."""
+
+    column: str | None = None
+    columns: dict[str, float] | None = None  # name -> weight, summed
+
+    @property
+    def choice(self) -> "RewardChoice":
+        from analysis.study.external import RewardChoice  # with the readers of all formats
+
+        return RewardChoice(self.column, self.columns)
+
+
+@dataclass(config=STRICT)
 class VarianceConfig:
     """One study: every estimator at every group size, on the same frozen responses of every policy."""
 
@@ -72,15 +89,17 @@ class VarianceConfig:
     model: ModelConfig | None = None  # null: the run's own, else the built-in one
     task: Any = None  # null: the run's own, else arithmetic
     rollout: StudyRollout = field(default_factory=StudyRollout)
-    rollouts: str | None = None  # a file of rollouts from elsewhere, in place of sampling
-    append_eos: bool = True  # to responses of that file that are text
+    rollouts: Any = None  # a file of rollouts from elsewhere, or a list of files, in place of sampling
+    append_eos: bool = True  # to responses of these files that are text, have no end and were not cut
+    reward: RewardColumns = field(default_factory=RewardColumns)
+    step: Any = None  # of training, of these files: one, a list, or all
     estimators: Annotated[list[str], Field(min_length=1)] = field(default_factory=lambda: list(ESTIMATORS))
     reference: str = "leave_one_out"  # what the others are compared with
     group_sizes: Annotated[list[AtLeastTwo], Field(min_length=1)] = field(default_factory=lambda: list(GROUP_SIZES))
-    prompts: AtLeastTwo = 24  # the unit of replication: intervals are over prompts
-    responses: AtLeastFour = 64  # to each; at least twice the largest group size
-    first_prompt: ZeroOrMore = 0  # in the task's stream
-    split: Split = "eval"
+    prompts: AtLeastTwo | None = None  # null: 24, or all of a file
+    responses: AtLeastFour | None = None  # null: 64, or all of a file
+    first_prompt: ZeroOrMore = 0  # in the task's stream, or the file
+    split: Split | None = None  # null: eval
     prompts_per_batch: AtLeastTwo | None = None  # for estimators that couple the prompts of a batch
     token_responses: Count = 1  # responses of each prompt that are also measured token by token
     num_bootstrap: Resamples = 2000
@@ -95,6 +114,28 @@ class VarianceConfig:
     @property
     def checkpoint_list(self) -> list[str]:
         return listed(self.checkpoint)
+
+    @property
+    def rollout_files(self) -> list[Path]:
+        given = self.rollouts if isinstance(self.rollouts, list) else [self.rollouts]
+        return [Path(str(item)) for item in given if item is not None]
+
+    @property
+    def steps(self) -> list[int] | None:
+        """Steps to take from the files; none given: there must be one; empty: all."""
+        if self.step is None:
+            return None
+        return [] if self.step == "all" else list(self.step) if isinstance(self.step, list) else [self.step]
+
+    @property
+    def num_prompts(self) -> int:
+        """How many prompts of a task are studied."""
+        return 24 if self.prompts is None else self.prompts
+
+    @property
+    def num_responses(self) -> int:
+        """How many responses to each are sampled."""
+        return 64 if self.responses is None else self.responses
 
     @property
     def shard_of(self) -> tuple[int, int]:
@@ -129,21 +170,56 @@ def _complaints(config: VarianceConfig) -> Iterator[str]:
         if value != neutral:
             yield f"rollout.{key}={value}: a variance study samples what it differentiates, so truncation is refused; allowed is {neutral}"
     for size in config.group_sizes:
-        if config.rollouts is None and 2 * size > config.responses:
-            yield f"group_sizes has {size}: allowed are 2 to responses / 2 = {config.responses // 2}, since a variance needs two groups a prompt"
+        if config.rollouts is None and 2 * size > config.num_responses:
+            yield f"group_sizes has {size}: allowed are 2 to responses / 2 = {config.num_responses // 2}, since a variance needs two groups a prompt"
     yield from _about_estimators(config)
-    if config.prompts_per_batch is not None and config.prompts_per_batch > config.prompts:
-        yield f"prompts_per_batch={config.prompts_per_batch}: must lie between 2 and prompts={config.prompts}"
+    known = config.prompts if config.rollouts else config.num_prompts
+    if config.prompts_per_batch is not None and not 2 <= config.prompts_per_batch <= (
+        known or config.prompts_per_batch
+    ):
+        yield f"prompts_per_batch={config.prompts_per_batch}: must lie between 2 and prompts={known}"
     if config.shard is not None:
         found = re.fullmatch(r"(\d+)/(\d+)", config.shard)
         if not found or int(found[1]) >= int(found[2]):
             yield f"shard={config.shard}: give WHICH/COUNT with WHICH from 0, such as 0/4"
-    if config.rollouts is not None and not Path(config.rollouts).is_file():
-        yield f"rollouts={config.rollouts}: no such file"
-    if config.rollouts is not None and len(config.checkpoint_list) > 1:
-        yield "checkpoint: rollouts from a file belong to one policy; give one checkpoint or a model"
+    yield from _about_rollouts(config)
     yield from usable_device(config)
     evaluated_policies(config.checkpoint, config.model)  # says itself what is wrong with a path or its weights
+
+
+def _about_rollouts(config: VarianceConfig) -> Iterator[str]:
+    """What goes with rollouts from elsewhere, and what needs them."""
+    if config.rollouts is None:
+        for key, given in {
+            "step": config.step,
+            "reward.column": config.reward.column,
+            "reward.columns": config.reward.columns,
+        }.items():
+            if given is not None:
+                yield f"{key}={given}: it chooses among the rows or columns of rollouts=FILE, and there are none"
+        return
+    files = config.rollout_files
+    for file in files:
+        if not file.is_file():
+            yield f"rollouts={file}: no such file"
+    if len(set(files)) < len(files) or not files:
+        yield f"rollouts={config.rollouts}: give one file or several different ones"
+    if config.model is None and not config.checkpoint_list:
+        yield (
+            f"model: rollouts={files[0]} was sampled by a model that has to be named, as in model=FOLDER or checkpoint=RUN; "
+            f"what rewards and lengths alone say needs none: opo audit rollouts={files[0]}"
+        )
+    if len(config.checkpoint_list) > 1:
+        yield "checkpoint: rollouts from a file belong to one policy; give one checkpoint or a model"
+    if config.task is not None:
+        yield "task: rollouts from a file bring their own prompts and rewards; leave task out"
+    if config.split is not None:
+        yield f"split={config.split}: rollouts from a file have no splits; leave split out"
+    if config.reward.column is not None and config.reward.columns is not None:
+        yield "reward.column and reward.columns: give one of them"
+    steps = config.step if isinstance(config.step, list) else [config.step]
+    if config.step is not None and config.step != "all" and not all(type(step) is int for step in steps):
+        yield f"step={config.step}: a step of training, a list of steps, or all is needed"
 
 
 def _about_estimators(config: VarianceConfig) -> Iterator[str]:
@@ -166,7 +242,7 @@ def _about_estimators(config: VarianceConfig) -> Iterator[str]:
         yield "estimators names one twice"
     coupled = [name for name in dict.fromkeys(config.estimators) if couples_prompts(name)]
     if coupled and config.prompts_per_batch is None:
-        yield f"prompts_per_batch=null: {', '.join(coupled)} couples the prompts of a batch; say how many it has (2 to {config.prompts})"
+        yield f"prompts_per_batch=null: {', '.join(coupled)} couples the prompts of a batch; say how many it has (2 to {config.num_prompts})"
 
 
 def study_name(overrides: Any) -> str:
