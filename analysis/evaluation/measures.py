@@ -190,7 +190,7 @@ def differences(policies: Mapping[str, Mapping[str, Array]]) -> list[Difference]
             value = float(x_P.mean() - y_P.mean())
             found.append((name, reference, measure, value, *interval(0.95), p_value(interval), len(x_P)))
     adjusted = holm([row[6] for row in found])
-    return [Difference(*row[:7], float(p), row[7]) for row, p in zip(found, adjusted, strict=True)]
+    return [Difference(*row[:7], float(p), row[7]) for row, p in zip(found, adjusted, strict=True)]  # pyright: ignore[reportCallIssue]  nine: the interval is a pair
 
 
 DIVERSITY = {
