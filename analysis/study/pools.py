@@ -5,7 +5,6 @@ one that was cut into shards is merged by putting the files in one folder.
 """
 
 import json
-import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ from opo.errors import UserError
 from opo.model.forward import response_hidden
 from opo.model.logprobs import Head
 from opo.model.policy import Policy
+from opo.system.atomic import replacing, write_text
 
 GIB = 2**30
 
@@ -54,11 +54,8 @@ class PromptPool:
 
     def save(self, path: Path) -> None:
         """Write the file whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        with partial.open("wb") as file:
+        with replacing(path) as partial, partial.open("wb") as file:
             np.savez_compressed(file, **{field.name: getattr(self, field.name) for field in fields(self)})
-        partial.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> "PromptPool":
@@ -226,9 +223,7 @@ class PoolFolder:
                         f"{path}: its pools were made with {key}={found.get(key)}, not {setting.get(key)}; choose another output"
                     )
         else:
-            partial = path / f".setting.json.{os.getpid()}"
-            partial.write_text(json.dumps(setting, indent=1, sort_keys=True) + "\n")
-            partial.replace(record)
+            write_text(record, json.dumps(setting, indent=1, sort_keys=True) + "\n")
 
     def file(self, number: int) -> Path:
         return self.path / f"prompt-{number:06d}.npz"

@@ -28,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from opo.cli.compose import compose_job, composing, parse, plain
 from opo.cli.hydra_errors import one_line
 from opo.errors import StoppedRun, UserError
+from opo.system.storage import storage_faults_in_one_sentence
 
 MOST_JOBS = 10_000  # of one multirun, each of which is judged before the first starts; OPO_MOST_JOBS raises it
 
@@ -171,8 +172,10 @@ def launch(
     ).absolute()  # where other machines of a cluster see it too
 
     def task(config: DictConfig) -> None:
+        folder = Path(HydraConfig.get().runtime.output_dir)
         try:
-            entry(plain(config, root), Path(HydraConfig.get().runtime.output_dir))
+            with storage_faults_in_one_sentence(folder):
+                entry(plain(config, root), folder)
         except (UserError, StoppedRun) as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
