@@ -10,12 +10,11 @@ from typing import Any, get_type_hints
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 from run_folders import fake_policy
 
 from opo.algorithms import ALGORITHMS
 from opo.cli import take_apart
+from opo.cli.compose import composed as composed_of
 from opo.cli.launch import check
 from opo.config.load import load_config
 from opo.config.read import read
@@ -31,10 +30,7 @@ WITH_COMMAND = sorted(file for group in ("experiment", "sweep", "debug") for fil
 
 
 def composed(*overrides: str) -> dict[str, Any]:
-    with initialize_config_module("conf", version_base="1.3"):
-        values = OmegaConf.to_container(compose("train", list(overrides)), resolve=True)
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
+    return composed_of("train", overrides)
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +157,11 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("bearable_batch", {"rollout.group_size": 1}, "rollout.group_size=1: opo compares the responses of a group"),
     ("bearable_batch", {"rollout.num_prompts": 1, "algo": {"name": "copo"}}, "rollout.num_prompts=1: copo needs"),
+    (
+        "kl_reward_counts",
+        {"algo": {"name": "nft", "kl_coef": 0.1, "kl_placement": "reward"}},
+        "algo.kl_placement=reward: nft takes no KL reward; allowed is loss",
+    ),
     ("warm_up_ends", {"steps": 5, "optim.warmup_steps": 6}, "optim.warmup_steps=6: allowed is at most 5"),
     ("tiny_shape", {"model.tiny.heads": 8}, "model.tiny.heads=8: must divide model.tiny.hidden_size=128"),
     ("tiny_alphabet", {"task": {"name": "reasoning_gym"}}, "task=reasoning_gym: the built-in policy"),
