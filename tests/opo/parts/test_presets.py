@@ -7,7 +7,7 @@ import pytest
 from run_folders import SMALL, rows
 from safetensors.torch import load_file
 
-from analysis.examples import configured
+from opo.cli.compose import composed
 from opo.config.load import load_config
 from opo.errors import UserError
 from opo.parts.chosen import BY_OPTIONS
@@ -19,7 +19,7 @@ QUIET = ["tracking=off", "reward.workers=1", "kl_init_every=0"]
 
 
 def run(folder: Path, steps: int, *overrides: str) -> None:
-    values = configured("train", [*SMALL, *QUIET, f"steps={steps}", *overrides])
+    values = composed("train", [*SMALL, *QUIET, f"steps={steps}", *overrides])
     train(load_config(values), folder)
 
 
@@ -77,7 +77,7 @@ def test_a_behaviour_policy_is_not_certified_on_policy(tmp_path):
 )
 def test_wrong_parts_are_refused_in_one_line(override, said):
     with pytest.raises(UserError) as refused:
-        load_config(configured("train", override.split() if " algo" in override else [override]))
+        load_config(composed("train", override.split() if " algo" in override else [override]))
     assert str(refused.value).startswith(said)
 
 
