@@ -18,7 +18,7 @@ from analysis.score_gram.recompute import decoder_layers
 from analysis.variance.between_prompts import prompt_gradient
 from opo.batch import Rollouts
 from opo.errors import UserError
-from opo.model.forward import microbatches, response_hidden
+from opo.model.forward import response_hidden
 from opo.model.logprobs import Head
 from opo.model.policy import Policy
 from opo.system.atomic import replacing, write_text
@@ -45,7 +45,12 @@ class PromptPool:
     token_sum_norm2_K: np.ndarray  # |sum_t z_t|^2
     token_norm2_sum_K: np.ndarray  # sum_t |z_t|^2
     gradient_D: np.ndarray  # random projection of the unbiased gradient of the whole pool, float32
-    gap_nats: float  # mean absolute difference between the sampler's log-probabilities and the trainer's
+    gap_nats: (
+        float  # mean absolute difference between the sampler's log-probabilities and the trainer's; NaN: not known
+    )
+    entropies_R: (
+        np.ndarray
+    )  # nats, sum over the response's tokens of the entropy of the distribution each was drawn from
 
     def save(self, path: Path) -> None:
         """Write the file whole or not at all."""
@@ -103,16 +108,18 @@ def measure_pool(
             f"prompt {prompt_id}: {len(keep)} of {rollouts.group_size} responses have a reward; a pool needs two"
         )
     ids_NL, attended_NL, response_NL = sequences(rollouts)
-    plan = how.plan(policy, len(keep), ids_NL.shape[1])
+    first_R = rollouts.first_N[keep]
+    plan = how.plan(policy, len(first_R.unique()), ids_NL.shape[1])
     passes = {"responses_per_pass": plan.responses, "recompute": plan.recompute}
     inputs = (ids_NL[keep], attended_NL[keep], response_NL[keep])
     parts = score_gram(policy.model, *inputs, temperature=policy.temperature, split="layer", **passes)
     assert isinstance(parts, dict)
-    seen = policy.measure(rollouts, [0], token_budget=plan.tokens, energy=True)
+    policy = policy.with_token_budget(plan.tokens)
+    seen = policy.measure(rollouts, [0], energy=True)
     assert seen.energies_MT is not None
-    gap = 0.0
+    gap = np.nan
     if rollouts.logprobs_NT is not None:
-        gap = float((seen.logprobs_MT - rollouts.logprobs_NT).abs()[rollouts.mask_NT].mean())
+        gap = float((seen.logprobs_MT - rollouts.logprobs_NT).abs()[rollouts.mask_NT].nanmean())
     by_token = [
         token_norms(policy, tuple(x[n : n + 1] for x in inputs), **passes)
         for n in range(min(how.token_responses, len(keep)))
@@ -127,13 +134,14 @@ def measure_pool(
         logprobs_R=seen.logprobs_MT.sum(1)[keep].numpy(),
         gram_RR=torch.stack(list(parts.values())).sum(0).cpu().numpy(),
         logit_energy_R=seen.energies_MT.sum(1)[keep].numpy(),
-        head_norm2_R=head_norms(policy, rollouts, plan.tokens)[keep].numpy(),
+        head_norm2_R=head_norms(policy, rollouts)[keep].numpy(),
         parts=np.array(list(parts), dtype=np.str_),
         part_norm2_SR=torch.stack([gram.diagonal() for gram in parts.values()]).cpu().numpy(),
         token_sum_norm2_K=np.array([pair[0] for pair in by_token]),
         token_norm2_sum_K=np.array([pair[1] for pair in by_token]),
-        gradient_D=prompt_gradient(policy, rollouts, plan.tokens),
+        gradient_D=prompt_gradient(policy, rollouts),
         gap_nats=gap,
+        entropies_R=seen.entropies_MT.sum(1)[keep].numpy(),
     )
 
 
@@ -170,7 +178,7 @@ def token_norms(policy: Policy, inputs: tuple[Tensor, ...], **passes: Any) -> tu
 
 
 @torch.no_grad()
-def head_norms(policy: Policy, rollouts: Rollouts, token_budget: int = 16384) -> Tensor:
+def head_norms(policy: Policy, rollouts: Rollouts) -> Tensor:
     """|d log pi(y) / d W|_F^2 of the output matrix W as if it were untied, (N,): no backward pass through the model.
 
     With e_t = d log pi(y_t) / d logits and h_t the hidden state, the gradient is sum_t e_t h_t^T and its squared norm
@@ -178,7 +186,7 @@ def head_norms(policy: Policy, rollouts: Rollouts, token_budget: int = 16384) ->
     """
     head, norms_N = Head.of(policy.causal_lm), torch.zeros(rollouts.mask_NT.shape[0], dtype=torch.float64)
     slope = head.scale / policy.temperature
-    for part in microbatches(rollouts, [0], token_budget):
+    for part in policy.parts(rollouts, [0]):
         hidden_KH, mask_MT = response_hidden(policy.decoder, rollouts, part)
         per_response = hidden_KH.split(mask_MT.sum(1).tolist())
         for n, hidden_TH in zip(part.rows_M.tolist(), per_response, strict=True):  # V numbers for each token of one
@@ -191,7 +199,7 @@ def head_norms(policy: Policy, rollouts: Rollouts, token_budget: int = 16384) ->
                 error_TV *= 1 - (capped_TV / head.softcap) ** 2
             products_TT = (error_TV @ error_TV.T).double() * (hidden_TH @ hidden_TH.T).double()
             norms_N[n] = products_TT.sum() * slope**2
-    return norms_N
+    return norms_N[rollouts.first_N]
 
 
 class PoolFolder:
@@ -204,6 +212,11 @@ class PoolFolder:
         record = path / "setting.json"
         if record.exists():
             found = json.loads(record.read_text())
+            for file, digest in setting.get("content", {}).items():
+                if found.get("content", {}).get(file, digest) != digest:
+                    raise UserError(
+                        f"{file} has changed since the pools of {path} were measured; remove that folder to measure again, or choose another output"
+                    )
             for key in sorted({*found, *setting}):
                 if found.get(key) != setting.get(key):
                     raise UserError(

@@ -122,12 +122,16 @@ def _grouped(flat: list[Any], group: int) -> list[list[Any]]:
 def policy_logits(logits_BV: Tensor, sampling: Sampling) -> Tensor:
     """s with softmax(s) = pi(. | context): at least float32, over the temperature, -inf where truncated, (B, V)."""
     s_BV = (logits_BV if logits_BV.dtype == torch.float64 else logits_BV.float()) / sampling.temperature
-    no_ids: Any = None  # neither looks at what was sampled before
     if sampling.top_k > 0:
-        s_BV = TopKLogitsWarper(sampling.top_k)(no_ids, s_BV)
+        s_BV = _warped(TopKLogitsWarper(sampling.top_k), s_BV)
     if sampling.top_p < 1:
-        s_BV = TopPLogitsWarper(sampling.top_p)(no_ids, s_BV)
+        s_BV = _warped(TopPLogitsWarper(sampling.top_p), s_BV)
     return s_BV
+
+
+def _warped(warper: Any, s_BV: Tensor) -> Tensor:
+    """What a processor of transformers leaves of s; these look at no ids."""
+    return warper(None, s_BV)
 
 
 def draw(s_RV: Tensor, row_S: Tensor, uniforms_S: Tensor | None) -> tuple[Tensor, Tensor]:

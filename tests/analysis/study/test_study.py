@@ -12,14 +12,14 @@ import torch
 import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
+from run_folders import fake_policy
 from small import VOCABULARY, random_rollouts, small_gpt2, small_llama
 from studies import bandit_pool, bandit_study, config
 from torch import nn
 
 from analysis.claims.files import read_ledger
 from analysis.study.audits import audit_interval, audit_terms, audit_value, jackknifed_gain
-from analysis.study.config import VarianceConfig, load_config, stages, study_name
-from analysis.study.external import read_rollouts
+from analysis.study.config import VarianceConfig, load_config, study_name
 from analysis.study.pools import Measurement, PromptPool, head_norms, measure_pool
 from analysis.study.result import TABLES, Study, load
 from analysis.study.run import load_pools, run_study
@@ -32,6 +32,7 @@ from opo.errors import UserError
 from opo.model.load import save_model
 from opo.model.policy import Policy
 from opo.model.tiny import character_tokenizer
+from opo.run.policies import EvaluatedPolicy, evaluated_policies
 from opo.system.seeding import rng_for
 
 
@@ -284,10 +285,10 @@ def test_effective_sample_sizes_of_the_weights_are_in_the_table() -> None:
         ({"estimators": ["leave_one_out", "shrinkage"]}, r"prompts_per_batch=null: shrinkage couples"),
         ({"group_sizes": [32]}, r"group_sizes has 32: allowed are 2 to responses / 2 = 16"),
         ({"group_sizes": []}, r"group_sizes=\[\]"),
-        ({"prompts": 1}, r"prompts=1: must be at least 2"),
+        ({"prompts": 1}, r"prompts=1: allowed is"),
         ({"prompts": "many"}, r"prompts=many: a whole number is needed"),
         ({"shard": "4/4"}, r"shard=4/4"),
-        ({"split": "test"}, r"split=test: choose one of train, eval"),
+        ({"split": "test"}, r"split=test: not one of train, eval"),
         ({"checkpoint": "nowhere"}, r"checkpoint=nowhere: no such folder"),
         ({"rollouts": "nowhere.parquet"}, r"rollouts=nowhere\.parquet: no such file"),
         ({"task": {"name": "arithmetics"}}, r"task=arithmetics: unknown task \(did you mean arithmetic\?\)"),
@@ -299,56 +300,31 @@ def test_refusals(changes: dict[str, Any], complaint: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("rows", "complaint"),
-    [
-        ([{"prompt_id": 1, "prompt": "a", "response": "b"}], "column reward is missing"),
-        ([{"prompt_id": 1, "prompt": "a", "response": "", "reward": 1.0}], "row 0 has an empty response"),
-        ([{"prompt_id": 1, "prompt": "a", "response": "b", "reward": float("inf")}], "row 0 has reward inf"),
-        ([{"prompt_id": 1, "prompt": p, "response": "b", "reward": 1.0} for p in "ab"], "stands for different prompts"),
-    ],
-)
-def test_bad_rollout_files_are_named_by_row(rows: list[dict[str, Any]], complaint: str, tmp_path: Path) -> None:
-    pl.DataFrame(rows).write_parquet(tmp_path / "r.parquet")
-    with pytest.raises(UserError, match=complaint):
-        read_rollouts(tmp_path / "r.parquet")
-
-
-def test_ids_keep_their_end_and_text_gets_one(tmp_path: Path) -> None:
-    rows = [{"prompt_id": 1, "prompt": [3, 4], "response": [5, 6], "reward": None, "logprobs": [-1.0, -2.0]}]
-    pl.DataFrame(rows, schema_overrides={"reward": pl.Float64}).write_parquet(tmp_path / "r.parquet")
-    (prompt,) = read_rollouts(tmp_path / "r.parquet")
-    rollouts = prompt.rollouts(character_tokenizer(), append_eos=True)
-    assert rollouts.tokens_NT.tolist() == [[5, 6]]
-    assert rollouts.prompt_ids == [[3, 4]]
-    assert not rollouts.scorable_N.any()
-    assert rollouts.logprobs_NT is not None
-    text = replace(prompt, responses=["9"], logprobs=None).rollouts(character_tokenizer(), append_eos=True)
-    assert text.tokens_NT[0, -1] == character_tokenizer().eos_token_id
-    with pytest.raises(UserError, match=r"prompt_id 1: response 0 needs 2 finite log-probabilities"):
-        replace(prompt, logprobs=[[-1.0]]).rollouts(character_tokenizer(), append_eos=True)
-
-
 def test_checkpoints_of_several_seeds_are_one_policy_a_step(tmp_path: Path) -> None:
     for seed in range(2):
         run = tmp_path / f"s{seed}"
         for step in (10, 20):
-            (run / "checkpoints" / f"step-{step:06d}" / "policy").mkdir(parents=True)
+            fake_policy(run / "checkpoints" / f"step-{step:06d}" / "policy")
             (run / "checkpoints" / f"step-{step:06d}" / "manifest.json").write_text("{}")
         (run / "config.yaml").write_text(
             yaml.safe_dump({"model": {"name": "tiny"}, "seed": seed, "task": {"name": "arithmetic"}, "rollout": {}})
         )
-    one = stages(load_config(vars_of(checkpoint=str(tmp_path / "s0"))))
+    one = policies_of(vars_of(checkpoint=str(tmp_path / "s0")))
     assert [(stage.label, stage.step, len(stage.weights)) for stage in one] == [
         ("start", 0, 1),
         ("step 10", 10, 1),
         ("step 20", 20, 1),
     ]
-    both = stages(load_config(vars_of(checkpoint=[str(tmp_path / "s0"), str(tmp_path / "s1")])))
+    both = policies_of(vars_of(checkpoint=[str(tmp_path / "s0"), str(tmp_path / "s1")]))
     assert [(stage.step, len(stage.weights)) for stage in both] == [(0, 2), (10, 2), (20, 2)]
     assert both[1].paths == [str(tmp_path / f"s{seed}" / "checkpoints" / "step-000010" / "policy") for seed in range(2)]
     with pytest.raises(UserError, match="neither a run folder"):
-        stages(load_config(vars_of(checkpoint=str(tmp_path))))
+        policies_of(vars_of(checkpoint=str(tmp_path)))
+
+
+def policies_of(values: dict[str, Any]) -> list[EvaluatedPolicy]:
+    config = load_config(values)
+    return evaluated_policies(config.checkpoint, config.model)
 
 
 def vars_of(**changes: Any) -> dict[str, Any]:

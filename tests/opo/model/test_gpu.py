@@ -128,9 +128,9 @@ def test_gradients_are_those_of_the_cpu(device: str, shared_prefix: bool, budget
     """In float64, micro-batches cut in three ways."""
     rollouts, found = random_rollouts(), []
     for where, tokens, shared in (("cpu", 4096, False), (device, budget, shared_prefix)):
-        policy = policy_on(where, small_gpt2())
-        options: Any = {"entropy_coef": 0.1, "token_budget": tokens, "shared_prefix": shared}
-        seen = accumulate(policy, rollouts, [0, 1, 2, 3], weights_of(rollouts), **options)
+        policy = replace(policy_on(where, small_gpt2()), token_budget=tokens, shared_prefix=shared)
+        bonus_NT = 0.1 * rollouts.mask_NT.double() / rollouts.mask_NT.sum()
+        seen = accumulate(policy, rollouts, [0, 1, 2, 3], weights_of(rollouts), bonus_NT)
         gradients = [p.grad.cpu() for p in policy.parameters() if p.grad is not None]
         found.append([seen.logprobs_NT, seen.entropies_NT, *gradients])
     for expected, got in zip(*found, strict=True):
@@ -177,7 +177,6 @@ def test_a_run_is_exactly_on_policy_and_resumes(device: str, tmp_path: Path, alg
     assert torch.get_float32_matmul_precision() == "highest"  # no product of float32 is taken in TF32
     config = RunConfig.of(
         ArithmeticConfig(),
-        device=device,
         threads=1,
         steps=1,
         algo=AlgoConfig(algo),
@@ -187,7 +186,9 @@ def test_a_run_is_exactly_on_policy_and_resumes(device: str, tmp_path: Path, alg
         tracking=TrackingConfig(mode="off"),
     )
     for steps in (1, 3):
-        train(replace(config, steps=steps), tmp_path / "run")
+        asked = replace(config, steps=steps)
+        asked.device = device  # the stand-in's name, which a user may not give
+        train(asked, tmp_path / "run")
     record = json.loads((tmp_path / "run" / FILE).read_text())
     assert (record["exactly_on_policy"], record["steps_checked"]) == (True, 3)
     logged = rows(tmp_path / "run")

@@ -27,7 +27,7 @@ def test_logprobs_are_those_of_the_policy(temperature):
     sampling = Sampling(4, 12, temperature, stop_token_ids=(0, 1, 2))
     samples = sampler(model).generate(PROMPTS, sampling, torch.Generator().manual_seed(0))
     rollouts = Rollouts.from_lists(PROMPTS, samples.response_ids, torch.zeros(3, 4), samples.logprobs)
-    measured = Policy(model, None, temperature).measure(rollouts, [0, 1, 2], 10_000)  # type: ignore[arg-type]
+    measured = Policy(model, None, temperature).measure(rollouts, [0, 1, 2])  # type: ignore[arg-type]
     assert rollouts.logprobs_NT is not None
     assert torch.allclose(measured.logprobs_MT, rollouts.logprobs_NT, rtol=0, atol=1e-12)
     assert samples.versions == [[[5] * len(r) for r in group] for group in samples.response_ids]
@@ -174,7 +174,7 @@ def test_packed_weights_are_those_of_the_moment_and_leave_no_trace(shape, monkey
         assert model.config._attn_implementation == "sdpa"
         assert not any("forward" in vars(module) for module in model.modules())
         rollouts = Rollouts.from_lists(PROMPTS, samples.response_ids, torch.zeros(3, 4), samples.logprobs)
-        measured = Policy(model, None).measure(rollouts, [0, 1, 2], 10_000)  # type: ignore[arg-type]
+        measured = Policy(model, None).measure(rollouts, [0, 1, 2])  # type: ignore[arg-type]
         assert rollouts.logprobs_NT is not None
         assert (measured.logprobs_MT - rollouts.logprobs_NT).norm() < 1e-5 * measured.logprobs_MT.norm()
         assert len(packed) == (2 * 7 + 1 if decoding.ONEDNN else 0)  # seven a layer and the head
