@@ -30,7 +30,10 @@ from typing import Self
 import numpy as np
 
 from analysis.variance.intervals import (
+    COSINE,
+    RATIO,
     Array,
+    Tails,
     mean_interval,
     product_of_means,
     proportionality,
@@ -154,11 +157,11 @@ class Row:
         value = float(np.sign(m.cross.mean())) * _root(self._explained(m.signal))
         if value <= 0:
             return value, (-1.0, 1.0)
-        low, high = self._explained_interval(m.signal)
+        low, high = self._explained_interval(m.signal, COSINE)
         return value, (_root(low), _root(high))
 
     def _mse_rescaled(self) -> tuple[float, Interval]:
-        low, high = self._explained_interval(self.moments.second)
+        low, high = self._explained_interval(self.moments.second, RATIO)
         return 1 - self._explained(self.moments.second), (1 - high, 1 - low)
 
     def _explained(self, norm_P: Array) -> float:
@@ -166,12 +169,12 @@ class Row:
         cross, reference, norm = (x.mean() for x in (self.moments.cross, self.moments.reference, norm_P))
         return float(min(cross**2 / (reference * norm), 1.0)) if min(reference, norm) > 0 else 0.0
 
-    def _explained_interval(self, norm_P: Array) -> Interval:
+    def _explained_interval(self, norm_P: Array, tails: Tails) -> Interval:
         m = self.moments
         if min(m.reference.mean(), norm_P.mean()) <= 0:
             return 0.0, 1.0
         explained_P = product_of_means(m.cross, m.cross, over=m.reference)
-        low, high = ratio_interval(explained_P, norm_P, self.counts_BP)
+        low, high = ratio_interval(explained_P, norm_P, self.counts_BP, tails=tails)
         return min(low, 1.0), min(high, 1.0)
 
 
