@@ -10,17 +10,7 @@ of unbiased estimates (`analysis.variance.compare` has them):
 Ratios of unbiased means are consistent, not unbiased. An estimated S or R can be at or below zero, since it is a
 product of noisy vectors: the ratio over it is then inf, its interval has no upper end, and nothing is ever NaN.
 
-At 24 prompts of 64 responses the 95 % intervals hold the truth in these shares of replicates, where the scores of prompts
-differ by factors whose logarithm has the standard deviation s (`tests/benchmarks/bench_coverage.py`, G of 2 and 8):
-
-    T, S                                       94 to 98 % up to s = 1, 92 to 93 % at s = 1.5
-    relative_variance, mse, mse_rescaled       93 to 98 %
-    bias                                       92 to 98 % up to s = 1, 97 to 99 % at s = 1.5
-    a ratio of two estimators                  91 to 97 % for length weights, 88 to 98 % for score-norm weights
-    cosine                                     88 to 98 % for length weights, 82 to 96 % for score-norm weights
-
-The cosine is worst at G = 8 and s < 1, where it is above 0.99 and measures a squared distance that is small against its
-noise, and skewed.
+How often the intervals hold the truth is in README.md beside this file.
 """
 
 from collections.abc import Sequence
