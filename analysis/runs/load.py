@@ -11,6 +11,7 @@ import yaml
 
 from opo.train.mismatch import FILE
 from opo.errors import UserError
+from opo.run.folder import leaves
 from opo.run.metrics import read_rows
 
 LABELS = ("run", "study", "algo", "task", "model", "seed")
@@ -61,7 +62,7 @@ def load(*paths: Path | str) -> Runs:
                 "wandb_run_id": json.loads((folder / "run.json").read_text(encoding="utf-8"))["wandb_run_id"],
             }
         )
-        configs.append(_flat(config))
+        configs.append(leaves(config))
     return Runs(_metrics_table(metrics), pl.DataFrame(runs).hstack(_differing(configs)))
 
 
@@ -114,11 +115,3 @@ def _differing(configs: list[dict[str, Any]]) -> pl.DataFrame:
         plain = len({type(value) for value in values if value is not None}) == 1 and not isinstance(values[0], list)
         columns[key] = values if plain else [None if value is None else str(value) for value in values]
     return pl.DataFrame(columns)
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of a nested config by dotted key."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat

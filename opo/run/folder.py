@@ -121,7 +121,7 @@ class RunFolder:
 
 def _refuse_another(path: Path, before: dict[str, Any], config: dict[str, Any]) -> None:
     """Raise UserError where `config` does not belong to the folder that `before` made."""
-    old, new = _flat(before), _flat(config)
+    old, new = leaves(before), leaves(config)
     for key in [*new, *(key for key in old if key not in new)]:
         if key.partition(".")[0] in FREE or key == "steps" or (key in old and key in new and old[key] == new[key]):
             continue
@@ -141,12 +141,12 @@ def _refuse_another(path: Path, before: dict[str, Any], config: dict[str, Any]) 
         )
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def leaves(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """The leaves of a nested config by dotted key, in the config's order."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
+            flat |= leaves(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat
