@@ -13,9 +13,9 @@ A good estimate of the value need not give a good gradient. For the reverse KL t
 | the loss (differentiated) | zero in expectation: no penalty at all | right | gradient of the forward KL(ref || pi) |
 | the reward (a number) | right | biased | reverse minus forward KL |
 
-"Right" in the loss is for each token's own conditional KL: the effect of a token on the KL of later ones is only seen
-from the reward, through returns. With several updates per rollout the tokens come from an older policy, and none of it
-is corrected for that.
+"Right" in the loss is for each token's own conditional KL: the effect of a token on the KL of later tokens enters only
+through returns, that is, with the KL in the reward. With several updates per rollout the tokens come from an older
+policy, and none of these estimates is corrected for that.
 """
 
 from typing import Literal
@@ -42,12 +42,12 @@ def kl_estimate(logprobs_NT: Tensor, reference_logprobs_NT: Tensor, estimator: K
 
 
 def kl_penalty(
-    logprobs_NT: Tensor, rollouts: Rollouts, estimator: KLEstimator, how: Aggregation = "sequence_sum"
+    logprobs_NT: Tensor, rollouts: Rollouts, estimator: KLEstimator, aggregation: Aggregation = "sequence_sum"
 ) -> Tensor:
-    """The estimate, aggregated as the loss is that kl_coef times it joins (its `aggregation` knob where it has one).
+    """The KL estimate, aggregated in the same way as the loss it is added to (the loss's `aggregation` where it has one).
 
     Only sequence_sum weighs KL against reward as E[r] - kl_coef KL does. Raises ValueError without a reference.
     """
     reference_NT = needed(rollouts, "reference_logprobs_NT")
     inside_NT = torch.where(rollouts.mask_NT, logprobs_NT, reference_NT)
-    return aggregate(kl_estimate(inside_NT, reference_NT, estimator), rollouts, how)
+    return aggregate(kl_estimate(inside_NT, reference_NT, estimator), rollouts, aggregation)

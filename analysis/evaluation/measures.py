@@ -1,8 +1,8 @@
 """What a policy can do on a set of prompts, from n responses to each: mean@k, pass@k, maj@k and diversity, with intervals.
 
-Every measure is one number a prompt, unbiased where that exists, averaged over prompts; intervals are for fresh prompts (`stats`).
-Unscorable responses (reward NaN) are left out of rewards and votes: a prompt whose scored responses are fewer than k is not in
-the mean at k, and `Estimate.num_prompts` says how many were.
+Every measure is one number per prompt, unbiased where that exists, averaged over prompts; intervals are for fresh
+prompts (`stats`). Unscored responses (reward NaN) are left out of rewards and votes: a prompt whose scored responses
+are fewer than k is not in the mean at k, and `Estimate.num_prompts` says how many were.
 """
 
 from collections import Counter
@@ -48,14 +48,15 @@ def pass_at_k(num_correct: int, num_scored: int, k: int) -> float:
 def maj_at_k(answers_N: Sequence[Hashable | None], rewards_N: ArrayLike, k: int) -> float:
     """Expected reward of the majority answer among k of the n responses drawn without replacement. Exact, hence unbiased.
 
-    None does not vote; ties are broken by a fair draw; no vote at all earns 0. An answer's reward is the mean over the responses
-    that gave it. A draw that holds i_a times answer a has probability prod_a C(n_a, i_a) / C(n, k). Draws are summed by the
-    largest i_a = j and the number t of answers that reach it, adding one answer at a time to W[t, s], the weight of draws of s
-    responses, and Q[t, s], the same times the summed rewards of those t answers; the result is sum_{j,t} Q_j[t, k] / t / C(n, k).
+    None does not vote; ties are broken by a fair draw; no vote at all earns 0. An answer's reward is the mean over the
+    responses that gave it. A draw that holds i_a times answer a has probability prod_a C(n_a, i_a) / C(n, k). Draws are
+    summed by the largest i_a = j and the number t of answers that reach it, adding one answer at a time to W[t, s], the
+    weight of draws of s responses, and Q[t, s], the same times the summed rewards of those t answers; the result is
+    sum_{j,t} Q_j[t, k] / t / C(n, k).
     """
     rewards_N = np.asarray(rewards_N, dtype=np.float64)
     if len(answers_N) != len(rewards_N) or not np.isfinite(rewards_N).all():
-        raise ValueError("maj@k needs one finite reward for every answer: leave unscorable responses out")
+        raise ValueError("maj@k needs one finite reward for every answer: leave unscored responses out")
     _check(len(answers_N), k)
     votes = Counter(answers_N)
     silent = votes.pop(None, 0)
@@ -102,8 +103,8 @@ def evaluate(
 ) -> dict[str, Estimate]:
     """Every measure of a set of groups: name -> estimate. A measure that no prompt defines is absent.
 
-    `mean` (mean@k has the same expectation for every k), `pass@k` and `maj@k` for each k, `unscorable`, and of each group's
-    token sequences `tokens`, `distinct_1`, `distinct_2`, `self_bleu_4`, `repetition_5`.
+    `mean` (mean@k has the same expectation for every k), `pass@k` and `maj@k` for each k, `unscorable`, and of each
+    group's token sequences `tokens`, `distinct_1`, `distinct_2`, `self_bleu_4`, `repetition_5`.
     """
     rewards_PG = np.asarray(rewards_PG, dtype=np.float64)
     scored_PG = np.isfinite(rewards_PG)
@@ -142,8 +143,8 @@ DIVERSITY = {
 def _estimate(values_P: list[float], is_rate: bool, num_bootstrap: int, rng: np.random.Generator) -> Estimate:
     """Mean and bootstrap-t interval, mean - t* se at either end, within the range that the measure has.
 
-    Where every prompt has the same value nothing can be resampled; for a rate of 0 or 1 in all P prompts the other end is then
-    1 - 0.025^(1/P) away, beyond which so uniform a sample has less than that chance.
+    Where every prompt has the same value nothing can be resampled; for a rate of 0 or 1 in all P prompts the other end
+    is then 1 - 0.025^(1/P) away, beyond which so uniform a sample has less than that chance.
     """
     x_P, num_prompts = np.array(values_P), len(values_P)
     mean = float(x_P.mean())

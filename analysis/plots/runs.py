@@ -1,6 +1,7 @@
 """Figures of training runs and of the ledger: fn(table, ..., ax=None) -> Axes, the spread over seeds always drawn.
 
-`runs` is a tidy table with one row a run and step: a column that names the group, `seed`, `step` and the logged metrics.
+`runs` is a tidy table with one row per run and step: a column that names the group, `seed`, `step` and the logged
+metrics.
 """
 
 import textwrap
@@ -40,8 +41,8 @@ def training_curves(
 ) -> Axes:
     """Mean over seeds with the 95 % Student interval of that mean as a band; each seed as a thin line.
 
-    `window` averages each seed over so many neighbouring steps first. Against tokens, each seed is interpolated onto common places,
-    as far as its shortest run goes.
+    `window` averages each seed over so many neighbouring steps first. Against tokens, each seed is interpolated onto
+    common places, as far as its shortest run goes.
     """
     names = list(order or runs[by].unique(maintain_order=True))
     ax = axes(ax)
@@ -67,7 +68,7 @@ def training_curves(
 
 
 def curves(runs: pl.DataFrame, metric: str, x: str, window: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places (X,) and one row of values a seed (S, X), over the range that all seeds cover."""
+    """Places (X,) and one row of values per seed (S, X), over the range that all seeds cover."""
     series = []
     for _, run in runs.group_by("seed", maintain_order=True):
         run = run.sort("step").filter(pl.col(metric).is_not_null())

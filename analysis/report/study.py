@@ -133,7 +133,7 @@ def _policies(study: Study) -> Section:
         "mean reward",
         "mean length",
         "prompts of one reward",
-        "unscorable",
+        "unscored",
         "largest log-probability gap, nats",
     ]
     return Section(

@@ -21,7 +21,7 @@ class ForeignPrompt:
     prompt_id: str
     prompt: str | list[int]
     responses: list[str | list[int]]
-    rewards: list[float]  # NaN: unscorable
+    rewards: list[float]  # NaN: unscored
     logprobs: list[list[float]] | None
     answers: list[str | None] | None
 
@@ -92,5 +92,5 @@ def _check(file: Path, number: int, row: dict[str, Any]) -> None:
     reward = row["reward"]
     if reward is not None and (isinstance(reward, str) or math.isinf(reward)):
         raise UserError(
-            f"rollouts={file}: row {number} has reward {reward}; a finite number, or null for unscorable, is needed"
+            f"rollouts={file}: row {number} has reward {reward}; a finite number, or null for unscored, is needed"
         )

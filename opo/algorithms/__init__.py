@@ -1,4 +1,4 @@
-"""Algorithms: each file is one, its docstring the mini-paper, its function the formula.
+"""Algorithms, one per file: the docstring is a short account of the method, the function its formula.
 
 An algorithm is a function `loss(logprobs_NT, rollouts, *, knobs...) -> scalar`: `logprobs_NT` are the current policy's
 log-probabilities of the sampled tokens (the only thing that is differentiated), `rollouts` what was sampled, the
@@ -84,9 +84,9 @@ def score_weights(
     """Weights of the token scores at the on-policy point: w_nt = -dLoss/dlogprobs_nt, (N, T) float64, zero in padding.
 
     They are known up to the loss's overall scale, so only scale-free measures of them mean anything. Log-probabilities
-    and a reference that are not given equal the policy's; `policy_logprobs_NT` are the policy's where it is no longer the
-    one that sampled. `overrides` are knobs of the algorithm or fields of Rollouts it needs. Raises ValueError naming the
-    unknown algorithm or keyword, or the field that is missing.
+    and a reference that are not given equal the policy's; `policy_logprobs_NT` are the policy's where it is no longer
+    the one that sampled. `overrides` are knobs of the algorithm or fields of Rollouts it needs. Raises ValueError
+    naming the unknown algorithm or keyword, or the field that is missing.
     """
     if name not in ALGORITHMS:
         raise ValueError(f"algorithm {name!r} is unknown: choose one of {', '.join(ALGORITHMS)}")

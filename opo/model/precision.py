@@ -1,11 +1,12 @@
 """How linear layers multiply: in float32, in bfloat16 on the way back alone, or in bfloat16 both ways.
 
-Two thirds of an update's arithmetic are the two products of each linear layer's backward pass. Taken in bfloat16 with float32 sums
-they are about twice as fast where the processor has instructions for it, and they leave log-probabilities, ratios and the certificate
-as they are in float32: the gradient alone is rounded, by less than 1 % of its norm. In bfloat16 both ways the sampler and the trainer
-round differently, by about 3e-2 nats a token.
+Two thirds of an update's arithmetic are the two products of each linear layer's backward pass. Taken in bfloat16 with
+float32 sums they are about twice as fast where the processor has instructions for it, and they leave log-probabilities,
+ratios and the certificate as they are in float32: the gradient alone is rounded, by less than 1 % of its norm. In
+bfloat16 both ways the sampler and the trainer round differently, by about 3e-2 nats per token.
 
-On x86 processors float32 products go through oneDNN, which torch keeps for half precision: a tenth faster than MKL on AMD.
+On x86 processors float32 products go through oneDNN, which torch keeps for half precision: a tenth faster than MKL on
+AMD.
 """
 
 import platform

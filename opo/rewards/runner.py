@@ -2,7 +2,7 @@
 
 Each worker is a fresh interpreter in a process group of its own (no fork: the parent has threads), asked in batches and answering
 response by response. A worker that is silent for longer than the time limit is killed with its whole group and replaced; the
-response it was at is unscorable, the ones behind it are asked again.
+response it was at is unscored, the ones behind it are asked again.
 """
 
 import os
@@ -38,7 +38,7 @@ class ScoredRewards:
     reasons: dict[Cell, str]  # "timeout", "crash: ...", "exception: ...", "not finite: ..." or "not a number: ..."
 
     def counts(self) -> Counter[str]:
-        """How many responses were unscorable for each kind of reason."""
+        """How many responses were unscored for each kind of reason."""
         return Counter(reason.partition(":")[0] for reason in self.reasons.values())
 
 

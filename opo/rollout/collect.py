@@ -22,10 +22,10 @@ class Collected:
     prompts: list[Prompt]
     responses: list[list[str]]
     samples: Samples
-    reasons: dict[tuple[int, int], str]  # why (prompt, response) is unscorable
+    reasons: dict[tuple[int, int], str]  # why (prompt, response) is unscored
 
     def rows(self, most: int) -> list[dict[str, Any]]:
-        """One row a response, of the first `most` responses, for tables of completions."""
+        """One row per response, of the first `most` responses, for tables of completions."""
         group, rewards_N = self.rollouts.group_size, self.rollouts.rewards_PG.view(-1).tolist()
         return [
             {

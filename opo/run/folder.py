@@ -1,6 +1,6 @@
 """Run folders: what replays a run, what it left, and how the same command goes on where a kill interrupted it.
 
-config.yaml     resolved; the folder belongs to it     metrics.jsonl   one object a step
+config.yaml     resolved; the folder belongs to it     metrics.jsonl   one object per step
 run.json        versions, code, device, seeds          rollouts/       completions by step
 checkpoints/    step-000100/ ...                       DONE            the number of steps, once all are done
 """
@@ -39,8 +39,9 @@ class RunFolder:
     def open(cls, path: Path, config: dict[str, Any]) -> Self:
         """Make the folder, or open the one that this config made before.
 
-        `steps` may grow where the learning rate does not depend on it; `tracking`, `checkpoint` and `study` may differ. Raises
-        UserError that names the first other key that differs, with both values, and where another process holds the folder.
+        `steps` may grow where the learning rate does not depend on it; `tracking`, `checkpoint` and `study` may differ.
+        Raises UserError that names the first other key that differs, with both values, and where another process holds
+        the folder.
         """
         config = yaml.safe_load(yaml.safe_dump(config, sort_keys=False))
         file = path / "config.yaml"
@@ -69,8 +70,8 @@ class RunFolder:
     def held(self) -> Iterator[None]:
         """Let the folder go on leaving.
 
-        Where a UserError comes before the first step, take away what was written, so that the mended command finds no folder of
-        another config.
+        Where a UserError comes before the first step, take away what was written, so that the mended command finds no
+        folder of another config.
         """
         try:
             yield

@@ -35,7 +35,7 @@ class Task(Protocol):
         ...
 
     def score(self, prompt: Prompt, response: str) -> float:
-        """Reward of one response. May raise, hang or return NaN: each makes the response unscorable."""
+        """Reward of one response. May raise, hang or return NaN: each makes the response unscored."""
         ...
 
     def extract(self, response: str) -> str | None:

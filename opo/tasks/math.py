@@ -56,7 +56,7 @@ class Math:
         return Prompt(index, text, answer, chat=self.config.template == "chat")
 
     def score(self, prompt: Prompt, response: str) -> float:
-        # no limit of its own, on which math-verify answers False: the worker's makes the response unscorable
+        # no limit of its own, on which math-verify answers False: the worker's makes the response unscored
         gold, given = (self._parse(text, parsing_timeout=0) for text in (f"${prompt.answer}$", response))
         return float(self._verify(gold, given, timeout_seconds=0))
 

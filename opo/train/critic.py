@@ -55,7 +55,7 @@ def update_critic(
     assert rollouts.values_NT is not None
     knobs = {name: p.default for name, p in ALGORITHMS[config.algo.name].knobs.items()} | config.algo.knobs
     _, returns_NT = gae(rollouts.token_rewards_NT, rollouts.values_NT, rollouts.mask_NT, knobs["gamma"], knobs["lam"])
-    inside_NT = rollouts.mask_NT & rollouts.scorable_N[:, None]
+    inside_NT = rollouts.mask_NT & rollouts.scored_N[:, None]
     tokens = max(1, int(inside_NT[rollouts.rows_of(prompts)].sum()))
     first_N, total = rollouts.first_N, 0.0
     for part in microbatches(rollouts, prompts, config.optim.tokens_per_microbatch, distinct=True):

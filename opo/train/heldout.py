@@ -13,7 +13,7 @@ from opo.system.seeding import generator_for
 def evaluate(collector: Collector, config: EvaluateConfig, sampling: Sampling, seed: int) -> dict[str, float]:
     """Mean reward on the first prompts of the eval stream with its 95 % interval (Student's t over prompts).
 
-    The same prompts and random numbers each time, so that two evaluations of a run differ by the policy alone. An unscorable
+    The same prompts and random numbers each time, so that two evaluations of a run differ by the policy alone. An unscored
     response counts for nothing, neither in the mean nor against it.
     """
     sampling = Sampling(

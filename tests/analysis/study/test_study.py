@@ -88,7 +88,7 @@ def test_output_layer_norm_is_the_gradient_of_an_untied_head() -> None:
         assert found[n].item() == pytest.approx(untied.weight.grad.square().sum().item(), rel=1e-4)
 
 
-def test_unscorable_responses_stay_out(tmp_path: Path) -> None:
+def test_unscored_responses_stay_out(tmp_path: Path) -> None:
     rollouts = random_rollouts(prompts=1, group=4)
     rewards = rollouts.rewards_PG.clone()
     rewards[0, 1] = torch.nan
@@ -129,7 +129,8 @@ def test_gain_of_a_known_baseline_against_enumeration() -> None:
 def test_audits_find_the_exponent_that_is_there() -> None:
     """Scores with |z|^2 = c_p length^1.4: the exponent is 1.4, all variance is explained, ranks agree, whatever the prompt's scale.
 
-    A ratio that is the same at every prompt is known exactly; a mean of equal ranks is not, so its interval is all there can be.
+    A ratio that is the same at every prompt is known exactly; a mean of equal ranks is not, so its interval is all
+    there can be.
     """
     pools = []
     for p in range(8):
@@ -320,7 +321,7 @@ def test_ids_keep_their_end_and_text_gets_one(tmp_path: Path) -> None:
     rollouts = prompt.rollouts(character_tokenizer(), append_eos=True)
     assert rollouts.tokens_NT.tolist() == [[5, 6]]
     assert rollouts.prompt_ids == [[3, 4]]
-    assert not rollouts.scorable_N.any()
+    assert not rollouts.scored_N.any()
     assert rollouts.logprobs_NT is not None
     text = replace(prompt, responses=["9"], logprobs=None).rollouts(character_tokenizer(), append_eos=True)
     assert text.tokens_NT[0, -1] == character_tokenizer().eos_token_id

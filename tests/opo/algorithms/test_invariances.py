@@ -1,4 +1,4 @@
-"""What holds for every algorithm: invariances, unscorable responses, the flags, and the YAML files."""
+"""What holds for every algorithm: invariances, unscored responses, the flags, and the YAML files."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -130,7 +130,7 @@ def test_a_batch_twice_over_has_the_same_mean(name):
 
 
 @every_algorithm
-def test_an_unscorable_response_might_as_well_not_be_there(name):
+def test_an_unscored_response_might_as_well_not_be_there(name):
     """One of four lost in every group, then a whole group: the rest is weighed as if they had never been sampled."""
     rollouts, logprobs_NT = random_batch()
     lost = rollouts.rewards_PG.clone()

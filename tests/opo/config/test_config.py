@@ -86,7 +86,7 @@ def test_the_command_in_a_file_is_accepted(file: Path) -> None:
     assert f"{file.parent.name}={file.stem}" in found.group(1)
     configs = jobs_of(found.group(1))
     axes = yaml.safe_load(file.read_text()).get("hydra", {}).get("sweeper", {}).get("params", {})
-    if axes:  # a sweep: every combination once, one thread a job
+    if axes:  # a sweep: every combination once, one thread per job
         pairs = {(config.algo.name, config.seed) for config in configs}
         assert len(pairs) == len(configs) == len(axes["algo"].split(",")) * len(axes["seed"].split(","))
         assert {config.threads for config in configs} == {1}

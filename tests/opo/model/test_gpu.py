@@ -1,8 +1,8 @@
 """Everything that touches the device, on a GPU where there is one; where there is none the same bodies run on a stand-in.
 
-`cuda` is the real thing and says so when it is skipped. `elsewhere` is this machine's memory under another device's name
-(tests/elsewhere.py): it shows that every tensor is where it must be, not how a GPU rounds. torch counts its devices at the first
-backward pass, so the stand-in has a process of its own.
+`cuda` is the real thing and says so when it is skipped. `elsewhere` is this machine's memory under another device's
+name (tests/elsewhere.py): it shows that every tensor is where it must be, not how a GPU rounds. torch counts its
+devices at the first backward pass, so the stand-in has a process of its own.
 """
 
 import json
@@ -208,7 +208,7 @@ def test_a_run_is_exactly_on_policy_and_resumes(device: str, tmp_path: Path, alg
     ],
 )
 def test_the_command_certifies_its_run(tmp_path: Path, where: str, compute: str, head: str) -> None:
-    """Float32 at the default tolerances; bfloat16, which rounds by 3e-2 nats a token, at those that are meant for it."""
+    """Float32 at the default tolerances; bfloat16, which rounds by 3e-2 nats per token, at those that are meant for it."""
     options = ["steps=2", f"device={where}", f"model.compute={compute}", f"model.head_kernel={head}"]
     options += ["tracking=off", "checkpoint.every=0"]
     if compute == "bfloat16":

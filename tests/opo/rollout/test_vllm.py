@@ -1,7 +1,7 @@
 """A real vLLM engine on the CPU: exactness after every weight synchronisation, determinism, planted faults, refusals.
 
-One engine for the module; every test brings its own weights. Its cache of keys and values is so small that requests wait and are
-preempted all the time.
+One engine for the module; every test brings its own weights. Its cache of keys and values is so small that requests
+wait and are preempted all the time.
 """
 
 import itertools
@@ -195,7 +195,7 @@ def test_a_missed_synchronisation_is_caught_by_version_and_by_gap(sampler: Any) 
 
 
 def test_every_token_carries_the_version_that_sampled_it(sampler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights that change while responses are under way: one number a response would hide it."""
+    """Weights that change while responses are under way: one number per response would hide it."""
     model, engine = make_model(), sampler.engine.llm_engine
     sampler.load_weights(model, 3)
     before = sampler.generate(PROMPTS, SAMPLING, generator())

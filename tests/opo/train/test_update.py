@@ -145,7 +145,7 @@ def test_a_critic_sees_each_response_once_and_counts_its_copies(budget: int) -> 
     knobs = {name: p.default for name, p in ALGORITHMS["ppo"].knobs.items()}
     _, target_NT = gae(rollouts.token_rewards_NT, old_NT, rollouts.mask_NT, knobs["gamma"], knobs["lam"])
     rows = rollouts.rows_of([0, 2])
-    inside_NT = (rollouts.mask_NT & rollouts.scorable_N[:, None])[rows]
+    inside_NT = (rollouts.mask_NT & rollouts.scored_N[:, None])[rows]
     loss = value_loss(expected_NT[rows], old_NT[rows], target_NT[rows], inside_NT, knobs["value_clip"])
     parameters = [p for p in critic.parameters() if p.requires_grad]
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
