@@ -1,8 +1,8 @@
 """Gradients of the model from weights on token scores: the only place where the policy is differentiated.
 
-A loss is evaluated on token log-probabilities alone; its gradient there, w = -dLoss/dlogprobs, is then carried through the model part
-by part. So any loss, also one that couples the responses of a group or a batch, gives the same gradient however the micro-batches
-are cut.
+A loss is a function of token log-probabilities; its gradient with respect to them, w = -dLoss/dlogprobs, is
+backpropagated through the model micro-batch by micro-batch. So a loss that couples the responses of a group or a batch
+gives the same gradient however the micro-batches are cut.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from opo.model.policy import Policy
 
 @dataclass(frozen=True)
 class Pass:
-    """What the forward pass of an update saw: (N, T) on the CPU, zero outside the minibatch's responses."""
+    """Log-probabilities and entropies (nats) from an update's forward pass: (N, T) on the CPU, zero outside the minibatch's responses."""
 
     logprobs_NT: Tensor
     entropies_NT: Tensor
@@ -35,18 +35,18 @@ def accumulate(
 ) -> Pass:
     """Add -sum_nt w_nt grad log pi(y_nt) - entropy_coef grad(mean entropy) over these prompts to the parameters' gradients.
 
-    A prompt whose responses all weigh nothing (equal rewards, to most baselines) is measured without a backward pass, and responses
-    that are the same go through the model once, with the sum of their weights.
+    A prompt whose responses all have zero weight (as with equal rewards and most baselines) has no backward pass, and
+    duplicate responses go through the model once, with the sum of their weights.
     """
     first_N = rollouts.first_N
     weights_NT = torch.zeros_like(weights_NT).index_add(0, first_N, weights_NT)
     copies_N = torch.bincount(first_N, minlength=len(first_N))
-    speaking = [p for p in prompts if entropy_coef or bool(weights_NT[rollouts.rows_of([p])].any())]
-    silent = [p for p in prompts if p not in speaking]
-    measured = policy.measure(rollouts, silent, token_budget, shared_prefix=shared_prefix)
+    weighted = [p for p in prompts if entropy_coef or bool(weights_NT[rollouts.rows_of([p])].any())]
+    unweighted = [p for p in prompts if p not in weighted]
+    measured = policy.measure(rollouts, unweighted, token_budget, shared_prefix=shared_prefix)
     logprobs_NT, entropies_NT = measured.logprobs_MT, measured.entropies_MT
     tokens = int(rollouts.mask_NT[rollouts.rows_of(prompts)].sum())
-    for part in microbatches(rollouts, speaking, token_budget, distinct=True):
+    for part in microbatches(rollouts, weighted, token_budget, distinct=True):
         scores = policy.scores(rollouts, part, shared_prefix=shared_prefix, entropy_grad=entropy_coef != 0)
         width = scores.mask_MT.shape[1]
         weights_MT = weights_NT[part.rows_M, :width].to(scores.logprobs_MT)
@@ -57,7 +57,7 @@ def accumulate(
         (-objective).backward()
         logprobs_NT[part.rows_M, :width] = scores.logprobs_MT.detach().double().cpu()
         entropies_NT[part.rows_M, :width] = scores.entropies_MT.detach().double().cpu()
-    if not speaking:  # zero is a gradient: the optimizer's momentum goes on
+    if not weighted:  # a zero gradient, not a missing one, so that the optimizer's momentum decays
         for parameter in policy.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
     return Pass(logprobs_NT[first_N], entropies_NT[first_N])

@@ -14,7 +14,7 @@ from opo.model.policy import Policy
 from opo.model.smollm2 import smollm2_folder
 from opo.model.tiny import tiny_folder
 
-disable_progress_bar()  # bars of loading and saving would break the one line of progress
+disable_progress_bar()  # its bars would break the progress line
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -31,7 +31,7 @@ def model_source(config: ModelConfig) -> str:
 
 
 def load_policy(config: ModelConfig, temperature: float = 1.0, device: str = "auto") -> Policy:
-    """The policy in evaluation mode (no dropout, in training too: it must be the one that samples), tokenizer padding-free.
+    """The policy in evaluation mode. Dropout stays off in training too: the policy that is trained must be the one that samples.
 
     Raises UserError where the model or its tokenizer cannot be found or is no causal language model.
     """
@@ -60,7 +60,7 @@ def load_policy(config: ModelConfig, temperature: float = 1.0, device: str = "au
 
 
 def max_length(model: PreTrainedModel | Any) -> int:
-    """How many tokens the model has positions for."""
+    """The largest number of tokens the model has positions for."""
     return int(getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", 2**20))
 
 

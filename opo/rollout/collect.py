@@ -16,7 +16,7 @@ from opo.tasks import Prompt, Task, render
 
 @dataclass(frozen=True)
 class Collected:
-    """A batch of rollouts and the text it stands for."""
+    """A batch of rollouts with its prompts and responses as text."""
 
     rollouts: Rollouts
     prompts: list[Prompt]
@@ -63,13 +63,13 @@ def response_text(tokenizer: Any, ids: list[int], stop: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True)
 class Collector:
-    """Draws prompts by number and returns scored rollouts; knows nothing of training."""
+    """Samples and scores responses to prompts that are given by their number in the task's stream."""
 
     task: Task
     tokenizer: PreTrainedTokenizerBase
     sampler: Sampler
     rewards: RewardRunner
-    max_length: int  # tokens of prompt and response that the model has positions for
+    max_length: int  # largest number of tokens of prompt and response together
 
     def prompts(self, first: int, count: int, split: str = "train") -> tuple[list[Prompt], list[list[int]]]:
         """Prompts number first .. first + count - 1 of a stream and their token ids."""

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, also when the machine loses power."""
+"""Atomic writes: a file appears whole or not at all, also when the machine loses power."""
 
 import os
 from pathlib import Path

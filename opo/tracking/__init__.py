@@ -40,7 +40,7 @@ COMPLETIONS = {  # column of rollouts/step-*.parquet -> Arrow type
     "tokens": "int64",
     "logprob_nats": "float64",  # of the response, summed over its tokens
     "finished": "bool",  # false: cut at rollout.max_new_tokens
-    "version": "int64",  # the oldest of its tokens': how many updates the weights that sampled them had seen
+    "version": "int64",  # the oldest of its tokens': number of updates before the weights that sampled them
 }
 
 
