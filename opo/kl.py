@@ -18,15 +18,12 @@ through returns, that is, with the KL in the reward. With several updates per ro
 policy, and none of these estimates is corrected for that.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from opo.batch import Rollouts
+from opo.keys import KLEstimator
 from opo.losses import Aggregation, aggregate, needed
-
-KLEstimator = Literal["k1", "k2", "k3"]
 
 
 def kl_estimate(logprobs_NT: Tensor, reference_logprobs_NT: Tensor, estimator: KLEstimator) -> Tensor:

@@ -5,15 +5,12 @@ zero, and is left out of every mean and count. Values outside the response mask 
 they are exponentiated.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from opo.baselines import group_mean
 from opo.batch import Rollouts
-
-Aggregation = Literal["sequence_sum", "sequence_mean", "token_mean"]
+from opo.keys import Aggregation
 
 # exp of more than this is beyond every clip in use; the bound keeps infinity times a zero advantage out of the sums
 MAX_LOG_RATIO = 20.0

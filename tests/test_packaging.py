@@ -61,6 +61,23 @@ def test_continuous_integration_runs_the_test_command() -> None:
     assert script.read_text().splitlines()[-1] == "exec make test"
 
 
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        ("raise ImportError('libcudart.so.13: cannot open shared object file')", "libcudart.so.13"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGILL)", "ended by SIGILL"),
+    ],
+)
+def test_an_environment_that_cannot_be_imported_is_not_marked_as_made(tmp_path: Path, broken: str, reason: str) -> None:
+    (tmp_path / "transformers.py").write_text(broken)
+    check, environment = ROOT / ".lock" / "check.py", {**os.environ, "PYTHONPATH": str(tmp_path)}
+    ran = subprocess.run([sys.executable, check], env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith("set-up is not finished: transformers cannot be imported")
+    assert reason in line
+
+
 def test_reasoning_gym_works_where_nothing_can_be_compiled() -> None:
     code = """
 import importlib.util, sys

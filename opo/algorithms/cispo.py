@@ -15,7 +15,8 @@ from torch import Tensor
 
 from opo.algorithms import algorithm
 from opo.batch import Rollouts
-from opo.losses import Aggregation, log_ratio, policy_gradient_loss, standardized_advantages
+from opo.keys import Aggregation, NonNegative, Positive
+from opo.losses import log_ratio, policy_gradient_loss, standardized_advantages
 
 
 @algorithm(couples_prompts=True)
@@ -23,9 +24,9 @@ def cispo(
     logprobs_NT: Tensor,
     rollouts: Rollouts,
     *,
-    std_eps: float = 1e-6,
-    ratio_min: float = 0.0,
-    ratio_max: float = 5.0,
+    std_eps: NonNegative = 1e-6,
+    ratio_min: NonNegative = 0.0,
+    ratio_max: Positive = 5.0,
     aggregation: Aggregation = "token_mean",
 ) -> Tensor:
     weight_NT = log_ratio(logprobs_NT.detach(), rollouts).exp().clamp(ratio_min, ratio_max)

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from opo.algorithms import algorithm
 from opo.batch import Rollouts
+from opo.keys import NonNegative
 from opo.losses import needed, pair_differences, pair_mean, sequence_sum
 
 
 @algorithm(needs=("reference_logprobs_NT",))
-def copg(logprobs_NT: Tensor, rollouts: Rollouts, *, beta: float = 0.06) -> Tensor:
+def copg(logprobs_NT: Tensor, rollouts: Rollouts, *, beta: NonNegative = 0.06) -> Tensor:
     log_ratio_NT = logprobs_NT - needed(rollouts, "reference_logprobs_NT")
     drift_PGG = pair_differences(sequence_sum(log_ratio_NT, rollouts).view_as(rollouts.rewards_PG))
     gaps_PGG = pair_differences(rollouts.returns_PG.nan_to_num(0.0))

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from opo.algorithms import algorithm
 from opo.batch import Rollouts
-from opo.losses import Aggregation, aggregate, clipped, log_ratio, standardized_advantages, z_scores
+from opo.keys import Aggregation, Fraction, NonNegative
+from opo.losses import aggregate, clipped, log_ratio, standardized_advantages, z_scores
 
 
 @algorithm(needs=("answers",), couples_prompts=True)
@@ -29,12 +30,12 @@ def copo(
     logprobs_NT: Tensor,
     rollouts: Rollouts,
     *,
-    sharpness: float = 20.0,
-    threshold: float = 1.5,
-    std_eps: float = 1e-6,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    clip_dual: float = 3.0,
+    sharpness: NonNegative = 20.0,
+    threshold: NonNegative = 1.5,
+    std_eps: NonNegative = 1e-6,
+    clip_low: Fraction = 0.2,
+    clip_high: NonNegative = 0.2,
+    clip_dual: NonNegative = 3.0,
     aggregation: Aggregation = "token_mean",
 ) -> Tensor:
     if rollouts.num_prompts < 2:

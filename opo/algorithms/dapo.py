@@ -19,7 +19,8 @@ from torch import Tensor
 
 from opo.algorithms import algorithm
 from opo.batch import Rollouts
-from opo.losses import Aggregation, clipped_loss, constant_groups, standardized_advantages
+from opo.keys import Aggregation, Count, Fraction, NonNegative, ZeroOrMore
+from opo.losses import clipped_loss, constant_groups, standardized_advantages
 
 
 @algorithm(couples_prompts=True)
@@ -27,12 +28,12 @@ def dapo(
     logprobs_NT: Tensor,
     rollouts: Rollouts,
     *,
-    std_eps: float = 1e-6,
-    clip_low: float = 0.2,
-    clip_high: float = 0.28,
+    std_eps: NonNegative = 1e-6,
+    clip_low: Fraction = 0.2,
+    clip_high: NonNegative = 0.28,
     drop_constant_groups: bool = True,
-    overlong_buffer: int = 0,
-    token_limit: int | None = None,
+    overlong_buffer: ZeroOrMore = 0,
+    token_limit: Count | None = None,
     aggregation: Aggregation = "token_mean",
 ) -> Tensor:
     keep_N = rollouts.scored_N

@@ -18,11 +18,12 @@ from torch.nn.functional import logsigmoid
 
 from opo.algorithms import algorithm
 from opo.batch import Rollouts
+from opo.keys import Positive
 from opo.losses import log_ratio, pair_differences, pair_mean, sequence_sum, win_rates
 
 
 @algorithm()
-def dno(logprobs_NT: Tensor, rollouts: Rollouts, *, eta: float = 0.1) -> Tensor:
+def dno(logprobs_NT: Tensor, rollouts: Rollouts, *, eta: Positive = 0.1) -> Tensor:
     log_ratio_PG = sequence_sum(log_ratio(logprobs_NT, rollouts), rollouts).view_as(rollouts.rewards_PG)
     margin_PGG = eta * pair_differences(log_ratio_PG)
     target_PGG = torch.sigmoid(pair_differences(win_rates(rollouts)))

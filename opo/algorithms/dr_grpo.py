@@ -15,12 +15,18 @@ from torch import Tensor
 from opo.algorithms import algorithm
 from opo.baselines import group_mean
 from opo.batch import Rollouts
+from opo.keys import Fraction, NonNegative, Positive
 from opo.losses import advantages, clipped_loss
 
 
 @algorithm()
 def dr_grpo(
-    logprobs_NT: Tensor, rollouts: Rollouts, *, denominator: float = 1.0, clip_low: float = 0.2, clip_high: float = 0.2
+    logprobs_NT: Tensor,
+    rollouts: Rollouts,
+    *,
+    denominator: Positive = 1.0,
+    clip_low: Fraction = 0.2,
+    clip_high: NonNegative = 0.2,
 ) -> Tensor:
     advantages_N = advantages(rollouts, group_mean(rollouts.returns_PG))
     return clipped_loss(logprobs_NT, advantages_N, rollouts, clip_low, clip_high, "sequence_sum") / denominator

@@ -20,7 +20,8 @@ from torch.nn.functional import pad
 
 from opo.algorithms import algorithm
 from opo.batch import Rollouts
-from opo.losses import Aggregation, clipped_loss, needed, standardized_advantages
+from opo.keys import Aggregation, Count, Fraction, NonNegative
+from opo.losses import clipped_loss, needed, standardized_advantages
 
 
 @algorithm(needs=("entropies_NT",), couples_prompts=True, token_level=True)
@@ -28,13 +29,13 @@ def empg(
     logprobs_NT: Tensor,
     rollouts: Rollouts,
     *,
-    step_tokens: int = 16,
-    scale: float = 1.0,
-    bonus_scale: float = 1.0,
-    bonus: float = 0.05,
-    std_eps: float = 1e-6,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
+    step_tokens: Count = 16,
+    scale: NonNegative = 1.0,
+    bonus_scale: NonNegative = 1.0,
+    bonus: NonNegative = 0.05,
+    std_eps: NonNegative = 1e-6,
+    clip_low: Fraction = 0.2,
+    clip_high: NonNegative = 0.2,
     aggregation: Aggregation = "token_mean",
 ) -> Tensor:
     tokens_NT = rollouts.mask_NT & rollouts.scored_N[:, None]

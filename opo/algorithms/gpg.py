@@ -17,7 +17,8 @@ from torch import Tensor
 from opo.algorithms import algorithm
 from opo.baselines import group_mean
 from opo.batch import Rollouts
-from opo.losses import Aggregation, advantages, constant_groups, policy_gradient_loss, prompt_mean
+from opo.keys import Aggregation
+from opo.losses import advantages, constant_groups, policy_gradient_loss, prompt_mean
 
 
 @algorithm(on_policy_only=True, couples_prompts=True)

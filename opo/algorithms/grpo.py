@@ -15,7 +15,8 @@ from torch import Tensor
 
 from opo.algorithms import algorithm
 from opo.batch import Rollouts
-from opo.losses import Aggregation, clipped_loss, standardized_advantages
+from opo.keys import Aggregation, Fraction, NonNegative
+from opo.losses import clipped_loss, standardized_advantages
 
 
 @algorithm()
@@ -23,9 +24,9 @@ def grpo(
     logprobs_NT: Tensor,
     rollouts: Rollouts,
     *,
-    std_eps: float = 1e-6,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
+    std_eps: NonNegative = 1e-6,
+    clip_low: Fraction = 0.2,
+    clip_high: NonNegative = 0.2,
     aggregation: Aggregation = "sequence_mean",
 ) -> Tensor:
     advantages_N = standardized_advantages(rollouts, std_eps)

@@ -15,12 +15,18 @@ from torch import Tensor
 
 from opo.algorithms import algorithm
 from opo.batch import Rollouts
+from opo.keys import Fraction, NonNegative
 from opo.losses import clipped, log_ratio, response_mean, sequence_sum, standardized_advantages
 
 
 @algorithm()
 def gspo(
-    logprobs_NT: Tensor, rollouts: Rollouts, *, std_eps: float = 1e-6, clip_low: float = 3e-4, clip_high: float = 4e-4
+    logprobs_NT: Tensor,
+    rollouts: Rollouts,
+    *,
+    std_eps: NonNegative = 1e-6,
+    clip_low: Fraction = 3e-4,
+    clip_high: NonNegative = 4e-4,
 ) -> Tensor:
     ratio_N = (sequence_sum(log_ratio(logprobs_NT, rollouts), rollouts) / rollouts.lengths_N).exp()
     advantages_N = standardized_advantages(rollouts, std_eps)

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from opo.algorithms import algorithm
 from opo.batch import Rollouts
+from opo.keys import Fraction, Positive
 from opo.losses import constant_groups, log_ratio, needed, pair_differences, prompt_mean, sequence_sum
 
 
 @algorithm(needs=("reference_logprobs_NT",))
-def inpo(logprobs_NT: Tensor, rollouts: Rollouts, *, eta: float = 0.005, tau_share: float = 0.3333) -> Tensor:
+def inpo(logprobs_NT: Tensor, rollouts: Rollouts, *, eta: Positive = 0.005, tau_share: Fraction = 0.3333) -> Tensor:
     rewards_PG = rollouts.rewards_PG
     best_PG = rewards_PG == rewards_PG.nan_to_num(-torch.inf).amax(1, keepdim=True)
     worst_PG = rewards_PG == rewards_PG.nan_to_num(torch.inf).amin(1, keepdim=True)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from opo.algorithms import algorithm
 from opo.batch import Rollouts
+from opo.keys import NonNegative, Positive, Real
 from opo.losses import aggregate, constant_groups, log_ratio, per_token
 
 
@@ -33,10 +34,10 @@ def nft(
     logprobs_NT: Tensor,
     rollouts: Rollouts,
     *,
-    correct_above: float = 0.5,
+    correct_above: Real = 0.5,
     prompt_weight: Literal["one", "error_rate", "odds"] = "error_rate",
-    negative_weight: float = 1.0,
-    floor: float = 1.0,
+    negative_weight: NonNegative = 1.0,
+    floor: Positive = 1.0,
 ) -> Tensor:
     if floor <= 0:
         raise ValueError(f"nft: floor must be positive, got {floor}: it stands in a logarithm")

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from opo.algorithms import algorithm
 from opo.batch import Rollouts
+from opo.keys import NonNegative
 from opo.losses import MAX_LOG_RATIO, clipped, log_ratio, pair_differences, pair_mean, sequence_sum
 
 
@@ -29,7 +30,7 @@ def p3o(
     rollouts: Rollouts,
     *,
     clip: Literal["separate", "joint"] = "separate",
-    clip_range: float = 0.2,
+    clip_range: NonNegative = 0.2,
 ) -> Tensor:
     gaps_PGG = pair_differences(rollouts.returns_PG.nan_to_num(0.0))
     log_ratio_PG = sequence_sum(log_ratio(logprobs_NT, rollouts), rollouts).view_as(rollouts.rewards_PG)

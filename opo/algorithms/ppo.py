@@ -19,7 +19,8 @@ from torch import Tensor
 from opo.algorithms import algorithm
 from opo.batch import Rollouts
 from opo.gae import gae
-from opo.losses import Aggregation, clipped_loss, needed
+from opo.keys import Aggregation, Fraction, NonNegative, Positive
+from opo.losses import clipped_loss, needed
 from opo.losses import whiten as whitened
 
 
@@ -28,13 +29,13 @@ def ppo(
     logprobs_NT: Tensor,
     rollouts: Rollouts,
     *,
-    gamma: float = 1.0,
-    lam: float = 0.95,
+    gamma: Fraction = 1.0,
+    lam: Fraction = 0.95,
     whiten: bool = True,
-    std_eps: float = 1e-8,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    value_clip: float | None = 0.2,
+    std_eps: NonNegative = 1e-8,
+    clip_low: Fraction = 0.2,
+    clip_high: NonNegative = 0.2,
+    value_clip: Positive | None = 0.2,
     aggregation: Aggregation = "token_mean",
 ) -> Tensor:
     values_NT = needed(rollouts, "values_NT")

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from opo.algorithms import algorithm
 from opo.batch import Rollouts
-from opo.losses import Aggregation, clipped_loss, whiten
+from opo.keys import Aggregation, Fraction, NonNegative
+from opo.losses import clipped_loss, whiten
 
 
 @algorithm(couples_prompts=True)
@@ -24,9 +25,9 @@ def reinforce_pp(
     logprobs_NT: Tensor,
     rollouts: Rollouts,
     *,
-    std_eps: float = 1e-8,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
+    std_eps: NonNegative = 1e-8,
+    clip_low: Fraction = 0.2,
+    clip_high: NonNegative = 0.2,
     aggregation: Aggregation = "token_mean",
 ) -> Tensor:
     to_go_NT = rollouts.token_rewards_NT.flip(1).cumsum(1).flip(1)

@@ -17,7 +17,8 @@ from torch import Tensor
 from opo.algorithms import algorithm
 from opo.baselines import group_mean
 from opo.batch import Rollouts
-from opo.losses import Aggregation, advantages, clipped_loss, whiten
+from opo.keys import Aggregation, Fraction, NonNegative
+from opo.losses import advantages, clipped_loss, whiten
 
 
 @algorithm(couples_prompts=True)
@@ -25,9 +26,9 @@ def reinforce_pp_baseline(
     logprobs_NT: Tensor,
     rollouts: Rollouts,
     *,
-    std_eps: float = 1e-8,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
+    std_eps: NonNegative = 1e-8,
+    clip_low: Fraction = 0.2,
+    clip_high: NonNegative = 0.2,
     aggregation: Aggregation = "token_mean",
 ) -> Tensor:
     centred_N = advantages(rollouts, group_mean(rollouts.returns_PG))

@@ -20,6 +20,7 @@ from torch.nn.functional import logsigmoid
 
 from opo.algorithms import algorithm
 from opo.batch import Rollouts
+from opo.keys import NonNegative, Real
 from opo.kl import kl_estimate
 from opo.losses import aggregate, log_ratio, needed, pair_differences, response_mean, scored_pairs, sequence_sum
 
@@ -29,10 +30,10 @@ def trpa(
     logprobs_NT: Tensor,
     rollouts: Rollouts,
     *,
-    beta: float = 0.1,
-    solved_reward: float = 1.0,
-    solved_boost: float = 2.5,
-    old_kl_coef: float = 0.001,
+    beta: NonNegative = 0.1,
+    solved_reward: Real = 1.0,
+    solved_boost: NonNegative = 2.5,
+    old_kl_coef: NonNegative = 0.001,
 ) -> Tensor:
     drift_N = sequence_sum(logprobs_NT - needed(rollouts, "reference_logprobs_NT"), rollouts) / rollouts.lengths_N
     drift_PG = drift_N.view_as(rollouts.rewards_PG)

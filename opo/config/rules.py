@@ -7,22 +7,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from opo.algorithms import ALGORITHMS, token_weights
-from opo.batch import Rollouts
-from opo.config.ranges import in_range, knobs_in_range
+from opo.catalogue import catalogue
+from opo.config.read import shown
 from opo.config.schema import RunConfig
 from opo.tasks import make_task
 
+LONGEST_NAME = 200  # bytes; file systems allow 255
 Rule = Callable[[RunConfig], Iterator[str]]  # yields complaints: the key, its value, what is allowed
 
 
 def exactly_on_policy(config: RunConfig) -> Iterator[str]:
     """A loss without an importance ratio is right for the first update on a rollout batch and wrong for the second."""
     algo = config.algo
-    if ALGORITHMS[algo.name].on_policy_only and algo.updates_per_rollout != 1:
+    if catalogue()[algo.name].on_policy_only and algo.updates_per_rollout != 1:
         yield (
             f"algo.updates_per_rollout={algo.updates_per_rollout}: {algo.name} is exactly on-policy, one update per "
             "rollout batch; allowed is 1, or an algorithm with an importance ratio such as algo=grpo"
@@ -31,7 +28,7 @@ def exactly_on_policy(config: RunConfig) -> Iterator[str]:
 
 def untruncated(config: RunConfig) -> Iterator[str]:
     """Top-p and top-k sample from another distribution than the one that is differentiated."""
-    on_policy_only = ALGORITHMS[config.algo.name].on_policy_only
+    on_policy_only = catalogue()[config.algo.name].on_policy_only
     for key, value, allowed in (("top_p", config.rollout.top_p, 1), ("top_k", config.rollout.top_k, 0)):
         if value != allowed and on_policy_only:
             yield (
@@ -57,50 +54,36 @@ def whole_minibatches(config: RunConfig) -> Iterator[str]:
         )
 
 
+def penalty_has_a_limit(config: RunConfig) -> Iterator[str]:
+    """DAPO's penalty for long responses grows over the last tokens before a limit."""
+    buffer, limit = (config.algo.knobs.get(name) for name in ("overlong_buffer", "token_limit"))
+    if buffer and (limit is None or limit < buffer):
+        yield (
+            f"algo.token_limit={'null' if limit is None else limit}: the penalty over the last algo.overlong_buffer={buffer} "
+            f"tokens needs a limit; allowed is at least {buffer}, such as rollout.max_new_tokens={config.rollout.max_new_tokens}"
+        )
+
+
 def bearable_batch(config: RunConfig) -> Iterator[str]:
     """The loss itself is asked: tried on made-up responses, it takes batches of this shape and learns from them."""
+    from opo.config.trial import learns  # imports torch: seconds, which a config refused elsewhere does not cost
+
     algo, group_size = config.algo, config.rollout.group_size
     prompts = config.rollout.num_prompts // algo.minibatches
     try:
-        weights_NT = _weights_on_trial(algo.name, algo.knobs, min(prompts, 3), min(group_size, 3))
+        teaches = learns(algo.name, algo.knobs, min(prompts, 3), min(group_size, 3))
     except ValueError as error:
         if group_size > 1:
             key = "rollout.num_prompts" if algo.minibatches == 1 else "algo.minibatches"
             value = config.rollout.num_prompts if algo.minibatches == 1 else algo.minibatches
-            yield f"{key}={value}: {error}"
+            yield f"{key}={value}: {error}" if prompts < 3 else f"algo={algo.name}: {error}"
             return
-        weights_NT = torch.zeros(1)
-    if group_size == 1 and not weights_NT.any():
+        teaches = False
+    if group_size == 1 and not teaches:
         yield (
             f"rollout.group_size=1: {algo.name} compares the responses of a group, alone one teaches it nothing; "
             "allowed is at least 2"
         )
-
-
-def _weights_on_trial(name: str, knobs: dict[str, Any], num_prompts: int, group_size: int) -> Tensor:
-    """The loss's weights on random rewards and log-probabilities of two tokens, everything it may need provided."""
-    random = torch.Generator().manual_seed(0)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=random, dtype=torch.float64)
-
-    shape_NT = num_prompts * group_size, 2
-    logprobs_NT = -draw(*shape_NT)
-    answers: list[list[str | None]] = [[str(g % 2) for g in range(group_size)]] * num_prompts
-    rollouts = Rollouts(
-        prompt_ids=[[0]] * num_prompts,
-        tokens_NT=torch.zeros(shape_NT, dtype=torch.int64),
-        mask_NT=torch.ones(shape_NT, dtype=torch.bool),
-        rewards_PG=draw(num_prompts, group_size),
-        logprobs_NT=logprobs_NT,
-        reference_logprobs_NT=-draw(*shape_NT),
-        values_NT=draw(*shape_NT),
-        entropies_NT=draw(*shape_NT),
-        logit_energy_NT=draw(*shape_NT),
-        greedy_rewards_P=draw(num_prompts),
-        answers=answers,
-    )
-    return token_weights(lambda leaf_NT: ALGORITHMS[name].loss(leaf_NT, rollouts, **knobs), logprobs_NT)
 
 
 def warm_up_ends(config: RunConfig) -> Iterator[str]:
@@ -171,12 +154,14 @@ def usable_task(config: RunConfig) -> Iterator[str]:
     yield from ()
 
 
-def usable_device(config: RunConfig) -> Iterator[str]:
-    """The device is there."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
-        yield f"device={config.device}: allowed are auto, cpu, cuda and cuda:N"
-    elif config.device.startswith("cuda") and int(config.device[5:] or 0) >= torch.cuda.device_count():
-        yield f"device={config.device}: {torch.cuda.device_count()} CUDA devices are here; allowed are auto and cpu"
+def usable_device(config: Any) -> Iterator[str]:
+    """The device is there; of any command's config."""
+    if config.device.startswith("cuda"):
+        import torch  # seconds, for the few who name a GPU
+
+        count = torch.cuda.device_count()
+        if int(config.device[5:] or 0) >= count:
+            yield f"device={config.device}: {count} CUDA devices are here; allowed are auto and cpu"
 
 
 def usable_engine(config: RunConfig) -> Iterator[str]:
@@ -208,16 +193,16 @@ def liger_is_bfloat16(config: RunConfig) -> Iterator[str]:
 def study_is_a_folder(config: RunConfig) -> Iterator[str]:
     """A study's name is a folder below runs/ and a group in W&B."""
     if not re.fullmatch(r"\w[\w.+-]*", config.study):
-        yield f"study={config.study}: allowed are letters, digits and . _ + -, beginning with a letter or digit"
+        yield f"study={shown(config.study)}: allowed are letters, digits and . _ + -, beginning with a letter or digit"
+    elif len(config.study.encode()) > LONGEST_NAME:
+        yield f"study={shown(config.study)}: allowed are at most {LONGEST_NAME} bytes, since it is a folder's name"
 
 
 RULES: list[Rule] = [
-    in_range,
-    knobs_in_range,
     exactly_on_policy,
     untruncated,
     whole_minibatches,
-    bearable_batch,
+    penalty_has_a_limit,
     warm_up_ends,
     tiny_shape,
     tiny_alphabet,
@@ -226,6 +211,7 @@ RULES: list[Rule] = [
     usable_engine,
     rounded_from_float32,
     liger_is_bfloat16,
-    usable_task,
     reachable_model,
+    usable_task,
+    bearable_batch,
 ]

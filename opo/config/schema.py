@@ -1,43 +1,62 @@
 """Typed schema of a training config: every key with its default and meaning. `opo/config/load.py` reads and judges it."""
 
-from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any, Literal, Self, get_type_hints
+from dataclasses import MISSING, asdict, field, fields
+from typing import Annotated, Any, Literal, Self, get_type_hints
 
-from opo.model.logprobs import HeadKernel
-from opo.model.precision import Compute
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from opo.keys import (
+    HUGE,
+    STRICT,
+    Compute,
+    Count,
+    Decay,
+    Device,
+    HeadKernel,
+    KLEstimator,
+    LearningRate,
+    NonNegative,
+    Positive,
+    Seed,
+    Share,
+    Temperature,
+    Threads,
+    ZeroOrMore,
+)
 
 
-@dataclass
+@dataclass(config=STRICT)
 class AlgoConfig:
     """An algorithm and what is universal about how it is run; `knobs` are the keywords of its loss."""
 
     name: str = "opo"
-    updates_per_rollout: int = 1  # optimizer steps for each rollout batch; 1 is exactly on-policy
-    minibatches: int = 1  # parts of a rollout batch; updates_per_rollout / minibatches = epochs
-    kl_coef: float = 0.0  # 0: no reference model exists
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    updates_per_rollout: Count = 1  # optimizer steps for each rollout batch; 1 is exactly on-policy
+    minibatches: Count = 1  # parts of a rollout batch; updates_per_rollout / minibatches = epochs
+    kl_coef: NonNegative = 0.0  # 0: no reference model exists
+    kl_estimator: KLEstimator = "k3"
     kl_placement: Literal["loss", "reward"] = "loss"
-    entropy_coef: float = 0.0  # bonus on the mean entropy of the sampled tokens' distributions
+    entropy_coef: NonNegative = 0.0  # bonus on the mean entropy of the sampled tokens' distributions
     knobs: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(config=STRICT)
 class TinyConfig:
     """The built-in policy: its architecture and its supervised warm-up."""
 
-    hidden_size: int = 128
-    intermediate_size: int = 512
-    layers: int = 4
-    heads: int = 4
-    seed: int = 0
-    init_std: float = 0.06  # of the weights before the warm-up
-    warmup_steps: int = 400
-    warmup_rows: int = 8  # of 96 tokens of demonstrations, in each step
-    warmup_muon_rate: float = 0.02  # of the matrices
-    warmup_adamw_rate: float = 3e-3  # of embeddings and norms
+    hidden_size: Count = 128
+    intermediate_size: Count = 512
+    layers: Count = 4
+    heads: Count = 4
+    seed: Seed = 0
+    init_std: Positive = 0.06  # of the weights before the warm-up
+    warmup_steps: Count = 400
+    warmup_rows: Count = 8  # of 96 tokens of demonstrations, in each step
+    warmup_muon_rate: Positive = 0.02  # of the matrices
+    warmup_adamw_rate: Positive = 3e-3  # of embeddings and norms
 
 
-@dataclass
+@dataclass(config=STRICT)
 class ModelConfig:
     """Which policy is trained, and in what form."""
 
@@ -46,101 +65,101 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # of the weights
     compute: Compute = "float32"  # of the products of linear layers
     head_kernel: HeadKernel = "tiled"  # what makes log-probabilities from hidden states
-    lora_rank: int = 0  # 0: all parameters are trained
-    lora_alpha: int = 16
+    lora_rank: ZeroOrMore = 0  # 0: all parameters are trained
+    lora_alpha: Count = 16
     lora_targets: str | list[str] = "all-linear"  # or names of modules
     tiny: TinyConfig = field(default_factory=TinyConfig)
 
 
-@dataclass
+@dataclass(config=STRICT)
 class RolloutConfig:
     """How responses are sampled."""
 
     engine: Literal["hf", "vllm"] = "hf"
-    num_prompts: int = 16
-    group_size: int = 8
-    max_new_tokens: int = 48
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    max_sequences: int = 256  # hf: responses sampled at once
-    kv_cache_gib: float = 1.0  # vllm on the CPU
-    gpu_memory_utilization: float = 0.4  # vllm on a GPU
-    max_model_len: int | None = None  # vllm: tokens of prompt and response
-    devices: list[int] | None = None  # vllm: CUDA devices of the engine's own; none: where the trainer is
+    num_prompts: Count = 16
+    group_size: Count = 8
+    max_new_tokens: Count = 48
+    temperature: Temperature = 1.0
+    top_p: Share = 1.0
+    top_k: ZeroOrMore = 0
+    max_sequences: Count = 256  # hf: responses sampled at once
+    kv_cache_gib: Positive = 1.0  # vllm on the CPU
+    gpu_memory_utilization: Share = 0.4  # vllm on a GPU
+    max_model_len: Count | None = None  # vllm: tokens of prompt and response
+    devices: list[ZeroOrMore] | None = None  # vllm: CUDA devices of the engine's own; none: where the trainer is
 
 
-@dataclass
+@dataclass(config=STRICT)
 class OptimConfig:
     """AdamW and how its gradient is made."""
 
-    learning_rate: float = 3e-4
+    learning_rate: LearningRate = 3e-4
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: int = 0  # updates
-    weight_decay: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    max_grad_norm: float = 1.0  # 0: no clipping
-    tokens_per_microbatch: int = 4096  # padded tokens in one forward and backward pass
+    warmup_steps: ZeroOrMore = 0  # updates
+    weight_decay: NonNegative = 0.0
+    beta1: Decay = 0.9
+    beta2: Decay = 0.95
+    eps: Positive = 1e-8
+    max_grad_norm: NonNegative = 1.0  # 0: no clipping
+    tokens_per_microbatch: Count = 4096  # padded tokens in one forward and backward pass
     shared_prefix: bool = True  # encode each prompt once for its group
 
 
-@dataclass
+@dataclass(config=STRICT)
 class CriticConfig:
     """The value network of algorithms that need one."""
 
-    learning_rate: float = 1e-3
+    learning_rate: LearningRate = 1e-3
 
 
-@dataclass
+@dataclass(config=STRICT)
 class RewardConfig:
     """Where rewards are computed: in processes that can be killed."""
 
-    timeout_s: float = 10.0
-    workers: int = 1
+    timeout_s: Positive = 10.0
+    workers: Count = 1
 
 
-@dataclass
+@dataclass(config=STRICT)
 class EvaluateConfig:
     """Reward on held-out prompts during training."""
 
-    every: int = 0  # steps; 0: never
-    num_prompts: int = 64
-    group_size: int = 4
+    every: ZeroOrMore = 0  # steps; 0: never
+    num_prompts: Count = 64
+    group_size: Count = 4
 
 
-@dataclass
+@dataclass(config=STRICT)
 class CheckpointConfig:
     """What a killed run goes on from."""
 
-    every: int = 25  # steps; 0: at the end alone
-    keep: int = 2
+    every: ZeroOrMore = 25  # steps; 0: at the end alone
+    keep: Count = 2
 
 
-@dataclass
+@dataclass(config=STRICT)
 class TrackingConfig:
     """W&B beside metrics.jsonl, which is always written."""
 
     mode: Literal["offline", "online", "off"] = "offline"
     project: str = "opo"
     entity: str | None = None
-    completions_every: int = 10  # steps between tables of completions; 0: none
-    completions: int = 32  # responses in each
-    samples_every: int = 0  # steps between looks at three responses on the terminal; 0: none
+    completions_every: ZeroOrMore = 10  # steps between tables of completions; 0: none
+    completions: Count = 32  # responses in each
+    samples_every: ZeroOrMore = 0  # steps between looks at three responses on the terminal; 0: none
 
 
-@dataclass
+@dataclass(config=STRICT)
 class CertificateConfig:
     """What `exactly on-policy` means in numbers, and what happens where it does not hold."""
 
     on_breach: Literal["stop", "correct"] = "stop"
-    logprob_abs_mean_nats: float = 1e-4  # float32 stays near 1e-6, bfloat16 reaches 3e-2
-    logprob_abs_max_nats: float = 1e-2  # float32 stays near 1e-5, bfloat16 reaches 1
-    cap: float = 2.0  # of truncated importance weights, where on_breach=correct
+    logprob_abs_mean_nats: Positive = 1e-4  # float32 stays near 1e-6, bfloat16 reaches 3e-2
+    logprob_abs_max_nats: Positive = 1e-2  # float32 stays near 1e-5, bfloat16 reaches 1
+    cap: Annotated[float, Field(ge=1, le=HUGE)] = 2.0  # of truncated importance weights, where on_breach=correct
 
 
-@dataclass
+@dataclass(config=STRICT)
 class RunConfig:
     """One training run."""
 
@@ -155,12 +174,14 @@ class RunConfig:
     checkpoint: CheckpointConfig
     tracking: TrackingConfig
     certificate: CertificateConfig
-    steps: int = 80
-    seed: int = 0
+    steps: Count = 80
+    seed: Seed = 0
     study: str = "default"
-    device: str = "auto"
-    threads: int = 2
-    kl_init_every: int = 1  # steps between measurements of KL to the initial policy; 0: never, and no copy is held
+    device: Device = "auto"
+    threads: Threads = 2
+    kl_init_every: ZeroOrMore = (
+        1  # steps between measurements of KL to the initial policy; 0: never, and no copy is held
+    )
 
     @classmethod
     def of(cls, task: Any, **given: Any) -> Self:

@@ -8,7 +8,7 @@ micro-batch that are few (`KEPT`) are kept for the backward pass.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,6 @@ from torch.autograd.function import once_differentiable
 from opo.errors import UserError
 from opo.model.forward import evaluating
 from opo.model.precision import linear
-
-HeadKernel = Literal["tiled", "liger"]
 
 CHUNK = (1024, 8192)  # positions and tokens of the vocabulary in one tile: 32 MB in float32
 KEPT = 2**27  # logits of a part that are kept for its backward pass, if there are no more: 512 MB in float32

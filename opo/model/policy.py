@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from opo.batch import Rollouts
+from opo.keys import Compute, HeadKernel
 from opo.model.forward import Microbatch, microbatches, response_hidden
 from opo.model.liger import liger_logprobs
-from opo.model.logprobs import Head, HeadKernel, token_logprobs
-from opo.model.precision import Compute, computing
+from opo.model.logprobs import Head, token_logprobs
+from opo.model.precision import computing
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ than MKL on AMD.
 
 import platform
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-Compute = Literal["float32", "bfloat16_backward", "bfloat16"]
+from opo.keys import Compute
 
 ONEDNN = (
     platform.machine().lower() in ("x86_64", "amd64")

@@ -2,7 +2,8 @@
 
 Each worker is a fresh interpreter in a process group of its own (no fork: the parent has threads), asked in batches and answering
 response by response. A worker that is silent for longer than the time limit is killed with its whole group and replaced; the
-response it was at is unscored, the ones behind it are asked again.
+response it was at is unscored, the ones behind it are asked again. One that died before it had read what it was asked (killed from
+outside while idle) is replaced, and no response loses its reward.
 """
 
 import os
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from opo.rewards.worker import HEADER, READY
+from opo.rewards.worker import HEADER, READY, TAKEN
 from opo.tasks.base import Prompt, Task
 
 START_LIMIT_S = 120.0  # to import and construct the task
@@ -126,6 +127,8 @@ class _Worker:
     def __init__(self, selector: selectors.BaseSelector, hello: bytes, timeout_s: float):
         self.selector, self.hello, self.timeout_s = selector, hello, timeout_s
         self.cells: deque[Cell] = deque()  # asked and not yet answered, in order
+        self.taken = False  # whether the process has read what it was asked
+        self.asked_again: Cell | None = None  # the first cell of what a process died without reading
         self.failed_starts = 0
         self.start()
 
@@ -151,6 +154,7 @@ class _Worker:
     def ask(self, cells: list[Cell], questions: list[tuple[Prompt, str]]) -> None:
         """Send responses to be scored, known by their cells."""
         self.cells.extend(cells)
+        self.taken = False
         if self.ready:
             self.deadline = time.monotonic() + self.timeout_s
         self._post(pickle.dumps(questions))
@@ -177,7 +181,11 @@ class _Worker:
             assert lines.pop(0) == READY
             self.ready, self.failed_starts = True, 0
         self.deadline = time.monotonic() + self.timeout_s
-        answers += [(self.cells.popleft(), line.decode()) for line in lines]
+        for line in lines:
+            if line == TAKEN:
+                self.taken, self.asked_again = True, None
+            else:
+                answers.append((self.cells.popleft(), line.decode()))
         return bool(received)
 
     def replace(self, reason: str) -> list[tuple[Cell, str]]:
@@ -190,6 +198,9 @@ class _Worker:
                 raise RuntimeError(f"a reward worker could not be started ({reason}, exit status {status}): see above")
         self.start()
         if not was_ready or not self.cells:
+            return []
+        if reason == "crash" and not self.taken and self.asked_again != self.cells[0]:
+            self.asked_again = self.cells[0]  # once: a list that kills whoever reads it must not be asked for ever
             return []
         return [(self.cells.popleft(), "!" + (f"crash: exit status {status}" if reason == "crash" else reason))]
 

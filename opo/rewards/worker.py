@@ -1,8 +1,9 @@
 """The process in which responses are scored: `python -m opo.rewards.worker`, started and killed by `opo.rewards.runner`.
 
 Imports the task and nothing else of the project, so that it starts at once. Frames arrive on what was standard input, each eight
-bytes of length and a pickle: first (task, memory limit in bytes), then lists of (prompt, response). Each response is answered by
-one line, unbuffered so that the parent knows which response a worker was at: the score's `repr`, or "!" and why there is none.
+bytes of length and a pickle: first (task, memory limit in bytes), then lists of (prompt, response). The taking of a list is answered
+by one line, then each response by one, unbuffered so that the parent knows which response a worker was at: the score's `repr`, or "!"
+and why there is none.
 The scorer itself finds standard input, output and error at /dev/null: what it prints or reads cannot disturb the exchange.
 """
 
@@ -19,6 +20,7 @@ from numbers import Real
 
 HEADER = 8  # bytes of a frame's length, big-endian
 READY = b"ready"
+TAKEN = b"taken"  # a list has been read: a crash from here on is its first response's
 
 
 def evaluate(task, prompt, response: str) -> str:
@@ -64,7 +66,9 @@ def main() -> None:
         os.dup2(nowhere, standard)
     os.write(answers, READY + b"\n")
     while True:
-        for prompt, response in pickle.loads(frames.get()):
+        questions = pickle.loads(frames.get())
+        os.write(answers, TAKEN + b"\n")
+        for prompt, response in questions:
             os.write(answers, evaluate(task, prompt, response).encode(errors="replace") + b"\n")
 
 

@@ -55,11 +55,11 @@ def provenance(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """The versions of the packages in PACKAGES that are installed; none of them is imported."""
-    installed = {}
+    """The versions of the packages in PACKAGES that are installed; torch says itself which build it is (+cpu, +cu130)."""
+    installed = {"torch": str(torch.__version__)}
     for name in PACKAGES:
         try:
-            installed[name] = metadata.version(name)
+            installed.setdefault(name, metadata.version(name))
         except metadata.PackageNotFoundError:
             continue
     return installed

@@ -7,9 +7,13 @@ them answers every question in all of them: rewards are mixed within a group, an
 
 import random
 import re
-from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from opo.errors import UserError
+from opo.keys import STRICT, Seed
 from opo.tasks.base import SPLITS, Prompt, held_out
 
 ALPHABET = "0123456789+-*/=|;:()?!., " + "abcdefghijklmnopqrstuvwxyz"
@@ -20,22 +24,22 @@ STEP_ERROR = {"steps": 0.03, "detours": 0.15}  # chance that an addition goes wr
 DETOUR = 0.5  # chance that an expression is written again before the next addition
 
 
-@dataclass(frozen=True)
-class ArithmeticConfig:
-    """`terms_min`..`terms_max` addends between 1 and `addend_max`; `seed` numbers the stream of prompts."""
+Terms = Annotated[int, Field(ge=2, le=6)]
 
-    name: str = "arithmetic"
-    seed: int = 0
-    terms_min: int = 3
-    terms_max: int = 5
-    addend_max: int = 5
+
+@dataclass(frozen=True, config=STRICT)
+class ArithmeticConfig:
+    """`terms_min`..`terms_max` addends between 1 and `addend_max`."""
+
+    name: Literal["arithmetic"] = "arithmetic"
+    seed: Seed = 0  # of the stream of prompts
+    terms_min: Terms = 3
+    terms_max: Terms = 5
+    addend_max: Annotated[int, Field(ge=3, le=99)] = 5
 
     def __post_init__(self):
-        if not 2 <= self.terms_min <= self.terms_max <= 6:
-            terms = f"task.terms_min={self.terms_min}, task.terms_max={self.terms_max}"
-            raise UserError(f"{terms}: allowed are 2 <= terms_min <= terms_max <= 6")
-        if not 3 <= self.addend_max <= 99:
-            raise UserError(f"task.addend_max={self.addend_max}: allowed are 3 to 99")
+        if self.terms_min > self.terms_max:
+            raise UserError(f"task.terms_min={self.terms_min}: allowed is at most task.terms_max={self.terms_max}")
 
 
 class Arithmetic:

@@ -1,25 +1,27 @@
 """Questions and answers from a JSONL file, scored by math-verify: equal as mathematics, not as text."""
 
 import json
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from random import Random
 from typing import Literal
 
+from pydantic.dataclasses import dataclass
+
 from opo.errors import UserError
+from opo.keys import STRICT, Seed
 from opo.tasks.base import Prompt, held_out, last_number
 
 BOXED = "\\boxed{"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class MathConfig:
     """`path`: one object a line with the keys `question` and `answer` (LaTeX or plain)."""
 
-    path: str = ""
-    name: str = "math"
-    seed: int = 0
+    path: str = ""  # of the JSONL file
+    name: Literal["math"] = "math"
+    seed: Seed = 0  # of the order of the questions
     template: Literal["plain", "chat"] = "chat"
     instruction: str = "Think step by step and put the final answer in \\boxed{}."  # follows the question
 

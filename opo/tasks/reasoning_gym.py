@@ -8,20 +8,23 @@ import os
 import random
 import re
 import sys
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import lru_cache
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, Literal
 
+from pydantic.dataclasses import dataclass
+
 from opo.errors import UserError, near
+from opo.keys import STRICT, Seed
 from opo.tasks.base import SPLITS, Prompt, held_out, last_number
 
 ATTEMPTS = 1000  # draws for a question of the wanted split
 HASH_ORDERED = {"isomorphic_strings", "knight_swap", "polynomial_multiplication", "ransom_note"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Example:
     """One solved question of a few-shot prompt."""
 
@@ -29,12 +32,12 @@ class Example:
     response: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class ReasoningGymConfig:
     """Which dataset, how its questions are put and how its answers are read."""
 
-    name: str = "reasoning_gym"
-    seed: int = 0
+    name: Literal["reasoning_gym"] = "reasoning_gym"
+    seed: Seed = 0  # of the stream of prompts
     dataset: str = "chain_sum"
     options: dict[str, Any] = field(default_factory=dict)  # of the dataset's own config, without seed and size
     template: Literal["plain", "chat", "few_shot"] = "plain"
@@ -63,9 +66,10 @@ class ReasoningGym:
         item = self._item(index, split)
         try:
             question = self.config.question.format(**item)
-        except (KeyError, IndexError, AttributeError) as error:
+        except (KeyError, IndexError, AttributeError, ValueError) as error:
+            reason = f"{error}" if isinstance(error, ValueError) else f"no {error}"
             raise UserError(
-                f"task.question={self.config.question}: no {error} in an item of {self.name}, which has question, answer and "
+                f"task.question={self.config.question}: {reason}; an item of {self.name} has question, answer and "
                 f"metadata with {', '.join(item['metadata'])}"
             ) from error
         text = question

@@ -109,6 +109,15 @@ def test_a_worker_killed_while_idle_costs_nothing(runner):
     assert scored.rewards_PG[0, 1] != pid
 
 
+def test_a_worker_killed_just_before_it_is_asked_costs_nothing(runner):
+    for turn in range(25):  # whether the death is seen before the next question is sent is up to the kernel
+        (pid,) = score(runner, "report_pid").rewards_PG[0].int().tolist()
+        os.kill(pid, signal.SIGKILL)
+        scored = score(runner, f"give {turn}", "give 0.5", "give -1")
+        assert not scored.reasons
+        assert scored.rewards_PG.tolist() == [[turn, 0.5, -1]]
+
+
 def test_a_stopped_worker_is_a_timeout_not_a_stopped_parent(impatient):
     (pid,) = score(impatient, "report_pid").rewards_PG[0].int().tolist()
     os.kill(pid, signal.SIGSTOP)

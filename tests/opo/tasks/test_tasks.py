@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import conf
-from opo.config.build import build
+from opo.config.read import read
 from opo.errors import UserError
 from opo.rewards.runner import RewardRunner
 from opo.tasks import TASKS, make_task, render
@@ -200,7 +200,7 @@ def test_composites_mix_datasets():
 )
 def test_reasoning_gym_refuses_in_one_line(values, says):
     with pytest.raises(UserError, match=says) as caught:
-        make_task(build(ReasoningGymConfig, values, "task"))
+        make_task(read(ReasoningGymConfig, values, "task"))
     assert "\n" not in str(caught.value)
 
 
@@ -259,7 +259,7 @@ def test_math_names_the_line_it_cannot_read(tmp_path, content, says):
 )
 def test_arithmetic_refuses_sums_that_do_not_fit(values):
     with pytest.raises(UserError, match=next(iter(values))):
-        ArithmeticConfig(**values)
+        read(ArithmeticConfig, values, "task")
 
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
@@ -268,7 +268,7 @@ def test_every_task_config_builds(path, questions_file):
     assert next(iter(values)) == "name"
     if values["name"] == "math":
         values["path"] = str(questions_file)
-    task = make_task(build(TASKS[values["name"]][0], values, "task"))
+    task = make_task(read(TASKS[values["name"]][0], values, "task"))
     prompt = task.prompt(0)
     assert task.score(prompt, prompt.answer) == 1
 

@@ -40,7 +40,7 @@ def test_one_object_a_step_and_on_the_disk_at_once(tmp_path):
     [
         ({"train/reward_mean": float("nan")}, r"'train/reward_mean' at step 1 is nan"),
         ({"train/grad_norm": float("-inf")}, r"'train/grad_norm' at step 1 is -inf"),
-        ({"train/rewards_mean": 1.0}, r"'train/rewards_mean' at step 1 is not in opo\.metrics\.METRICS"),
+        ({"train/rewards_mean": 1.0}, r"'train/rewards_mean' at step 1 is not in opo\.run\.metrics\.METRICS"),
         ({"train/step": 2}, r"'train/step' is 2 in the row of step 1"),
     ],
 )
@@ -205,7 +205,7 @@ def test_a_process_that_cannot_be_started_harms_nothing(tmp_path, monkeypatch, c
     ("module", "reason"),
     [
         ("raise ModuleNotFoundError(\"No module named 'wandb'\")", "ModuleNotFoundError: No module named 'wandb'"),
-        ("import time; time.sleep(3600)", "it did not come to an end"),
+        ("import time; time.sleep(3600)", "it did not end in time"),
         (
             "def __getattr__(name): raise OSError(28, 'No space left on device')",
             r"OSError: [Errno 28] No space left on device",
