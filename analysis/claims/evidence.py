@@ -1,169 +1,246 @@
-"""Evidence for the ledger: from a study's material (prompts as replicates) and from runs (seeds as replicates).
+"""What data says on one claim: an effect, its interval at any level, and what was replicated.
 
-A study of several policies counts each prompt once: its moments are averaged over the policies first, so that the claim is about
-the policies of the study together, and prompts stay independent.
+The functions here make measurements, `fn(material) -> Evidence | None`, for the records of `analysis.claims.records`: from a study of
+one policy, whose replicates are prompts, or from runs, whose replicates are seeds. None: the material does not speak to the claim.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import polars as pl
+from scipy.stats import t as student
 
-from analysis.claims.ledger import Evidence, MeanEvidence
 from analysis.evaluation.diversity import distinct_n, repetition_n, self_bleu
-from analysis.runs.groups import roles
 from analysis.study.audits import audit_interval, audit_value
 from analysis.study.result import Study
-from analysis.variance.intervals import Array, proportionality, ratio_interval, resample_counts
-from analysis.variance.moments import Moments
-from analysis.variance.table import comparison_terms
-from opo.system.seeding import rng_for
+from analysis.variance.intervals import FEWEST, if_enough
+from analysis.variance.moments import Moments, bias_interval
+from analysis.variance.table import comparison_terms, ratio_value, terms_interval
 
-NUM_BOOTSTRAP = 4000
-LAST = 0.1  # the part of the steps that "at equal tokens" looks at
-
-RAW = "Raw traces of estimators with different means cannot be compared: the in-sample mean is (1 - 1/G) leave-one-out exactly."
-VARIANCE_IDS = {  # claim -> (estimator, reference, measure, note)
-    f"variance_below_{reference}{'_raw' if measure == 'trace_cov' else ''}": (
-        "length_weighted",
-        reference,
-        measure,
-        RAW if measure == "trace_cov" else "",
-    )
-    for reference in ("none", "group_mean", "leave_one_out")
-    for measure in ("relative_variance", "trace_cov")
-} | {
-    "unbiased_opo_variance": ("length_weighted_loo", "leave_one_out", "relative_variance", ""),
-    "rloo_below_mean": (
-        "leave_one_out",
-        "group_mean",
-        "relative_variance",
-        "Known without data: one is a multiple of the other, so their relative variances are equal.",
-    ),
-    "standardization_free": (
-        "group_standardized",
-        "group_mean",
-        "relative_variance",
-        "Prompts are weighted by 1 / std as well.",
-    ),
-}
-AUDIT_IDS = {
-    "best_baseline_gain": "best_gain",
-    "norm_proportional_to_length": "norm_length_exponent",
-    "length_explains_norm": "norm_length_r2",
-    "tokens_orthogonal": "token_orthogonality",
-}
+LEAST = {"prompts": FEWEST, "seeds": 3}  # fewer replicates give no verdict, whatever their interval says
+SENSIBLE = {"prompts": 5_000, "seeds": 100}  # more replicates than that is no plan
+LAST_TENTH = 0.1  # the part of the steps that "at equal tokens" looks at
 
 
-def study_evidence(study: Study, group_size: int | None = None) -> dict[str, Evidence]:
-    """What a study says about variance, bias and OPO's assumptions, at one group size."""
-    size = group_size or study.default_group_size
-    found: dict[str, Evidence] = {}
-    for claim, (name, reference, measure, note) in VARIANCE_IDS.items():
-        if {name, reference} <= set(study.estimators):
-            found[claim] = ratio_evidence(
-                _moments(study, name, size), _moments(study, reference, size), measure, f"G = {size}. {note}".strip()
-            )
-    if "length_weighted" in study.estimators:
-        found["small_bias"] = bias_evidence(_moments(study, "length_weighted", size), f"G = {size}.")
-    for claim, measure in AUDIT_IDS.items():
-        found[claim] = audit_evidence(study, measure)
-    return found
+@dataclass(frozen=True)
+class Evidence:
+    """An effect, its interval at any level, how often it was replicated, and about how many replicates clear a distance."""
+
+    effect: float
+    interval: Callable[[float], tuple[float, float]]  # level -> (low, high)
+    unit: str  # "prompts" or "seeds"
+    replicates: int
+    note: str = ""
+    policy: str | None = None  # the policy of a study that was measured
+    step: int | None = None
+    group_size: int | None = None
+    about: str = ""  # what was measured, in words
+
+    def needed(self, borders: Sequence[float], level: float) -> int | None:
+        """Replicates at which the interval would clear the nearest border, its width shrinking as one over the square root.
+
+        None where that cannot be said, inf where it is more than `SENSIBLE`.
+        """
+        distance, border = min((abs(self.effect - b), b) for b in borders)
+        low, high = self.interval(level)
+        width = self.effect - low if border < self.effect else high - self.effect
+        if distance == 0 or not math.isfinite(width):
+            return None
+        return max(self.replicates + 1, math.ceil(self.replicates * (width / distance) ** 2))
 
 
-def _moments(study: Study, estimator: str, group_size: int) -> Moments:
-    """Each prompt's moments, averaged over the policies of the study."""
-    rows = study.prompts.filter(estimator=estimator, group_size=group_size)
-    rows = rows.group_by("prompt_id", maintain_order=True).agg(
-        pl.col("second", "signal", "reference", "cross", "error").mean()
-    )
-    return Moments(*(rows[name].to_numpy() for name in ("second", "signal", "reference", "cross", "error")))
+@dataclass(frozen=True)
+class MeanEvidence(Evidence):
+    """Evidence from independent values, one a replicate, by Student's t; `back` maps the scale of the mean to the effect's."""
+
+    values: tuple[float, ...] = ()
+    back: Callable[[float], float] = float
+    forth: Callable[[float], float] = float
+
+    @classmethod
+    def of(cls, values: Sequence[float], unit: str, note: str = "", log: bool = False) -> "MeanEvidence":
+        """`log`: the values are logarithms of a ratio, which is the effect."""
+        back, forth = (math.exp, math.log) if log else (float, float)
+        count, mean = len(values), float(np.mean(values))
+
+        def interval(level: float) -> tuple[float, float]:
+            if count < 2:
+                return -math.inf, math.inf
+            half = student.ppf((1 + level) / 2, count - 1) * float(np.std(values, ddof=1)) / math.sqrt(count)
+            return back(mean - half), back(mean + half)
+
+        return cls(back(mean), interval, unit, count, note, values=tuple(values), back=back, forth=forth)
+
+    def needed(self, borders: Sequence[float], level: float) -> int | None:
+        """The least n whose Student interval, with the spread seen, is narrower than the way to the nearest border."""
+        if len(self.values) < 2:
+            return LEAST[self.unit]
+        distance = min(abs(float(np.mean(self.values)) - self.forth(b)) for b in borders)
+        spread = float(np.std(self.values, ddof=1))
+        if distance == 0:
+            return None
+        counts = np.arange(max(LEAST[self.unit], len(self.values) + 1), SENSIBLE[self.unit] + 1)
+        enough = student.ppf((1 + level) / 2, counts - 1) * spread / np.sqrt(counts) < distance
+        return int(counts[enough.argmax()]) if enough.any() else SENSIBLE[self.unit] + 1
 
 
-def _counts(num_prompts: int) -> Array:
-    return resample_counts(num_prompts, NUM_BOOTSTRAP, rng_for(0, "claims"))
+@dataclass(frozen=True)
+class Material:
+    """What claims are judged on: the last policy of a study, runs with the columns of `analysis.runs.groups.with_groups`, and their folder."""
+
+    study: Study | None = None
+    group_size: int | None = None
+    runs: pl.DataFrame | None = None
+    folder: Path | None = None
+
+    @cached_property
+    def size(self) -> int:
+        assert self.study is not None
+        return self.group_size or self.study.default_group_size
+
+    def moments(self, estimator: str) -> Moments | None:
+        """Each prompt's moments; None where the study lacks the estimator or every gradient is zero."""
+        if self.study is None or estimator not in self.study.estimators or self.study.all_rewards_equal():
+            return None
+        return self.study.prompt_moments(estimator, self.size)
+
+    def of_policy(self, evidence: Evidence, with_group_size: bool = True) -> Evidence:
+        """The evidence, with the policy that it is about."""
+        assert self.study is not None
+        policy = self.study.policy(self.study.last_policy)
+        size = f", G = {self.size}" if with_group_size else ""
+        return replace(
+            evidence,
+            interval=lambda level: if_enough(evidence.interval(level), evidence.replicates),
+            policy=policy["name"],
+            step=policy["step"],
+            group_size=self.size if with_group_size else None,
+            about=f"{averaged(policy)}{size}",
+        )
+
+    @cached_property
+    def tokens(self) -> float:
+        """Generated tokens that every compared run has."""
+        assert self.runs is not None
+        compared = self.runs.filter(pl.col("role").is_not_null())
+        return float(compared.group_by("run").agg(pl.col("train/tokens").max())["train/tokens"].min())  # pyright: ignore
+
+    def of_role(self, role: str) -> pl.DataFrame:
+        """Rows of the runs that play a part in the ledger."""
+        return pl.DataFrame() if self.runs is None else self.runs.filter(role=role)
+
+    @cached_property
+    def diversity(self) -> dict[str, dict[int, dict[str, float]]]:
+        """role -> seed -> measures of the last batch that the run sampled."""
+        found: dict[str, dict[int, dict[str, float]]] = {}
+        for role in ("opo", "off_policy") if self.folder else ():
+            mine = self.of_role(role)
+            pairs = mine.select("run", "seed").unique().iter_rows() if len(mine) else ()
+            found[role] = {int(seed): last_batch_diversity(self.folder / run) for run, seed in pairs}  # pyright: ignore
+        return found
 
 
-def ratio_evidence(own: Moments, base: Moments, measure: str, note: str = "") -> Evidence:
+def averaged(policy: Mapping[str, Any]) -> str:
+    """Which policy, and what it averages over: prompts may have been dealt to the weights of several runs."""
+    count = len(set(policy["paths"]))
+    return policy["label"] if count == 1 else f"{policy['label']}, prompts dealt to the weights of {count} runs"
+
+
+Measure = Callable[[Material], Evidence | None]
+
+
+def variance_ratio(name: str, reference: str, measure: str = "relative_variance") -> Measure:
     """A measure of one estimator over that of another, paired over prompts; exact where one is a multiple of the other."""
-    numerator_P, denominator_P = comparison_terms(own, base, measure)
-    mean = float(denominator_P.mean())
-    constant = proportionality(numerator_P, denominator_P) if mean else None
-    effect = constant if constant is not None else float(numerator_P.mean()) / mean if mean > 0 else math.inf
-    counts_BP = _counts(len(own.second))
-    return Evidence(
-        effect,
-        lambda level: ratio_interval(numerator_P, denominator_P, counts_BP, level),
-        "prompts",
-        len(own.second),
-        note,
-    )
+
+    def evidence(material: Material) -> Evidence | None:
+        own, base = material.moments(name), material.moments(reference)
+        if own is None or base is None or material.study is None:
+            return None
+        terms, counts_BP = comparison_terms(own, base, measure), material.study.resamples(len(own.second))
+        interval = partial(terms_interval, *terms, counts_BP)
+        return material.of_policy(Evidence(ratio_value(*terms), interval, "prompts", len(own.second)))
+
+    return evidence
 
 
-def bias_evidence(own: Moments, note: str = "") -> Evidence:
+def bias(name: str) -> Measure:
     """|E g - grad J| over |grad J|."""
-    counts_BP = _counts(len(own.second))
-    reference = float(own.reference.mean())
-    effect = math.sqrt(max(float(own.error.mean()) / reference, 0.0)) if reference > 0 else math.inf
 
-    def interval(level: float) -> tuple[float, float]:
-        low, high = ratio_interval(own.error, own.reference, counts_BP, level)
-        return math.sqrt(low), math.sqrt(high)
+    def evidence(material: Material) -> Evidence | None:
+        own = material.moments(name)
+        if own is None or material.study is None:
+            return None
+        reference = float(own.reference.mean())
+        effect = math.sqrt(max(float(own.error.mean()) / reference, 0.0)) if reference > 0 else math.inf
+        interval = partial(bias_interval, own, material.study.resamples(len(own.second)))
+        return material.of_policy(Evidence(effect, interval, "prompts", len(own.second)))
 
-    return Evidence(effect, interval, "prompts", len(own.second), note)
+    return evidence
 
 
-def audit_evidence(study: Study, measure: str) -> Evidence:
+def audit(measure: str, needs_rewards: bool = False) -> Measure:
     """An audit of the whole score."""
-    rows = study.audit_terms.filter(scope="all", measure=measure)
-    terms_P3 = (
-        rows.group_by("prompt_id", maintain_order=True)
-        .agg(pl.col("a", "b", "c").mean())
-        .select("a", "b", "c")
-        .to_numpy()
-    )
-    counts_BP = _counts(len(terms_P3))
-    return Evidence(
-        audit_value(measure, terms_P3),
-        lambda level: audit_interval(measure, terms_P3, counts_BP, level),
-        "prompts",
-        len(terms_P3),
-    )
+
+    def evidence(material: Material) -> Evidence | None:
+        study = material.study
+        if study is None or (needs_rewards and study.all_rewards_equal()):
+            return None
+        terms_P3 = (
+            study.audit_terms.filter(policy=study.last_policy, scope="all", measure=measure)
+            .select("a", "b", "c")
+            .to_numpy()
+        )
+        interval = partial(audit_interval, measure, terms_P3, study.resamples(len(terms_P3)))
+        found = Evidence(audit_value(measure, terms_P3), interval, "prompts", len(terms_P3))
+        return material.of_policy(found, with_group_size=False)
+
+    return evidence
 
 
-def runs_evidence(runs: pl.DataFrame) -> dict[str, Evidence]:
-    """What trainings say: reward at equal tokens, drift and entropy; `runs` has a column `group`, whose runs are paired by seed.
+def trained(ours: str, theirs: str, metric: str, ratio: bool = False) -> Measure:
+    """A training metric of one role minus (or over) that of another at equal tokens, paired by seed."""
 
-    A claim has no evidence where one of its two groups has no run.
-    """
-    part = roles(runs["group"].unique().to_list())
-    chosen = runs.filter(pl.col("group").is_in(list(part.values())))
-    if chosen.is_empty():
-        return {}
-    tokens = float(chosen.group_by("group", "seed").agg(pl.col("train/tokens").max())["train/tokens"].min())  # pyright: ignore
-    note = f"Mean over the last tenth of the steps that fit into {tokens:,.0f} generated tokens; seeds are paired."
-    plans: list[tuple[str, str, str, str, bool]] = [
-        ("reward_above_grpo", "opo", "grpo", "train/reward_mean", False),
-        ("reward_above_ppo", "opo", "ppo", "train/reward_mean", False),
-        ("on_policy_kl", "grpo", "off_policy", "train/kl_init_nats", True),
-        ("on_policy_entropy", "grpo", "off_policy", "train/entropy_mean_nats", True),
-    ]
-    found: dict[str, Evidence] = {}
-    for claim, ours, theirs, metric, ratio in plans:
-        if {ours, theirs} <= set(part) and metric in runs.columns:
-            a, b = (final_values(runs.filter(group=part[role]), metric, tokens) for role in (ours, theirs))
-            if evidence := paired_evidence(a, b, ratio, note):
-                found[claim] = evidence
-    return found
+    def evidence(material: Material) -> Evidence | None:
+        pair = [material.of_role(role) for role in (ours, theirs)]
+        if any(metric not in rows.columns or rows.is_empty() for rows in pair):
+            return None
+        note = f"Mean over the last tenth of the steps that fit into {material.tokens:,.0f} generated tokens; seeds are paired."
+        a, b = (final_values(rows, metric, material.tokens) for rows in pair)
+        found = paired_evidence(a, b, ratio, note)
+        return found and replace(found, about=_groups(pair))
+
+    return evidence
+
+
+def diversity(measure: str, ratio: bool) -> Measure:
+    """How alike the answers of OPO and of GRPO with several updates are in the last batch that each run sampled, paired by seed."""
+
+    def evidence(material: Material) -> Evidence | None:
+        a, b = (
+            {seed: v[measure] for seed, v in material.diversity.get(role, {}).items() if measure in v}
+            for role in ("opo", "off_policy")
+        )
+        note = "Characters of the responses to each prompt of the last training batch."
+        found = paired_evidence(a, b, ratio, note)
+        return found and replace(found, about=_groups([material.of_role(role) for role in ("opo", "off_policy")]))
+
+    return evidence
+
+
+def _groups(pair: Sequence[pl.DataFrame]) -> str:
+    return " and ".join(str(rows["group"][0]) for rows in pair)
 
 
 def final_values(runs: pl.DataFrame, metric: str, tokens: float) -> dict[int, float]:
     """By seed: the metric's mean over the last tenth of the steps (one at least) that fit into so many generated tokens."""
     found = {}
     for (seed,), run in runs.filter(pl.col("train/tokens") <= tokens).group_by("seed"):
-        values = run.sort("step").tail(max(1, round(LAST * len(run))))[metric].drop_nulls()
+        values = run.sort("step").tail(max(1, round(LAST_TENTH * len(run))))[metric].drop_nulls()
         if len(values):
             found[int(seed)] = float(values.mean())  # pyright: ignore[reportArgumentType]
     return found
@@ -179,35 +256,13 @@ def paired_evidence(ours: Mapping[int, float], theirs: Mapping[int, float], rati
     return MeanEvidence.of([contrast(a, b) for a, b in pairs], "seeds", note, log=ratio)
 
 
-def diversity_evidence(runs: pl.DataFrame, folder: Path) -> dict[str, Evidence]:
-    """How alike the answers of OPO and of GRPO with several updates are in the last batch that each run sampled, paired by seed."""
-    part = roles(runs["group"].unique().to_list())
-    if not {"opo", "off_policy"} <= set(part):
-        return {}
-    measured: dict[str, dict[int, dict[str, float]]] = {}
-    for role in ("opo", "off_policy"):
-        mine = runs.filter(group=part[role]).select("run", "seed").unique()
-        measured[role] = {int(seed): last_batch_diversity(folder / run) for run, seed in mine.iter_rows()}
-    note = "Characters of the responses to each prompt of the last training batch."
-    found: dict[str, Evidence] = {}
-    for claim, measure, ratio in (
-        ("distinct_above_grpo", "distinct_2", True),
-        ("self_bleu_below_grpo", "self_bleu", True),
-        ("repetition_below_grpo", "repetition_4", False),
-    ):
-        ours, theirs = ({s: v[measure] for s, v in measured[r].items() if measure in v} for r in ("opo", "off_policy"))
-        if evidence := paired_evidence(ours, theirs, ratio, note):
-            found[claim] = evidence
-    return found
-
-
 def last_batch_diversity(run: Path) -> dict[str, float]:
     """Means over prompts of distinct-2, self-BLEU and repetition-4, by characters; a measure that no prompt defines is absent."""
     files = sorted((run / "rollouts").glob("step-*.parquet"))
     if not files:
         return {}
     groups = pl.read_parquet(files[-1]).group_by("prompt_index").agg(pl.col("response"))["response"].to_list()
-    measures = {
+    measures: dict[str, Callable[[Any], float | None]] = {
         "distinct_2": partial(distinct_n, n=2),
         "self_bleu": self_bleu,
         "repetition_4": partial(repetition_n, n=4),

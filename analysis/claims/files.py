@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from analysis.claims.evidence import study_evidence
+from analysis.claims.evidence import Material
 from analysis.claims.ledger import judge, save
+from analysis.claims.records import evidence_of
 from analysis.plots import runs as figures_runs
 from analysis.plots.style import save as save_figure
 from analysis.study.result import Study
@@ -15,7 +16,7 @@ def write_ledgers(study: Study, folder: Path) -> None:
     """`ledger/POLICY/claims.json` and its figure."""
     for policy in study.policies:
         name = policy["name"]
-        claims = judge(study_evidence(study.only(name)))
+        claims = judge(evidence_of(Material(study.only(name))))
         save(claims, folder / "ledger" / name)
         save_figure(figures_runs.ledger(claims), folder / "figures", f"ledger-{name}")
 

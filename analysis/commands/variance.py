@@ -23,7 +23,10 @@ def main(values: dict[str, Any], folder: Path) -> None:
     study = run_study(load_config(values), folder)
     if study is not None:
         for policy in dict.fromkeys((study.policies[0]["name"], study.last_policy)):
-            wide_console().print(moments_table(study, policy))
-            if ledger := read_ledger(folder, policy):
+            for notice in study.notices(policy):
+                print(notice)
+            if not study.all_rewards_equal(policy):
+                wide_console().print(moments_table(study, policy))
+            if (ledger := read_ledger(folder, policy)) and ledger["claims"]:
                 wide_console().print(ledger_table(ledger["claims"]))
         print(f"{folder}/result.json, variance.parquet, ledger/ and figures/ are written")

@@ -21,8 +21,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from analysis.claims.evidence import Evidence, diversity_evidence, runs_evidence, study_evidence
+from analysis.claims.evidence import Material
 from analysis.claims.ledger import judge, save
+from analysis.claims.records import evidence_of
 from analysis.plots import runs as figures_runs
 from analysis.plots.style import save as save_figure
 from analysis.report.page import write_report
@@ -112,11 +113,13 @@ def work(config: VerifyConfig, plans: list[Training], folder: Path, console: Con
 
 
 def conclude(chosen: VarianceConfig, folder: Path) -> tuple[Path, list[RichTable]]:
-    """Tables, figures, ledger and page from what is on disk."""
+    """Tables, figures, ledger and page from what is on disk.
+
+    Claims about variance are judged at the last policy; variance/ledger/ has those of every policy.
+    """
     measured = study.conclude(chosen, folder / "variance")
     runs = with_groups(load_runs(folder))
-    evidence: dict[str, Evidence] = study_evidence(measured) | runs_evidence(runs) | diversity_evidence(runs, folder)
-    ledger = judge(evidence)
+    ledger = judge(evidence_of(Material(measured.only(measured.last_policy), runs=runs, folder=folder)))
     save(ledger, folder)
     for metric in figures_runs.CURVES:
         curves = figures_runs.training_curves(runs, metric, by="group", window=WINDOW)

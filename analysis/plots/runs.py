@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from scipy.stats import t as student
 
 from analysis.plots.style import FAINT, INK, axes, colour, styled
+from analysis.variance.text import interval_text
 
 AXIS_LABELS = {
     "step": "rollout batches",
@@ -99,13 +100,13 @@ def _span(ax: Axes) -> tuple[float, float]:
 
 @styled()
 def ledger(claims: Sequence[Mapping[str, Any]], ax: Axes | None = None) -> Axes:
-    """The ledger as a picture: each claim, its effect with interval, its threshold, its verdict."""
-    rows = [(c["claim"], effect_text(c), threshold_text(c), c["verdict"]) for c in claims]
-    columns, widths = ("claim", "effect [95 %]", "claimed", "verdict"), (58, 23, 13, 14)
+    """The ledger as a picture: each claim, what it was measured on, its effect with interval, its threshold, its verdict."""
+    rows = [(c["claim"], about_text(c), effect_text(c), threshold_text(c), c["verdict"]) for c in claims]
+    columns, widths = ("claim", "measured on", "effect [95 %]", "claimed", "verdict"), (50, 24, 21, 13, 14)
     wrapped = [[textwrap.fill(cell, width) for cell, width in zip(row, widths, strict=True)] for row in rows]
     heights = [max(cell.count("\n") + 1 for cell in row) + 0.7 for row in wrapped]
     total = sum(heights) + 1.5
-    ax = axes(ax, 9.2, 0.21 * total)
+    ax = axes(ax, 10.4, 0.21 * total)
     ax.set(xlim=(0, sum(widths)), ylim=(total, 0))
     ax.axis("off")
     starts = np.cumsum([0, *widths[:-1]])
@@ -115,7 +116,7 @@ def ledger(claims: Sequence[Mapping[str, Any]], ax: Axes | None = None) -> Axes:
     for row, height in zip(wrapped, heights, strict=True):
         ax.plot([0, sum(widths)], [y, y], color=FAINT, linewidth=0.5)
         for i, (start, cell) in enumerate(zip(starts, row, strict=True)):
-            shade = VERDICT_COLOURS[row[3].replace("\n", " ")] if i == 3 else INK
+            shade = VERDICT_COLOURS[row[-1].replace("\n", " ")] if i == len(row) - 1 else INK
             ax.text(
                 start,
                 y + height / 2,
@@ -123,7 +124,7 @@ def ledger(claims: Sequence[Mapping[str, Any]], ax: Axes | None = None) -> Axes:
                 va="center",
                 fontsize=8.5,
                 color=shade,
-                fontweight="bold" if i == 3 else "normal",
+                fontweight="bold" if i == len(row) - 1 else "normal",
             )
         y += height
     return ax
@@ -131,8 +132,12 @@ def ledger(claims: Sequence[Mapping[str, Any]], ax: Axes | None = None) -> Axes:
 
 def effect_text(claim: Mapping[str, Any]) -> str:
     """The effect and its interval to three digits; a bound that the data does not give is said to be open."""
-    value, low, high = (_number(claim[key]) for key in ("effect", "low", "high"))
-    return f"{value} [{low}, {high}]"
+    return interval_text(claim["effect"], claim["low"], claim["high"])
+
+
+def about_text(claim: Mapping[str, Any]) -> str:
+    """What the verdict is about: a policy and group size, or groups of runs, and how many replicates."""
+    return f"{claim['about']}, {claim['replicates']} {claim['unit']}".removeprefix(", ")
 
 
 def threshold_text(claim: Mapping[str, Any]) -> str:
@@ -141,7 +146,3 @@ def threshold_text(claim: Mapping[str, Any]) -> str:
     if low is None:
         return f"below {high:g}"
     return f"above {low:g}" if high is None else f"{low:g} to {high:g}"
-
-
-def _number(value: float | None) -> str:
-    return "open" if value is None else f"{value:.3g}"

@@ -15,6 +15,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from analysis.plots.style import FAINT, INK, PALETTE, axes, colour, marker, styled
 from analysis.study.result import Study
+from analysis.variance.text import interval_text
 
 LABELS = {
     "relative_variance": "relative variance  tr Cov(g) / |E g|²",
@@ -188,7 +189,7 @@ def norm_against_length(study: Study, policy: str | None = None, ax: Axes | None
         return centre[1] * (span / centre[0]) ** exponent
 
     if fit["value"] is not None:
-        interval = f"{fit['value']:.2f} [{_text(fit['low'])}, {_text(fit['high'])}]"
+        interval = interval_text(fit["value"], fit["low"], fit["high"])
         ax.plot(span, power(fit["value"]), color=PALETTE[0], label=f"fitted within prompts: exponent {interval}")
         if fit["low"] is not None and fit["high"] is not None:
             ax.fill_between(span, power(fit["low"]), power(fit["high"]), color=PALETTE[0], alpha=0.2, linewidth=0)
@@ -287,7 +288,3 @@ def _plain_log_ticks(ax: Axes, axis: str) -> None:
     target.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
     target.set_minor_locator(NullLocator())
     target.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-
-
-def _text(bound: float | None) -> str:
-    return "unbounded" if bound is None else f"{bound:.2f}"

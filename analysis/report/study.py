@@ -5,7 +5,7 @@ from analysis.plots.audits import audits_over_training
 from analysis.report.blocks import Block, Section, figure, heading, table, text
 from analysis.study.audits import AUDITS
 from analysis.study.result import Study
-from analysis.study.tables import interval_text
+from analysis.study.tables import estimate_text
 
 READING = (
     "One group of G responses to one prompt gives one estimate g of the gradient. Relative variance is tr Cov(g) over |E g|²: how much "
@@ -28,14 +28,14 @@ def _variance(study: Study) -> Section:
         ratios = {row["estimator"]: row for row in study.compare(name).iter_rows(named=True)}
         raw = {row["estimator"]: row for row in study.compare(name, measure="trace_cov").iter_rows(named=True)}
         cells = {
-            m: {r["estimator"]: interval_text(r) for r in study.select(m, name).iter_rows(named=True)}
+            m: {r["estimator"]: estimate_text(r) for r in study.select(m, name).iter_rows(named=True)}
             for m in ("relative_variance", "bias", "cosine")
         }
         rows = [
             [
                 estimator,
                 *(cells[measure][estimator] for measure in ("relative_variance", "bias", "cosine")),
-                *(interval_text(found[estimator]) if estimator in found else "1" for found in (ratios, raw)),
+                *(estimate_text(found[estimator]) if estimator in found else "1" for found in (ratios, raw)),
             ]
             for estimator in study.estimators
         ]
@@ -83,7 +83,7 @@ def _assumptions(study: Study) -> Section:
     for measure, words in AUDITS.items():
         found = {row["policy"]: row for row in study.audits.filter(scope="all", measure=measure).iter_rows(named=True)}
         if found:
-            rows.append([words, *(interval_text(found[name]) for name in names)])
+            rows.append([words, *(estimate_text(found[name]) for name in names)])
     blocks = [
         text(intro),
         table(
@@ -101,7 +101,7 @@ def _assumptions(study: Study) -> Section:
     parts = study.audits.filter(policy=names[-1]).filter(measure="norm2_share")
     measures = ("norm2_share", "norm_length_exponent", "best_gain")
     rows = [
-        [part, *(interval_text(study.audit(measure, names[-1], part)) for measure in measures)]
+        [part, *(estimate_text(study.audit(measure, names[-1], part)) for measure in measures)]
         for part in parts["scope"].to_list()
     ]
     blocks.append(

@@ -22,15 +22,15 @@ def ledger_table(ledger: Sequence[Mapping[str, Any]]) -> RichTable:
     """The ledger for the terminal."""
     table = RichTable(title="Ledger", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("claim", ratio=5)
-    for name in ("effect [95 %]", "claimed", "verdict", "would resolve"):
+    for name in ("measured on", "effect [95 %]", "claimed", "verdict", "would resolve"):
         table.add_column(name, ratio=2)
     for claim in ledger:
-        needed = f"about {claim['would_resolve']:,} {claim['unit']}" if claim["would_resolve"] else ""
         table.add_row(
             claim["claim"],
+            figures_runs.about_text(claim),
             figures_runs.effect_text(claim),
             figures_runs.threshold_text(claim),
             claim["verdict"],
-            needed,
+            claim["outlook"],
         )
     return table

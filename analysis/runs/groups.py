@@ -1,48 +1,82 @@
-"""Runs that differ in their seed alone form a group: its label, and the part it plays in the ledger."""
+"""Runs of one configuration that differ in their seed form a group: its label, and the part it plays in the ledger.
+
+Groups are made by what was asked for, the keys of the config; never by a label, and never by what came of a run.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import polars as pl
 
 from analysis.runs.load import Runs
 
+# keys of the config that do not change what is learned
 OF_THE_MACHINE = (
     "tracking.",
     "checkpoint.",
-    "threads",
-    "device",
+    "evaluate.",
+    "reward.timeout_s",
+    "reward.workers",
     "rollout.max_sequences",
     "optim.tokens_per_microbatch",
 )
+COMPARED = ("opo", "grpo", "ppo")  # algorithms that the ledger compares, each with one update per rollout batch
 
 
 def with_groups(runs: Runs) -> pl.DataFrame:
-    """`runs.metrics` with a column `group`: the algorithm, and every key in which runs of that algorithm differ."""
+    """`runs.metrics` with the columns `group` and `role`.
+
+    A group's label is its algorithm and every key in which the groups of that algorithm differ. Its role is the name of one of
+    `COMPARED` with exactly one update per rollout batch, or `off_policy`: GRPO with several; null for any other group, and where
+    several groups would play the same part.
+    """
     table = runs.runs
-    own = {"run", "study", "algo", "task", "model", "seed", "path", "steps", "steps_done", "done", "wandb_run_id"}
-    keys = [key for key in table.columns if key not in own and not key.startswith(OF_THE_MACHINE)]
-    labels = {}
+    # a key of the config has a dot; columns without one are labels and what came of the run
+    keys = [key for key in table.columns if "." in key and not key.startswith(OF_THE_MACHINE)]
+    identity = {
+        row["run"]: tuple(str(row[key]) for key in ("algo", "task", "model", *keys))
+        for row in table.iter_rows(named=True)
+    }
+    labels, part = _labels(table, keys, identity), _roles(table, identity)
+    return runs.metrics.with_columns(
+        pl.col("run").replace_strict({run: labels[key] for run, key in identity.items()}).alias("group"),
+        pl.col("run").replace_strict({run: part.get(key) for run, key in identity.items()}, return_dtype=pl.String).alias("role"),
+    )  # fmt: skip
+
+
+def _roles(table: pl.DataFrame, identity: Mapping[str, tuple[str, ...]]) -> dict[tuple[str, ...], str]:
+    """By group, its role where it is the only group with it."""
+    found: dict[str, set[tuple[str, ...]]] = {}
+    for row in table.iter_rows(named=True):
+        if row["algo"] == "grpo" and row["updates_per_rollout"] > 1:
+            found.setdefault("off_policy", set()).add(identity[row["run"]])
+        elif row["algo"] in COMPARED and row["updates_per_rollout"] == 1:
+            found.setdefault(row["algo"], set()).add(identity[row["run"]])
+    return {next(iter(groups)): role for role, groups in found.items() if len(groups) == 1}
+
+
+def _labels(
+    table: pl.DataFrame, keys: Sequence[str], identity: Mapping[str, tuple[str, ...]]
+) -> dict[tuple[str, ...], str]:
+    """A short label for each group; in full where two groups would have the same."""
+    short: dict[tuple[str, ...], str] = {}
+    full: dict[tuple[str, ...], str] = {}
     for row in table.iter_rows(named=True):
         peers = table.filter(algo=row["algo"])
-        parts = [
-            f"{key.rpartition('.')[2]}={row[key]}" for key in keys if row[key] is not None and peers[key].n_unique() > 1
-        ]
-        for key in ("task", "model"):
-            if table[key].n_unique() > 1:
-                parts.insert(0, row[key])
-        labels[row["run"]] = _label(row["algo"], parts)
-    return runs.metrics.with_columns(pl.col("run").replace_strict(labels).alias("group"))
+        differing = [key for key in keys if row[key] is not None and peers[key].n_unique() > 1]
+        where = [row[key] for key in ("model", "task") if table[key].n_unique() > 1]
+        short[identity[row["run"]]] = _label(row, where, differing)
+        full[identity[row["run"]]] = f"{row['algo']} ({', '.join([*where, *(f'{key}={row[key]}' for key in differing)])})"
+    taken = list(short.values())
+    return {key: label if taken.count(label) == 1 else full[key] for key, label in short.items()}
 
 
-def _label(algo: str, parts: list[str]) -> str:
+def _label(row: Mapping[str, Any], where: Sequence[str], differing: Sequence[str]) -> str:
     """`grpo (4 updates)` for several updates per rollout; the number of minibatches goes with them."""
-    updates = next((part.partition("=")[2] for part in parts if part.startswith("updates_per_rollout=")), None)
-    rest = [part for part in parts if not part.startswith(("updates_per_rollout=", "minibatches="))]
-    if updates is not None and updates != "1":
-        rest.insert(0, f"{updates} updates")
-    return f"{algo} ({', '.join(rest)})" if rest else algo
-
-
-def roles(groups: list[str]) -> dict[str, str]:
-    """Which groups the ledger compares, where there is exactly one of a kind."""
-    several = [g for g in groups if g.startswith("grpo (") and g.endswith("updates)")]
-    found = {name: name for name in ("opo", "grpo", "ppo") if name in groups}
-    return found | ({"off_policy": several[0]} if len(several) == 1 else {})
+    parts = [*where]
+    for key in differing:
+        if key not in ("algo.updates_per_rollout", "algo.minibatches"):
+            parts.append(f"{key.rpartition('.')[2]}={row[key]}")
+    if row["updates_per_rollout"] > 1:
+        parts.insert(0, f"{row['updates_per_rollout']} updates")
+    return f"{row['algo']} ({', '.join(parts)})" if parts else str(row["algo"])

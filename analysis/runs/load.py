@@ -19,9 +19,9 @@ LABELS = ("run", "study", "algo", "task", "model", "seed")
 @dataclass(frozen=True)
 class Runs:
     """`metrics`: LABELS, `step`, then one Float64 column a metric, null where it is undefined. `runs`: LABELS, `path`, `steps`,
-    `steps_done`, `done`, `on_policy` (`certificate`), `wandb_run_id`, then one column for each key of the config in
-    which the runs differ (text where its values are not all of one type). `run` is the folder's path below the one it
-    was found in.
+    `steps_done`, `done`, `updates_per_rollout`, `on_policy` (`certificate`), `wandb_run_id`, then one column for each
+    key of the config in which the runs differ (text where its values are not all of one type). `run` is the folder's
+    path below the one it was found in.
     """
 
     metrics: pl.DataFrame
@@ -58,6 +58,7 @@ def load(*paths: Path | str) -> Runs:
                 "steps": config["steps"],
                 "steps_done": rows[-1]["step"] if rows else 0,
                 "done": (folder / "DONE").exists(),
+                "updates_per_rollout": int(config["algo"].get("updates_per_rollout", 1)),
                 "on_policy": certificate(folder),
                 "wandb_run_id": json.loads((folder / "run.json").read_text(encoding="utf-8"))["wandb_run_id"],
             }

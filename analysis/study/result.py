@@ -31,7 +31,10 @@ from typing import Any
 
 import polars as pl
 
+from analysis.variance.intervals import FEWEST, Array, resample_counts
+from analysis.variance.moments import Moments
 from opo.errors import UserError
+from opo.system.seeding import rng_for
 
 SCHEMA = "opo.variance/1"
 
@@ -66,6 +69,14 @@ def estimate(value: float, low: float, high: float) -> dict[str, Any]:
     """The columns of one estimate; what is not finite becomes null and unresolved."""
     known = [number if math.isfinite(number) else None for number in (float(value), float(low), float(high))]
     return dict(zip(("value", "low", "high"), known, strict=True)) | {"resolved": None not in known}
+
+
+def prompt_resamples(seed: int, num_bootstrap: int, num_prompts: int) -> Array:
+    """The one matrix of resamples of a study, (B, P): every interval over its prompts, of whatever, comes from these.
+
+    So a number that is printed in two places has one interval, and all comparisons are paired.
+    """
+    return resample_counts(num_prompts, num_bootstrap, rng_for(seed, "prompts"))
 
 
 def default_group_size(sizes: Iterable[int]) -> int:
@@ -111,6 +122,35 @@ class Study:
 
     def policy(self, name: str) -> dict[str, Any]:
         return next(policy for policy in self.policies if policy["name"] == name)
+
+    def resamples(self, num_prompts: int) -> Array:
+        """See `prompt_resamples`."""
+        return prompt_resamples(self.settings["seed"], self.settings["num_bootstrap"], num_prompts)
+
+    def prompt_moments(self, estimator: str, group_size: int, policy: str | None = None) -> Moments:
+        """Each prompt's moments at one policy (the last)."""
+        where = {"policy": policy or self.last_policy, "estimator": estimator, "group_size": group_size}
+        rows = _some(self.prompts.filter(**where), f"moments at {where}")
+        return Moments(*(rows[field.name].to_numpy() for field in fields(Moments)))
+
+    def all_rewards_equal(self, policy: str | None = None) -> bool:
+        """Whether no prompt of the policy (the last) has two responses of different reward."""
+        info = self.policy(policy or self.last_policy)
+        return info["constant_prompts"] == info["prompts"]
+
+    def notices(self, policy: str | None = None) -> list[str]:
+        """What to know before any table of this policy (the last), a sentence each; empty where there is nothing."""
+        info, found = self.policy(policy or self.last_policy), []
+        if self.all_rewards_equal(policy):
+            found.append(
+                f"{info['label']}: all responses to a prompt earn the same reward, at each of the {info['prompts']} prompts: the gradient "
+                "is zero as far as they show, so there is no variance to compare. Take prompts that the policy answers right now and then."
+            )
+        if info["prompts"] < FEWEST:
+            found.append(
+                f"{info['label']}: {info['prompts']} prompts give points and no intervals; intervals need {FEWEST}."
+            )
+        return found
 
     def select(self, measure: str, policy: str | None = None, group_size: int | None = None) -> pl.DataFrame:
         """One measure of every estimator at one policy (the last) and one group size (the default)."""

@@ -15,14 +15,15 @@ from analysis.plots.style import save
 from analysis.study.audits import audit_interval, audit_terms, audit_value
 from analysis.study.config import Stage, VarianceConfig
 from analysis.study.pools import PromptPool
-from analysis.study.result import Study, default_group_size, estimate
+from analysis.study.result import Study, default_group_size, estimate, prompt_resamples
 from analysis.variance.between_prompts import batch_measures
 from analysis.variance.compare import compare
 from analysis.variance.equal_variance import equal_variance_group_size
 from analysis.variance.estimators import resolve
-from analysis.variance.intervals import Array, resample_counts
+from analysis.variance.intervals import Array, if_enough
 from analysis.variance.pool import Pool
 from analysis.variance.table import COMPARABLE, Table
+from analysis.variance.text import interval_text
 from opo.run.provenance import versions
 from opo.system.seeding import rng_for
 
@@ -61,8 +62,19 @@ def meter_pools(pools: Sequence[PromptPool]) -> list[Pool]:
 
 def _compare(config: VarianceConfig, pools: Sequence[PromptPool], group_size: int) -> Table:
     rng = rng_for(config.seed, "partitions", group_size)
-    options = (config.num_bootstrap, config.num_partitions, config.prompts_per_batch)
-    return compare(meter_pools(pools), group_size, config.estimators, rng, *options)
+    return compare(
+        meter_pools(pools),
+        group_size,
+        config.estimators,
+        rng,
+        num_partitions=config.num_partitions,
+        prompts_per_batch=config.prompts_per_batch,
+        counts_BP=_resamples(config, len(pools)),
+    )
+
+
+def _resamples(config: VarianceConfig, num_prompts: int) -> Array:
+    return prompt_resamples(config.seed, config.num_bootstrap, num_prompts)
 
 
 def _equal_variance(config: VarianceConfig, pools: Sequence[PromptPool]) -> list[dict[str, Any]]:
@@ -73,9 +85,8 @@ def _equal_variance(config: VarianceConfig, pools: Sequence[PromptPool]) -> list
     for name in config.estimators:
         if name in coupled or name == config.reference or min(len(pool) for pool in meter) < 6:
             continue
-        found = equal_variance_group_size(
-            meter, size, name, config.reference, rng_for(config.seed, "equal variance", size)
-        )
+        rng, counts_BP = rng_for(config.seed, "equal variance", size), _resamples(config, len(pools))
+        found = equal_variance_group_size(meter, size, name, config.reference, rng, counts_BP=counts_BP)
         low, high = found.interval
         value = found.size if found.size > 0 else np.inf
         rows.append(
@@ -94,8 +105,8 @@ def _batch_rows(table: Table, pools: Sequence[PromptPool]) -> list[dict[str, Any
             "group_size": row.group_size,
             "measure": measure,
             "value": value,
-            "low": low,
-            "high": high,
+            "low": if_enough((low, high), len(pools))[0],
+            "high": if_enough((low, high), len(pools))[1],
         }
         for row in table
         for measure, (value, low, high) in batch_measures(row.moments, gradients_PD, row.counts_BP).items()
@@ -117,7 +128,7 @@ def _comparisons(table: Table, reference: str) -> list[dict[str, Any]]:
     size = table[reference].group_size
     return [
         {"estimator": d.name, "reference": reference, "group_size": size, "measure": measure}
-        | estimate(d.ratio, *d.interval)
+        | estimate(d.ratio, *if_enough(d.interval, len(table[reference].moments.second)))
         | {"p_value": d.p_value, "p_holm": d.p_holm}
         for measure in COMPARABLE
         for d in table.against(reference, measure)
@@ -137,11 +148,14 @@ def _prompt_rows(table: Table, prompt_ids: list[str]) -> list[dict[str, Any]]:
 def _audits(config: VarianceConfig, terms: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     frame = pl.DataFrame(terms)
-    counts_BP = resample_counts(frame["prompt_id"].n_unique(), config.num_bootstrap, rng_for(config.seed, "audits"))
+    counts_BP = _resamples(config, frame["prompt_id"].n_unique())
     for (scope, measure), group in frame.group_by("scope", "measure", maintain_order=True):
         terms_P3 = group.select("a", "b", "c").to_numpy()
         interval = audit_interval(str(measure), terms_P3, counts_BP)
-        found.append({"scope": scope, "measure": measure} | estimate(audit_value(str(measure), terms_P3), *interval))
+        found.append(
+            {"scope": scope, "measure": measure}
+            | estimate(audit_value(str(measure), terms_P3), *if_enough(interval, len(terms_P3)))
+        )
     return found
 
 
@@ -206,19 +220,18 @@ def moments_table(study: Study, policy_name: str | None = None, group_size: int 
         table.add_column(column, justify="left" if column == "estimator" else "right")
     ratios = {row["estimator"]: row for row in study.compare(policy["name"], size).iter_rows(named=True)}
     cells = {
-        m: {row["estimator"]: interval_text(row) for row in study.select(m, policy["name"], size).iter_rows(named=True)}
+        m: {row["estimator"]: estimate_text(row) for row in study.select(m, policy["name"], size).iter_rows(named=True)}
         for m in shown
     }
     for name in study.estimators:
-        ratio = interval_text(ratios[name]) if name in ratios else "1"
+        ratio = estimate_text(ratios[name]) if name in ratios else "1"
         table.add_row(name, *(cells[measure][name] for measure in shown), ratio)
     return table
 
 
-def interval_text(row: Mapping[str, Any]) -> str:
-    """`1.23 [1.1, 1.4]`; an open bound is written so."""
-    value, low, high = ("open" if row[key] is None else f"{row[key]:.3g}" for key in ("value", "low", "high"))
-    return value if value == low == high else f"{value} [{low}, {high}]"
+def estimate_text(row: Mapping[str, Any]) -> str:
+    """The estimate of one row of a table."""
+    return interval_text(row["value"], row["low"], row["high"])
 
 
 def write_figures(study: Study, folder: Path) -> None:

@@ -52,23 +52,26 @@ def compare(
     group_size: int,
     estimators: Sequence[str | Estimator] | Mapping[str, str | WeightFunction | Estimator],
     rng: np.random.Generator,
+    *,
     num_bootstrap: int = 2000,
     num_partitions: int = 20,
     prompts_per_batch: int | None = None,
-    joint_gram: Any = None,
+    counts_BP: Array | None = None,
 ) -> Table:
     """Variance, bias and cosine of each estimator at one group size, over the same groups of the same responses.
 
     `estimators` are names (`analysis.variance.estimators.known_names`), or a mapping from labels to names or functions
     `fn(rewards_MG, lengths_MG) -> weights_MG` of M independent groups. `prompts_per_batch` is the size of a batch for
-    estimators that couple prompts. `joint_gram` holds the inner products of all responses of all pools, in their order,
-    and adds the split of variance within and between prompts. Raises ValueError where a pool holds fewer than two
-    groups, or an estimator is unknown, lacks what it needs, or couples prompts while no batch is given.
+    estimators that couple prompts. `counts_BP` are resamples of the prompts that other tables use too, in place of
+    `num_bootstrap` of one's own. Raises ValueError where a pool holds fewer than two groups, or an estimator is unknown,
+    lacks what it needs, or couples prompts while no batch is given.
     """
     chosen = resolve(estimators)
-    _check(pools, chosen, group_size, num_bootstrap, num_partitions, prompts_per_batch, joint_gram is not None)
+    _check(pools, group_size, num_bootstrap, num_partitions)
+    _check_batch(pools, chosen, prompts_per_batch)
     indices = [partitions(len(pool), group_size, num_partitions, rng) for pool in pools]
-    counts_BP = resample_counts(len(pools), num_bootstrap, rng)
+    if counts_BP is None:
+        counts_BP = resample_counts(len(pools), num_bootstrap, rng)
     every = groups_of(pools, indices)
     unbiased = resolve(["leave_one_out" if group_size > 1 else "none"])[0].weights(every)
     starts = np.cumsum([index.shape[0] * index.shape[1] for index in indices])[:-1]
@@ -78,17 +81,16 @@ def compare(
         return [part.reshape(index.shape) for part, index in zip(parts, indices, strict=True)]
 
     own = {e.name: by_pool(e.weights(every)) for e in chosen if not e.couples_prompts}
-    found, sums = _measure(pools, indices, own, by_pool(unbiased))
+    found = _measure(pools, indices, own, by_pool(unbiased))
     coupled = [e for e in chosen if e.couples_prompts]
     if coupled:
         batches_MbP = compositions(len(pools), prompts_per_batch or 0, num_partitions, rng)
         weights = {e.name: coupled_weights(e, pools, indices, batches_MbP) for e in coupled}
         shared = [index[:, : min(i.shape[1] for i in indices)] for index in indices]
         base = [u[:, : index.shape[1]] for u, index in zip(by_pool(unbiased), shared, strict=True)]
-        found |= _measure(pools, shared, weights, base)[0]
-    products = {} if joint_gram is None else {name: _between(joint_gram, pools, parts) for name, parts in sums.items()}
+        found |= _measure(pools, shared, weights, base)
     sizes = {e.name: e.effective_sample_size(every) for e in chosen}
-    return table_of({e.name: found[e.name] for e in chosen}, group_size, counts_BP, sizes, products)
+    return table_of({e.name: found[e.name] for e in chosen}, group_size, counts_BP, sizes)
 
 
 def moments_from_gram(gram_RR: Any, estimates_BR: Any, references_BR: Any) -> Moments:
@@ -120,23 +122,19 @@ def moments_from_gram(gram_RR: Any, estimates_BR: Any, references_BR: Any) -> Mo
 
 def _measure(
     pools: Sequence[Pool], indices: Sequence[Index], weights: Mapping[str, Sequence[Array]], unbiased: Sequence[Array]
-) -> tuple[dict[str, Moments], dict[str, list[Array]]]:
-    """Moments of each estimator over all pools; of each pool the partitions' mean estimates as coefficients (M, N)."""
+) -> dict[str, Moments]:
+    """Moments of each estimator over all pools."""
     moments: dict[str, list[Moments]] = {name: [] for name in weights}
-    means: dict[str, list[Array]] = {name: [] for name in weights}
     for p, (pool, index_MBG) in enumerate(zip(pools, indices, strict=True) if weights else ()):
         stacked_EMBG = np.stack([parts[p] for parts in weights.values()])
-        found, mean_EMN = _pool_moments(pool.gram, index_MBG, stacked_EMBG, unbiased[p])
-        for name, one, mean_MN in zip(weights, found, mean_EMN, strict=True):
+        found = _pool_moments(pool.gram, index_MBG, stacked_EMBG, unbiased[p])
+        for name, one in zip(weights, found, strict=True):
             moments[name].append(one)
-            means[name].append(mean_MN)
-    return {name: Moments.join(parts) for name, parts in moments.items()}, means
+    return {name: Moments.join(parts) for name, parts in moments.items()}
 
 
-def _pool_moments(
-    gram_NN: Array, index_MBG: Index, weights_EMBG: Array, unbiased_MBG: Array
-) -> tuple[list[Moments], Array]:
-    """One prompt's moments of E estimators from its partitions, and the mean estimates as coefficients (E, M, N).
+def _pool_moments(gram_NN: Array, index_MBG: Index, weights_EMBG: Array, unbiased_MBG: Array) -> list[Moments]:
+    """One prompt's moments of E estimators from its partitions.
 
     K = 2E + 1 kinds of estimates are carried together: g, then g - u, then u. The groups of a partition share no
     response, so the sum of its estimates is one vector of coefficients, and
@@ -155,8 +153,7 @@ def _pool_moments(
         kinds_MBKG = np.moveaxis(kinds_KMBG[:, part], 0, 2)
         own_K += np.einsum("mbkg,mbkg->k", kinds_MBKG @ block_MBGG, kinds_MBKG)
         total_K += np.einsum("kmn,kmn->k", sum_KMN[:, part] @ gram_NN, sum_KMN[:, part])
-    found = _moments(own_K / num_partitions, total_K / num_partitions, num_groups)
-    return found, sum_KMN[: len(found)] / num_groups
+    return _moments(own_K / num_partitions, total_K / num_partitions, num_groups)
 
 
 def _moments(own_K: Array, total_K: Array, num_groups: int) -> list[Moments]:
@@ -169,27 +166,7 @@ def _moments(own_K: Array, total_K: Array, num_groups: int) -> list[Moments]:
     return [Moments(*(np.array([value]) for value in column)) for column in columns]
 
 
-def _between(joint_gram: Any, pools: Sequence[Pool], means: Sequence[Array]) -> Array:
-    """Mean over partitions of <mean estimate of p, of q>, (P, P): for p != q unbiased for <E g_p, E g_q>."""
-    starts = np.cumsum([0] + [len(pool) for pool in pools])
-    joint = gram_matrix(joint_gram, int(starts[-1]))
-    all_NM = np.concatenate([mean_MN.T for mean_MN in means])
-    products_PP = np.empty((len(pools), len(pools)))
-    for q, mean_MN in enumerate(means):
-        towards_N = (all_NM * (joint[:, starts[q] : starts[q + 1]] @ mean_MN.T)).mean(1)
-        products_PP[:, q] = np.add.reduceat(towards_N, starts[:-1])
-    return products_PP
-
-
-def _check(
-    pools: Sequence[Pool],
-    chosen: Sequence[Estimator],
-    group_size: int,
-    num_bootstrap: int,
-    num_partitions: int,
-    prompts_per_batch: int | None,
-    across: bool,
-) -> None:
+def _check(pools: Sequence[Pool], group_size: int, num_bootstrap: int, num_partitions: int) -> None:
     if not pools:
         raise ValueError("no pools: give at least one")
     if group_size < 1 or num_bootstrap < 1 or num_partitions < 1:
@@ -197,8 +174,9 @@ def _check(
     for p, pool in enumerate(pools):
         if len(pool) < 2 * group_size:
             raise ValueError(f"pool {p}: {len(pool)} responses do not hold two disjoint groups of {group_size}")
-    if across and len(pools) < 2:
-        raise ValueError("joint_gram= compares prompts with each other: give at least two pools")
+
+
+def _check_batch(pools: Sequence[Pool], chosen: Sequence[Estimator], prompts_per_batch: int | None) -> None:
     coupled = [e.name for e in chosen if e.couples_prompts]
     if coupled and prompts_per_batch is None:
         raise ValueError(f"estimator {coupled[0]!r} couples the prompts of a batch: give prompts_per_batch=")

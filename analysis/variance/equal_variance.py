@@ -61,6 +61,7 @@ def equal_variance_group_size(
     estimator: str,
     reference: str,
     rng: np.random.Generator,
+    *,
     sizes: Sequence[int] | None = None,
     measure: str = "relative_variance",
     **options: Any,
@@ -83,7 +84,7 @@ def equal_variance_group_size(
         ratios.append((size, ratio, interval))
     log_size_S = np.log(fitting)
     middle = _crossing(log_size_S, [ratio if np.isfinite(ratio) else 0.0 for _, ratio, _ in ratios])
-    low, high = (_crossing(log_size_S, [interval[end] for *_, interval in ratios]) for end in (1, 0))
+    low, high = (_crossing(log_size_S, [max(interval[end], 0.0) for *_, interval in ratios]) for end in (1, 0))
     return EqualVariance(estimator, group_size, reference, middle, (low, high), tuple(ratios))
 
 

@@ -28,6 +28,7 @@ from scipy.stats import t as student
 
 Array = NDArray[np.float64]
 
+FEWEST = 8  # prompts; fewer give a point and no interval
 _TOWARDS_STUDENT = 0.25
 _ROUNDING = 1e-12
 
@@ -49,11 +50,11 @@ def ratio_interval(
     num_prompts = len(numerator_P)
     floor = 0.0 if nonnegative else -np.inf
     mean_x, mean_y = numerator_P.mean(), denominator_P.mean()
-    if num_prompts < 2 or not denominator_P.any():
-        return floor, np.inf
-    constant = proportionality(numerator_P, denominator_P)
+    constant = proportionality(numerator_P, denominator_P) if num_prompts > 1 and denominator_P.any() else None
     if constant is not None:
         return max(floor, constant), max(floor, constant)
+    if num_prompts < FEWEST or not denominator_P.any():
+        return floor, np.inf
     theta = mean_x / mean_y if mean_y > 0 else np.inf
     residual_P = _residual(numerator_P, denominator_P)
     q_low, q_high = critical_values(studentised_means(residual_P, counts_BP), num_prompts, level)
@@ -72,7 +73,7 @@ def mean_interval(values_P: Array, scale_P: Array, counts_BP: Array, level: floa
     interval is right for many prompts of any finite variance, and for few prompts of log-normal scale.
     """
     num_prompts, mean = len(values_P), float(values_P.mean())
-    if num_prompts < 2:
+    if num_prompts < FEWEST:
         return -np.inf, np.inf
     error = float(values_P.std(ddof=1)) / np.sqrt(num_prompts)
     if error <= _ROUNDING * abs(mean):
@@ -105,14 +106,19 @@ def lognormal_t(deviation: float, positive: float, num_prompts: int, degrees: in
     return _divide(mean_B - expected_B, error_B, 1.0)
 
 
+def if_enough(interval: tuple[float, float], num_prompts: int) -> tuple[float, float]:
+    """What is printed of an interval: (-inf, inf), that is none, from fewer prompts than `FEWEST`, unless it is known exactly."""
+    return interval if num_prompts >= FEWEST or interval[0] == interval[1] else (-np.inf, np.inf)
+
+
 def ratio_p_value(numerator_P: Array, denominator_P: Array, counts_BP: Array, theta: float = 1.0) -> float:
     """Two-sided p-value of E[x] / E[y] = theta: the least alpha whose set leaves theta out, at least 2 / (B + 1)."""
     num_prompts, alpha_A = len(numerator_P), np.arange(2, len(counts_BP) + 1, 2) / (len(counts_BP) + 1)
-    if num_prompts < 2 or not denominator_P.any():
-        return 1.0
-    constant = proportionality(numerator_P, denominator_P)
+    constant = proportionality(numerator_P, denominator_P) if num_prompts > 1 and denominator_P.any() else None
     if constant is not None:
         return 1.0 if abs(constant - theta) <= _ROUNDING else float(alpha_A[0])
+    if num_prompts < FEWEST or not denominator_P.any():
+        return 1.0
     difference_P = numerator_P - theta * denominator_P
     t = difference_P.mean() / (difference_P.std(ddof=1) / np.sqrt(num_prompts))
     residual_P = _residual(numerator_P, denominator_P)

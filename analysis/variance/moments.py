@@ -21,14 +21,6 @@ differ by factors whose logarithm has the standard deviation s (`tests/benchmark
 
 The cosine is worst at G = 8 and s < 1, where it is above 0.99 and measures a squared distance that is small against its
 noise, and skewed.
-
-With inner products across prompts, M = |mean over prompts of E g|^2 is the mean over pairs of prompts of
-<E g_p, E g_q>, and
-
-    between = S - M = tr Var_prompt(E g)      within = T                     critical_prompts = (T + S - M) / M,
-
-the number of prompts at which a batch's gradient noise equals its signal (law of total variance; McCandlish et al.
-2018, with a prompt and its G responses as the unit).
 """
 
 from collections.abc import Sequence
@@ -37,12 +29,17 @@ from typing import Self
 
 import numpy as np
 
-from analysis.variance.intervals import Array, mean_interval, product_of_means, proportionality, ratio_interval
+from analysis.variance.intervals import (
+    Array,
+    mean_interval,
+    product_of_means,
+    proportionality,
+    ratio_interval,
+)
 
 Interval = tuple[float, float]
 
 MEASURES = ("trace_cov", "signal", "relative_variance", "snr", "noise_scale", "cosine", "bias", "mse", "mse_rescaled")
-BETWEEN_MEASURES = ("within", "between", "critical_prompts")
 
 
 @dataclass(frozen=True)
@@ -71,8 +68,7 @@ class Row:
     """One estimator at one group size. Every measure is a property; `interval` is for fresh prompts, 95 %.
 
     `effective_sample_size` is (sum w)^2 / sum w^2 of the baseline's weights, a mean over groups; None without a
-    baseline of weights. `products_PP` holds unbiased <E g_p, E g_q> off its diagonal, where inner products across
-    prompts are known.
+    baseline of weights.
     """
 
     name: str
@@ -80,7 +76,6 @@ class Row:
     moments: Moments
     counts_BP: Array
     effective_sample_size: float | None = None
-    products_PP: Array | None = None
 
     @property
     def trace_cov(self) -> float:
@@ -119,31 +114,14 @@ class Row:
         return self._mse_rescaled()[0]
 
     @property
-    def within(self) -> float:
-        return self.trace_cov
-
-    @property
-    def between(self) -> float:
-        return float((self.moments.signal - self._mean_signal()).mean())
-
-    @property
-    def critical_prompts(self) -> float:
-        mean_P = self._mean_signal()
-        return _ratio(float((self.moments.second - mean_P).mean()), float(mean_P.mean()))
-
-    @property
     def resolved(self) -> bool:
         """Whether the signal stands out of the noise: the interval of the relative variance has an upper end."""
         return bool(np.isfinite(self.interval("relative_variance")[1]))
 
-    @property
-    def measures(self) -> tuple[str, ...]:
-        return MEASURES if self.products_PP is None else MEASURES + BETWEEN_MEASURES
-
     def interval(self, measure: str) -> Interval:
-        """95 % interval of a measure. Raises ValueError naming a measure that there is not."""
+        """95 % interval of a measure, all of its range from fewer than eight prompts. Raises ValueError for an unknown measure."""
         m, counts = self.moments, self.counts_BP
-        if measure in ("trace_cov", "within"):
+        if measure == "trace_cov":
             return mean_interval(m.trace, m.second, counts)
         if measure == "signal":
             return mean_interval(m.signal, m.second, counts)
@@ -155,18 +133,12 @@ class Row:
         if measure == "cosine":
             return self._cosine()[1]
         if measure == "bias":
-            low, high = ratio_interval(m.error, m.reference, counts)
-            return _root(low), _root(high)
+            return bias_interval(m, counts)
         if measure == "mse":
             return ratio_interval(m.trace + m.error, m.reference, counts)
         if measure == "mse_rescaled":
             return self._mse_rescaled()[1]
-        if measure == "between":
-            return mean_interval(m.signal - self._mean_signal(), m.second, counts)
-        if measure == "critical_prompts":
-            mean_P = self._mean_signal()
-            return ratio_interval(m.second - mean_P, mean_P, counts)
-        raise ValueError(f"measure {measure!r} is unknown: choose from {', '.join(self.measures)}")
+        raise ValueError(f"measure {measure!r} is unknown: choose from {', '.join(MEASURES)}")
 
     def _over_reference(self, values_P: Array) -> float:
         """mean(values) / R, known exactly where the values are proportional to it prompt by prompt."""
@@ -202,14 +174,11 @@ class Row:
         low, high = ratio_interval(explained_P, norm_P, self.counts_BP)
         return min(low, 1.0), min(high, 1.0)
 
-    def _mean_signal(self) -> Array:
-        """Jackknife pseudo-values, (P,), whose mean is M = mean over p != q of <E g_p, E g_q>."""
-        if self.products_PP is None:
-            raise ValueError(f"measures across prompts ({', '.join(BETWEEN_MEASURES)}) need compare(..., joint_gram=)")
-        num_prompts = len(self.products_PP)
-        off_PP = self.products_PP * (1 - np.eye(num_prompts))
-        mean = off_PP.sum() / (num_prompts * (num_prompts - 1))
-        return 2 * off_PP.sum(1) / (num_prompts - 1) - mean
+
+def bias_interval(moments: Moments, counts_BP: Array, level: float = 0.95) -> Interval:
+    """Interval of |E g - grad J| / |grad J|."""
+    low, high = ratio_interval(moments.error, moments.reference, counts_BP, level)
+    return _root(low), _root(high)
 
 
 def _ratio(numerator: float, denominator: float) -> float:

@@ -67,6 +67,7 @@ def plan(
     reference: str,
     ratio: float,
     rng: np.random.Generator,
+    *,
     power: float = 0.8,
     level: float = 0.95,
     measure: str = "relative_variance",

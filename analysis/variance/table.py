@@ -6,8 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from analysis.variance.intervals import Array, holm, product_of_means, proportionality, ratio_interval, ratio_p_value
-from analysis.variance.moments import Interval, Moments, Row
+from analysis.variance.intervals import (
+    Array,
+    holm,
+    if_enough,
+    product_of_means,
+    proportionality,
+    ratio_interval,
+    ratio_p_value,
+)
+from analysis.variance.moments import MEASURES, Interval, Moments, Row
+from analysis.variance.text import interval_text
 
 _ROUNDING = 1e-9
 COMPARABLE = ("relative_variance", "trace_cov")
@@ -72,8 +81,8 @@ class Table:
         """One record for each estimator and measure: estimator, group_size, measure, value, low, high, resolved."""
         records = []
         for row in self:
-            for measure in row.measures:
-                low, high = row.interval(measure)
+            for measure in MEASURES:
+                low, high = if_enough(row.interval(measure), len(row.moments.second))
                 place = {"estimator": row.name, "group_size": row.group_size, "measure": measure}
                 value = getattr(row, measure)
                 resolved = bool(np.isfinite([value, low, high]).all())
@@ -84,20 +93,29 @@ class Table:
         shown = ("relative_variance", "bias", "cosine", "mse_rescaled")
         lines = [f"{'estimator':<26}" + "".join(f"{measure:>30}" for measure in shown)]
         for row in self:
-            cells = [f"{getattr(row, m):.4g} [{row.interval(m)[0]:.4g}, {row.interval(m)[1]:.4g}]" for m in shown]
+            cells = [interval_text(getattr(row, m), *row.interval(m)) for m in shown]
             lines.append(f"{row.name:<26}" + "".join(f"{cell:>30}" for cell in cells))
         return "\n".join(lines)
 
 
 def ratio_between(row: Row, base: Row, measure: str) -> tuple[float, Interval, float]:
     """Ratio of a measure of two rows of the same prompts, its interval and its p-value."""
-    numerator_P, denominator_P = comparison_terms(row.moments, base.moments, measure)
-    if not denominator_P.any():
-        return np.inf, (0.0, np.inf), 1.0
-    constant, mean = proportionality(numerator_P, denominator_P), denominator_P.mean()
-    ratio = constant if constant is not None else max(numerator_P.mean(), 0.0) / mean if mean > 0 else np.inf
-    interval = ratio_interval(numerator_P, denominator_P, row.counts_BP)
-    return float(ratio), interval, ratio_p_value(numerator_P, denominator_P, row.counts_BP)
+    terms = comparison_terms(row.moments, base.moments, measure)
+    p_value = ratio_p_value(*terms, row.counts_BP)
+    return ratio_value(*terms), terms_interval(*terms, row.counts_BP), p_value
+
+
+def ratio_value(numerator_P: Array, denominator_P: Array) -> float:
+    """The ratio of means of `comparison_terms`, known exactly where they are proportional; inf where it is not known."""
+    constant, mean = proportionality(numerator_P, denominator_P), float(denominator_P.mean())
+    if constant is not None and denominator_P.any():
+        return constant
+    return max(float(numerator_P.mean()), 0.0) / mean if mean > 0 else np.inf
+
+
+def terms_interval(numerator_P: Array, denominator_P: Array, counts_BP: Array, level: float = 0.95) -> Interval:
+    """Its interval for fresh prompts."""
+    return ratio_interval(numerator_P, denominator_P, counts_BP, level)
 
 
 def comparison_terms(own: Moments, base: Moments, measure: str) -> tuple[Array, Array]:
@@ -119,8 +137,7 @@ def table_of(
     group_size: int,
     counts_BP: Array,
     sample_sizes: Mapping[str, float | None] | None = None,
-    products_PP: Mapping[str, Array] | None = None,
 ) -> Table:
     """A table from moments by name, however they were measured; `counts_BP` from `analysis.variance.intervals.resample_counts`."""
-    sizes, products = sample_sizes or {}, products_PP or {}
-    return Table({n: Row(n, group_size, m, counts_BP, sizes.get(n), products.get(n)) for n, m in moments.items()})
+    sizes = sample_sizes or {}
+    return Table({name: Row(name, group_size, m, counts_BP, sizes.get(name)) for name, m in moments.items()})

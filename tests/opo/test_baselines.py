@@ -170,4 +170,4 @@ def test_a_group_of_one_and_an_infinite_reward_are_refused(name):
 
 def test_shrinkage_refuses_a_single_prompt():
     with pytest.raises(ValueError, match="at least two prompts"):
-        shrinkage(torch.randn(1, 4))
+        shrinkage(torch.tensor([[0.0, 1.0, 1.0, 0.0]]))

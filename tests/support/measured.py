@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 
 from analysis.variance.compare import Pool
-from analysis.variance.moments import Row
+from analysis.variance.moments import MEASURES, Row
 
 CONTRACT = [
     "none",
@@ -38,4 +38,4 @@ def study_pools(prompts=12, size=24):
 
 
 def values(row: Row) -> dict[str, float]:
-    return {measure: getattr(row, measure) for measure in row.measures}
+    return {measure: getattr(row, measure) for measure in MEASURES}

@@ -17,8 +17,8 @@ from opo.config.schema import ModelConfig
 ESTIMATORS = ["none", "group_mean", "leave_one_out", "length_weighted", "length_weighted_loo", "group_standardized"]
 
 
-def bandit_pool(seed: int, responses: int = 32) -> PromptPool:
-    """The pool of a prompt whose answers are the arms of a bandit."""
+def bandit_pool(seed: int, responses: int = 32, reward: float | None = None) -> PromptPool:
+    """The pool of a prompt whose answers are the arms of a bandit; all earn `reward` where it is given."""
     pool = wordy_bandit(seed=seed).sample(responses, np.random.default_rng(seed))
     norms = np.diag(pool.gram)
     return PromptPool(
@@ -26,7 +26,7 @@ def bandit_pool(seed: int, responses: int = 32) -> PromptPool:
         prompt=f"prompt {seed}",
         unscorable=0,
         responses=np.array(["x" * int(length) for length in pool.lengths]),
-        rewards_R=pool.rewards,
+        rewards_R=pool.rewards if reward is None else np.full(responses, reward),
         lengths_R=pool.lengths.astype(np.int64),
         logprobs_R=-pool.lengths,
         gram_RR=pool.gram,
@@ -46,12 +46,15 @@ def config(**changes: object) -> VarianceConfig:
     return load_config(values | changes)
 
 
-def bandit_study(**changes: object) -> Study:
+def bandit_study(reward: float | None = None, **changes: object) -> Study:
     """Two checkpoints, each with pools of its own."""
     weights = [Weights(ModelConfig(), None, None)]
     stages = [Stage("step-000000", "start", 0, weights), Stage("step-000020", "step 20", 20, weights)]
     asked = config(**changes)
-    pools = {stage.name: [bandit_pool(100 * i + p) for p in range(asked.prompts)] for i, stage in enumerate(stages)}
+    pools = {
+        stage.name: [bandit_pool(100 * i + p, reward=reward) for p in range(asked.prompts)]
+        for i, stage in enumerate(stages)
+    }
     pools["step-000020"] = [
         replace(after, prompt_id=before.prompt_id)
         for before, after in zip(pools["step-000000"], pools["step-000020"], strict=True)

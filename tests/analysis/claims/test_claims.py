@@ -2,22 +2,25 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from scipy import stats
 from studies import bandit_study, write_run
 
-from analysis.claims.evidence import RAW, final_values, paired_evidence, runs_evidence, study_evidence
-from analysis.claims.ledger import ALPHA, CLAIMS, Claim, Evidence, MeanEvidence, judge, save
-from analysis.runs.groups import roles, with_groups
+from analysis.claims.evidence import SENSIBLE, Evidence, Material, MeanEvidence, final_values, paired_evidence
+from analysis.claims.ledger import ALPHA, judge, save
+from analysis.claims.records import CLAIMS, RAW, Claim, evidence_of
+from analysis.runs.groups import with_groups
 from analysis.runs.load import load
 from analysis.study.result import Study
 
 
 def claim(low: float | None, high: float | None, name: str = "c") -> Claim:
-    return Claim(name, "A sentence.", "someone", "a number", low, high, "because")
+    return Claim(name, "A sentence.", "someone", "a number", low, high, "because", lambda _: None)
 
 
 def seeds(*values: float) -> MeanEvidence:
@@ -82,6 +85,16 @@ def test_replicates_needed_make_students_interval_clear_the_threshold() -> None:
     assert half[0] < distance <= half[1]
 
 
+def test_a_number_of_replicates_beyond_reason_is_said_to_be_so() -> None:
+    row = judge({"c": seeds(0.0, 0.2, 0.1, 0.16, 0.04)}, [claim(0.0999, None)])[0]
+    assert row["would_resolve"] is None
+    assert row["outlook"] == f"not at any sensible size (more than {SENSIBLE['seeds']} seeds)"
+    near = judge({"c": seeds(0.0, 0.2, 0.1, 0.16, 0.04)}, [claim(0.05, None)])[0]
+    assert near["outlook"] == f"about {near['would_resolve']} seeds"
+    wide = Evidence(1.0, lambda _: (0.0, 2.0), "prompts", 24)
+    assert judge({"c": wide}, [claim(None, 1.01)])[0]["outlook"] == "not at any sensible size (more than 5,000 prompts)"
+
+
 def test_exact_evidence_needs_no_replicates_to_narrow() -> None:
     exact = Evidence(1.0, lambda _: (1.0, 1.0), "prompts", 24)
     assert verdict(exact, None, 0.95) == "refuted"
@@ -102,29 +115,66 @@ def study() -> Study:
     return bandit_study()
 
 
-def test_study_evidence_agrees_with_the_tables(study: Study) -> None:
-    """On one policy, the ledger's effects are the table's numbers."""
-    one = Study(
-        **(
-            vars(study)
-            | {name: getattr(study, name).filter(policy="step-000020") for name in ("prompts", "audit_terms")}
-        )
-    )
-    found = study_evidence(one)
-    row = one.compare("step-000020").filter(estimator="length_weighted").row(0, named=True)
-    assert found["variance_below_leave_one_out"].effect == pytest.approx(row["value"])
-    raw = one.compare("step-000020", measure="trace_cov").filter(estimator="length_weighted").row(0, named=True)
-    assert found["variance_below_leave_one_out_raw"].effect == pytest.approx(raw["value"])
-    assert RAW in found["variance_below_leave_one_out_raw"].note
-    bias = one.select("bias").filter(estimator="length_weighted").row(0, named=True)
-    assert found["small_bias"].effect == pytest.approx(bias["value"])
-    exponent = one.audit("norm_length_exponent")
-    assert found["norm_proportional_to_length"].effect == pytest.approx(exponent["value"])
+def test_what_is_printed_twice_has_one_interval(study: Study) -> None:
+    """Every number of the tables and of each policy's ledger, by policy and value: one value, one interval."""
+    seen: dict[tuple[str, float], set[tuple[float | None, float | None]]] = {}
+
+    def add(policy: str, value: float | None, low: float | None, high: float | None) -> None:
+        if value is not None and value not in (0.0, 1.0):  # what is known exactly says little about which number it is
+            ends = tuple(end and float(f"{end:.9g}") for end in (low, high))
+            seen.setdefault((policy, float(f"{value:.9g}")), set()).add(ends)  # pyright: ignore[reportArgumentType]
+
+    twice = 0
+    for table in (study.moments, study.comparisons, study.audits):
+        for row in table.iter_rows(named=True):
+            if row.get("measure") != "effective_sample_size":
+                add(row["policy"], row["value"], row["low"], row["high"])
+    for policy in study.policies:
+        for row in judge(evidence_of(Material(study.only(policy["name"])))):
+            assert row["policy"] == policy["name"]
+            twice += (policy["name"], float(f"{row['effect']:.9g}")) in seen if row["effect"] is not None else 0
+            add(row["policy"], row["effect"], row["low"], row["high"])
+    assert twice >= 12
+    assert {key: ends for key, ends in seen.items() if len(ends) > 1} == {}
+
+
+def test_a_ledger_is_about_one_policy_and_says_which(study: Study) -> None:
+    found = evidence_of(Material(study))
+    own = found["variance_below_leave_one_out"]
+    assert (own.policy, own.step, own.group_size, own.about) == ("step-000020", 20, 8, "step 20, G = 8")
+    row = study.compare("step-000020").filter(estimator="length_weighted").row(0, named=True)
+    assert own.effect == pytest.approx(row["value"])
+    assert RAW in {row["id"]: row for row in judge(found)}["variance_below_leave_one_out_raw"]["note"]
+    assert found["norm_proportional_to_length"].about == "step 20"
+    dealt = replace(study, policies=[policy | {"paths": ["a", "b", "b"]} for policy in study.policies])
+    about = evidence_of(Material(dealt))["small_bias"].about
+    assert about == "step 20, prompts dealt to the weights of 2 runs, G = 8"
+
+
+def test_equal_rewards_are_one_sentence_and_no_ledger_of_open_ends() -> None:
+    study = bandit_study(reward=1.0)
+    assert [sentence for sentence in study.notices() if "all responses to a prompt earn the same reward" in sentence]
+    found = evidence_of(Material(study))
+    assert set(found) == {"norm_proportional_to_length", "length_explains_norm", "tokens_orthogonal"}
+    assert bandit_study().notices() == []
+
+
+def test_fewer_than_eight_prompts_give_points_and_no_interval() -> None:
+    study = bandit_study(prompts=7)
+    assert "7 prompts give points and no intervals" in study.notices()[0]
+    for table in (study.moments, study.comparisons, study.audits):
+        unknown = table.filter(pl.col("low").is_not_null() | pl.col("high").is_not_null())
+        assert (unknown["low"] == unknown["high"]).all()  # known without data, such as a bias of zero
+    assert study.select("relative_variance")["value"].null_count() < 6
+    for row in judge(evidence_of(Material(study))):
+        assert row["verdict"] == "not resolved"
+        assert "needs at least 8" in row["note"]
+    assert bandit_study(prompts=8).select("relative_variance")["low"].null_count() == 0
 
 
 def test_the_group_mean_is_a_multiple_of_leave_one_out(study: Study) -> None:
-    """Relative variances are equal, raw traces differ by (1 - 1/G)^2, both known exactly, also over two policies."""
-    found = study_evidence(study)
+    """Relative variances are equal, raw traces differ by (1 - 1/G)^2, both known exactly."""
+    found = evidence_of(Material(study))
     assert found["rloo_below_mean"].interval(0.999) == pytest.approx((1.0, 1.0))
     relative, raw = (found[f"variance_below_{name}"] for name in ("group_mean", "group_mean_raw"))
     other = found["variance_below_leave_one_out"], found["variance_below_leave_one_out_raw"]
@@ -140,9 +190,9 @@ def test_runs_evidence_pairs_seeds_at_equal_tokens(tmp_path: Path) -> None:
         write_run(tmp_path / f"grpo-{seed}", "grpo", seed, 0.005)
         write_run(tmp_path / f"off-{seed}", "grpo", seed, 0.005, updates=4)
     runs = with_groups(load(tmp_path))
-    part = roles(runs["group"].unique().to_list())
+    part = dict(runs.select("role", "group").unique().iter_rows())
     assert part == {"opo": "opo", "grpo": "grpo", "off_policy": "grpo (4 updates)"}
-    found = runs_evidence(runs)
+    found = evidence_of(Material(runs=runs))
     assert set(found) == {"reward_above_grpo", "on_policy_kl", "on_policy_entropy"}
     # at 2000 tokens (20 steps), the last two steps: the lines differ by 0.015 x 19.5
     assert found["reward_above_grpo"].effect == pytest.approx(0.015 * 19.5, abs=0.02)
@@ -156,7 +206,7 @@ def test_runs_evidence_pairs_seeds_at_equal_tokens(tmp_path: Path) -> None:
 
 def test_claims_json_has_every_key_and_nothing_that_is_not_finite(study: Study, tmp_path: Path) -> None:
     rows = judge(
-        study_evidence(study)
+        evidence_of(Material(study))
         | {
             "reward_above_ppo": seeds(0.4),
             "best_baseline_gain": Evidence(math.inf, lambda _: (0.0, math.inf), "prompts", 10),
@@ -177,7 +227,19 @@ def test_claims_json_has_every_key_and_nothing_that_is_not_finite(study: Study, 
         "high",
         "unit",
     }
-    keys |= {"replicates", "p_value", "p_holm", "verdict", "would_resolve", "note"}
+    keys |= {
+        "replicates",
+        "p_value",
+        "p_holm",
+        "verdict",
+        "would_resolve",
+        "note",
+        "policy",
+        "step",
+        "group_size",
+        "about",
+        "outlook",
+    }
     assert all(set(row) == keys for row in content["claims"])
 
 

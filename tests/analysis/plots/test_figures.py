@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from studies import bandit_study, write_run
 
-from analysis.claims.evidence import study_evidence
+from analysis.claims.evidence import Material
 from analysis.claims.ledger import judge
+from analysis.claims.records import evidence_of
 from analysis.examples import wordy_bandit
 from analysis.plots import runs as figures_runs
 from analysis.plots import variance as figures
@@ -67,7 +68,7 @@ def test_training_curves_and_ledger_do_not_overlap(study: Study, tmp_path: Path)
     runs = with_groups(load(tmp_path))
     for metric in figures_runs.CURVES:
         clashes(figures_runs.training_curves(runs, metric, by="group"))
-    clashes(figures_runs.ledger(judge(study_evidence(study))))
+    clashes(figures_runs.ledger(judge(evidence_of(Material(study)))))
     clashes(parabola(wordy_bandit()))
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from studies import bandit_study, write_run
 
-from analysis.claims.evidence import runs_evidence, study_evidence
+from analysis.claims.evidence import Material
 from analysis.claims.files import write_ledgers
 from analysis.claims.ledger import judge, save
+from analysis.claims.records import evidence_of
 from analysis.commands.report import load_config, main
 from analysis.report.page import write_report
 from analysis.report.wandb import markdown_table
@@ -70,7 +71,7 @@ def verified(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_run(folder / "grpo <script>alert(1)<!--", "grpo", 3, 0.01, done=False)
     study = bandit_study()
     study.save(folder / "variance")
-    save(judge(study_evidence(study) | runs_evidence(with_groups(load(folder)))), folder)
+    save(judge(evidence_of(Material(study, runs=with_groups(load(folder))))), folder)
     write_report(folder)
     return folder
 

@@ -9,6 +9,7 @@ import torch
 import yaml
 from studies import write_run
 
+from analysis.runs.groups import with_groups
 from analysis.runs.load import LABELS, load
 from opo.train.mismatch import Certificate, measure_gap
 from opo.config.schema import CertificateConfig
@@ -110,3 +111,43 @@ def test_runs_say_whether_they_were_exactly_on_policy(tmp_path: Path) -> None:
     write_run(tmp_path / "none", "opo", 0, 0.0)
     found = {row["run"]: row["on_policy"] for row in load(tmp_path).runs.iter_rows(named=True)}
     assert found == {"exact": "exact", "corrected": "corrected in 1 of 2 steps", "none": "-"}
+
+
+def test_runs_are_grouped_by_what_was_asked_for_and_not_by_what_came_of_it(tmp_path: Path) -> None:
+    """Seeds of one configuration stay together, whatever their certificates say; other updates per rollout stay apart."""
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    sampled = torch.tensor([[-1.0, -2.0]], dtype=torch.float64)
+    for seed in range(3):
+        certificate = Certificate.open(write_run(tmp_path / f"opo-{seed}", "opo", seed, 0.0), CertificateConfig("correct"))
+        for step in range(1, 4):
+            certificate.check(step, {0}, 0, measure_gap(sampled, sampled + 0.5 * (step <= seed), mask))
+        write_run(tmp_path / f"grpo-{seed}", "grpo", seed, 0.0)
+        write_run(tmp_path / f"off-{seed}", "grpo", seed, 0.0, updates=4)
+    runs = load(tmp_path)
+    assert runs.runs["on_policy"].n_unique() > 3
+    found = with_groups(runs).group_by("group", "role").agg(pl.col("seed").n_unique())
+    assert {row[:2] for row in found.iter_rows()} == {
+        ("opo", "opo"),
+        ("grpo", "grpo"),
+        ("grpo (4 updates)", "off_policy"),
+    }
+    assert found["seed"].to_list() == [3, 3, 3]
+
+
+def test_off_policy_runs_alone_do_not_pass_for_on_policy_ones(tmp_path: Path) -> None:
+    for seed in range(2):
+        write_run(tmp_path / str(seed), "grpo", seed, 0.0, updates=4)
+    found = with_groups(load(tmp_path))
+    assert set(found.select("group", "role").iter_rows()) == {("grpo (4 updates)", "off_policy")}
+
+
+def test_two_configurations_never_share_a_label_or_a_role(tmp_path: Path) -> None:
+    """What a short label leaves out is in the long one: here the number of minibatches."""
+    for minibatches in (1, 2):
+        folder = write_run(tmp_path / f"{minibatches}", "grpo", 0, 0.0, updates=2)
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config["algo"]["minibatches"] = minibatches
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    found = with_groups(load(tmp_path))
+    assert found["group"].n_unique() == 2
+    assert found["role"].null_count() == found.height

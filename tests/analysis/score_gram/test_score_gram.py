@@ -441,7 +441,7 @@ def test_a_score_that_is_not_finite_names_the_response():
         ({"response_mask": torch.full((6, 11), 2)}, "response_mask may hold only zeros and ones"),
         ({"response_mask": torch.ones(6, 11)}, r"response_mask marks padding at \(n, t\) = \(0, 0\)"),
         ({"token_weights": torch.full((6, 11), torch.nan)}, "token_weights is not finite"),
-        ({"input_ids": torch.rand(6, 11)}, "input_ids must be"),
+        ({"input_ids": torch.full((6, 11), 0.5)}, "input_ids must be"),
         ({"temperature": 0.0}, "temperature is 0.0"),
         ({"method": "fast"}, "method='fast': allowed are 'hooks' and 'loop'"),
         ({"split": "head"}, "split='head': allowed are 'layer', 'kind', 'parameter' and None"),

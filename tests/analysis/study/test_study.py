@@ -223,7 +223,8 @@ def test_pools_of_a_study_can_be_measured_again_without_a_model(foreign: tuple[P
     study = run_study(foreign_config(foreign), tmp_path)
     assert study is not None
     pools = load_pools(tmp_path, "model")
-    table = compare(pools, 2, ["leave_one_out", "length_weighted", "opo"], rng_for(0, "partitions", 2), 200)
+    names, rng = ["leave_one_out", "length_weighted", "opo"], rng_for(0, "partitions", 2)
+    table = compare(pools, 2, names, rng, counts_BP=study.resamples(len(pools)))
     for row in table:
         again = study.select("relative_variance", group_size=2).filter(estimator=row.name).row(0, named=True)
         assert (row.relative_variance, *row.interval("relative_variance")) == pytest.approx(

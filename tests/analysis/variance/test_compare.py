@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from measured import CONTRACT, scored_pool, study_pools, values
 
-from analysis.variance.compare import Pool, compare
+from analysis.variance.compare import compare
 from analysis.variance.estimators import Estimator, Groups, resolve
 from analysis.variance.exact import exact_moments, softmax_bandit, tabular
 from analysis.variance.intervals import resample_counts
-from analysis.variance.moments import MEASURES, Moments, Row
+from analysis.variance.moments import Moments, Row
 from analysis.variance.partition import compositions, partitions
 
 
@@ -163,33 +163,14 @@ def test_a_coupled_estimator_that_looks_at_one_prompt_alone_is_measured_like_an_
     assert values(table["coupled"]) == pytest.approx(values(table["leave_one_out"]), rel=1e-10, abs=1e-12)
 
 
-def test_within_and_between_prompts_from_inner_products_across_prompts():
-    """Prompts of one parameter space: between is the variance of their gradients, exactly known here."""
-    rng, rewards = np.random.default_rng(2), [[1, 0, 0], [0, 1, 0], [1, 0, 0], [0.5, 0, 1]]
-    prompts = [softmax_bandit([0.2, 0.1, -0.3], r, lengths=[1, 2, 3]) for r in rewards]
-    gradients_PD = np.stack([p.gradient for p in prompts])
-    products = gradients_PD @ gradients_PD.T
-    mean_square = (products.sum() - np.trace(products)) / 12
-    found = []
-    for _ in range(300):
-        drawn = [rng.choice(3, size=16, p=p.probabilities) for p in prompts]
-        scores = [p.scores[y] for p, y in zip(prompts, drawn, strict=True)]
-        pools = [Pool(z @ z.T, p.rewards[y], p.lengths[y]) for p, y, z in zip(prompts, drawn, scores, strict=True)]
-        joint = np.concatenate(scores) @ np.concatenate(scores).T
-        row = compare(pools, 4, ["leave_one_out"], rng, num_bootstrap=1, num_partitions=3, joint_gram=joint)[
-            "leave_one_out"
-        ]
-        found.append((row.within, row.between, row.within + row.between))
-    trace = exact_moments(prompts, "leave_one_out", 4).trace.mean()
-    between = np.trace(products) / 4 - mean_square
-    for values_R, truth in zip(np.array(found).T, (trace, between, trace + between), strict=True):
-        assert abs(values_R.mean() - truth) < 4.5 * values_R.std(ddof=1) / np.sqrt(300)
-
-
-def test_measures_across_prompts_ask_for_the_joint_gram():
+def test_a_measure_that_there_is_not_is_refused():
     row = compare(study_pools(), 4, ["none"], np.random.default_rng(0), num_bootstrap=1)["none"]
-    assert row.measures == MEASURES
-    with pytest.raises(ValueError, match="joint_gram"):
-        row.interval("between")
     with pytest.raises(ValueError, match="unknown: choose from trace_cov"):
         row.interval("variance")
+
+
+def test_tables_that_are_given_resamples_use_them():
+    counts_BP = resample_counts(len(study_pools()), 300, np.random.default_rng(5))
+    tables = [compare(study_pools(), 4, ["none"], np.random.default_rng(0), counts_BP=counts_BP) for _ in range(2)]
+    other = compare(study_pools(), 4, ["none"], np.random.default_rng(0), num_bootstrap=300)
+    assert len({table["none"].interval("trace_cov") for table in (*tables, other)}) == 2

@@ -49,7 +49,9 @@ def test_planned_designs_resolve_the_difference_with_the_stated_power(responses)
     """64 responses is more than the pilot has: the fit extrapolates."""
     (design,) = [design for design in made_plan().designs if design.responses == responses]
     rng = np.random.default_rng(3)
-    table = compare(pools(responses, 500, seed=4), GROUP_SIZE, ["none", "leave_one_out"], rng, 1, num_partitions=4)
+    table = compare(
+        pools(responses, 500, seed=4), GROUP_SIZE, ["none", "leave_one_out"], rng, num_bootstrap=1, num_partitions=4
+    )
     counts_BP, found = resample_counts(design.prompts, 500, rng), []
     for _ in range(400):
         chosen = rng.choice(500, design.prompts)
@@ -124,8 +126,8 @@ def test_equal_variance_group_size_is_where_the_closed_forms_meet():
 def test_an_estimator_is_worth_itself_at_its_own_group_size_and_nothing_is_extrapolated():
     def worth(name, group_size, sizes):
         rng = np.random.default_rng(0)
-        given = pools(48, 60), group_size, name, "leave_one_out", rng, sizes
-        return equal_variance_group_size(*given, num_partitions=4, num_bootstrap=200)
+        given = pools(48, 60), group_size, name, "leave_one_out", rng
+        return equal_variance_group_size(*given, sizes=sizes, num_partitions=4, num_bootstrap=200)
 
     for name in ("leave_one_out", "group_mean"):
         same = worth(name, 2, [2, 4, 8])

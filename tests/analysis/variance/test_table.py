@@ -1,5 +1,7 @@
 """The table of a study: effective sample sizes, paired differences, records and text."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from measured import CONTRACT, study_pools
@@ -10,8 +12,8 @@ from analysis.variance.partition import partitions
 
 
 def measured(names, pools=None, group_size=4, **options):
-    options = {"num_bootstrap": 200, "num_partitions": 3} | options
-    return compare(pools or study_pools(), group_size, names, np.random.default_rng(0), **options)
+    settings: dict[str, Any] = {"num_bootstrap": 200, "num_partitions": 3} | options
+    return compare(pools or study_pools(), group_size, names, np.random.default_rng(0), **settings)
 
 
 def test_effective_sample_size_counts_the_responses_that_the_baseline_averages():

@@ -67,11 +67,11 @@ def test_token_weights_in_one_pass_are_the_gradients_of_the_loss(name: str, prom
 
 
 @pytest.mark.parametrize("name", ["grpo", "gspo", "ppo"])
-def test_ratios_to_the_sampler_enter_clipped_off_policy(name: str):
+def test_ratios_to_the_sampler_enter_clipped_off_policy(name: str, generator: torch.Generator):
     model, samples = small_gpt2(), records(2, (0, 1))
     now = [logprobs(model, r).detach() for r in samples]
     near = [
-        r.with_(logprobs_NT=x - 0.3 * torch.rand(x.shape, dtype=torch.float64))
+        r.with_(logprobs_NT=x - 0.3 * torch.rand(x.shape, dtype=torch.float64, generator=generator))
         for r, x in zip(samples, now, strict=True)
     ]
     found = compare_token_weights(model, near, 4, [name], np.random.default_rng(7), 100, logprobs=now)

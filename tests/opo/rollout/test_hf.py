@@ -145,7 +145,7 @@ def test_greedy_takes_the_most_likely_token():
 
 
 @pytest.mark.parametrize("shape", [LlamaConfig, Qwen2Config])  # without and with biases
-def test_packed_weights_are_those_of_the_moment_and_leave_no_trace(shape, monkeypatch):
+def test_packed_weights_are_those_of_the_moment_and_leave_no_trace(shape, monkeypatch, generator):
     monkeypatch.setattr(decoding, "SMALLEST", 1)
     packed, slow = [], []
     pack, plain = decoding.packed_weight, decoding.sdpa_attention_forward
@@ -176,7 +176,7 @@ def test_packed_weights_are_those_of_the_moment_and_leave_no_trace(shape, monkey
         assert (measured.logprobs_MT - rollouts.logprobs_NT).abs().max() < 2e-5
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.add_(0.05 * torch.randn_like(parameter))
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     assert len(packed) == (2 * (2 * 7 + 1) if decoding.ONEDNN else 0)  # seven a layer and the head, each time
     assert set(slow) == {5}  # the prompts, and nothing of one token
     model.train()

@@ -48,8 +48,8 @@ def test_k1_and_k3_estimate_the_divergence_of_sampler_from_trainer() -> None:
     assert measured.k3 == pytest.approx(divergence, rel=1e-12)
 
 
-def test_equal_log_probabilities_have_no_gap_and_no_weight_dominates() -> None:
-    logprobs, mask = torch.randn(5, 7) * 100, torch.ones(5, 7, dtype=torch.bool)
+def test_equal_log_probabilities_have_no_gap_and_no_weight_dominates(generator) -> None:
+    logprobs, mask = torch.randn(5, 7, generator=generator) * 100, torch.ones(5, 7, dtype=torch.bool)
     assert astuple(measure_gap(logprobs, logprobs, mask)) == pytest.approx(astuple(NO_GAP))
     far = logprobs.clone()
     far[2] += 300  # exp(2100) overflows; the effective sample size does not
