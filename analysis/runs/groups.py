@@ -1,4 +1,4 @@
-"""Runs that differ in their seed alone form a group: its label, and the part it plays in the ledger."""
+"""Groups of runs that differ only in their seed: their labels, and which of them the ledger compares."""
 
 import polars as pl
 
@@ -42,7 +42,7 @@ def _label(algo: str, parts: list[str]) -> str:
 
 
 def roles(groups: list[str]) -> dict[str, str]:
-    """Which groups the ledger compares, where there is exactly one of a kind."""
+    """The groups that the ledger compares, by role, where exactly one group has that role."""
     several = [g for g in groups if g.startswith("grpo (") and g.endswith("updates)")]
     found = {name: name for name in ("opo", "grpo", "ppo") if name in groups}
     return found | ({"off_policy": several[0]} if len(several) == 1 else {})
