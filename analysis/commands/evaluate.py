@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from analysis.evaluation.measures import MOST, Estimate, evaluate
+from analysis.evaluation.measures import MAX_RESPONSES, Estimate, evaluate
 from analysis.study.config import StudyRollout, VarianceConfig, Weights, stages
 from opo.config.build import build
 from opo.config.schema import ModelConfig
@@ -56,8 +56,8 @@ def load_config(values: Mapping[str, Any]) -> EvaluateConfig:
     config.task = task
     if config.prompts < 2:
         raise UserError(f"prompts={config.prompts}: at least 2 are needed for an interval")
-    if not 1 <= config.responses <= MOST:
-        raise UserError(f"responses={config.responses}: must lie between 1 and {MOST}")
+    if not 1 <= config.responses <= MAX_RESPONSES:
+        raise UserError(f"responses={config.responses}: must lie between 1 and {MAX_RESPONSES}")
     if not config.ks or not all(1 <= k <= config.responses for k in config.ks):
         raise UserError(f"ks={config.ks}: each must lie between 1 and responses={config.responses}")
     if config.split not in ("train", "eval"):

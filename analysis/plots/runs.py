@@ -87,7 +87,7 @@ def curves(runs: pl.DataFrame, metric: str, x: str, window: int) -> tuple[np.nda
 
 
 def _span(ax: Axes) -> tuple[float, float]:
-    """Limits from the lines, so that a band of three seeds that runs to the sky does not flatten them."""
+    """Limits from the lines alone, so that a very wide band does not flatten them."""
     values = (
         np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in ax.lines])
         if ax.lines
@@ -131,7 +131,7 @@ def ledger(claims: Sequence[Mapping[str, Any]], ax: Axes | None = None) -> Axes:
 
 
 def effect_text(claim: Mapping[str, Any]) -> str:
-    """The effect and its interval to three digits; a bound that the data does not give is said to be open."""
+    """The effect and its interval to three digits; an unbounded end is written `open`."""
     return interval_text(claim["effect"], claim["low"], claim["high"])
 
 

@@ -1,8 +1,8 @@
-"""Tracking: `metrics.jsonl` is the truth, W&B its mirror, kept by a process of its own.
+"""Tracking: metrics.jsonl is always written, and a separate process copies it to W&B.
 
 The trainer writes one line per step and forces it to the disk. Beside it `python -m opo.tracking.mirror` (the only
 place that knows wandb) reads the run folder and repeats it to W&B. The trainer never waits for that process: it may be
-slow, hang, crash or find no wandb at all, and the run is the same to the last bit.
+slow, hang, crash or find no wandb at all, and the run is the same, bit by bit.
 
 Since a mirror can be made anew, nothing has to be merged. A run that goes on offline replaces its W&B record by one of
 the whole metrics.jsonl, which was cut back to the checkpoint. Online, the steps that the server has are kept (a resumed
