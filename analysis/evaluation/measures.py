@@ -1,12 +1,13 @@
 """Evaluation of a policy on a set of prompts, from n responses to each: mean@k, pass@k, maj@k and diversity, with intervals.
 
-Every measure is one number per prompt, unbiased where that exists, averaged over prompts; intervals are for fresh
-prompts (`stats`). Unscored responses (reward NaN) are left out of rewards and votes: a prompt whose scored responses
-are fewer than k is not in the mean at k, and `Estimate.num_prompts` says how many were.
+Every measure is one number a prompt, unbiased where that exists, averaged over prompts; intervals are for fresh prompts
+(`analysis.evaluation.intervals`; of what has no upper bound, such as lengths, `analysis.variance.intervals`).
+Unscored responses (reward NaN) are left out of rewards and votes: a prompt whose scored responses are fewer than k is not in
+the mean at k, and `Estimate.num_prompts` says how many were.
 """
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,10 +16,12 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import comb
 
 from analysis.evaluation.diversity import distinct_n, repetition_n, self_bleu
-from analysis.variance.intervals import critical_values, resample_counts, studentised_means
+from analysis.evaluation.intervals import Array, difference_interval, p_value, rate_interval
+from analysis.variance.intervals import critical_values, holm, resample_counts, studentised_means
 
 LEVEL = 0.95  # of the intervals
 CORRECT = 0.99  # a reward from which a response counts as correct
+UNBOUNDED = ("tokens",)  # measures that may exceed one, and never fall below zero
 MAX_RESPONSES = 1000  # responses to a prompt, beyond which binomials leave float64
 
 
@@ -48,15 +51,14 @@ def pass_at_k(num_correct: int, num_scored: int, k: int) -> float:
 def maj_at_k(answers_N: Sequence[Hashable | None], rewards_N: ArrayLike, k: int) -> float:
     """Expected reward of the majority answer among k of the n responses drawn without replacement. Exact, hence unbiased.
 
-    An answer of None does not vote; ties are broken at random; a draw without any vote has reward 0. An answer's reward
-    is the mean over the responses that gave it. A draw that holds i_a times answer a has probability prod_a C(n_a, i_a)
-    / C(n, k). Draws are summed by the largest i_a = j and the number t of answers that reach it, adding one answer at a
-    time to W[t, s], the weight of draws of s responses, and Q[t, s], the same times the summed rewards of those t
-    answers; the result is sum_{j,t} Q_j[t, k] / t / C(n, k).
+    An answer of None does not vote; ties are broken at random; a draw without any vote has reward 0. An answer's reward is the mean over the responses
+    that gave it. A draw that holds i_a times answer a has probability prod_a C(n_a, i_a) / C(n, k). Draws are summed by the
+    largest i_a = j and the number t of answers that reach it, adding one answer at a time to W[t, s], the weight of draws of s
+    responses, and Q[t, s], the same times the summed rewards of those t answers; the result is sum_{j,t} Q_j[t, k] / t / C(n, k).
     """
     rewards_N = np.asarray(rewards_N, dtype=np.float64)
     if len(answers_N) != len(rewards_N) or not np.isfinite(rewards_N).all():
-        raise ValueError("maj@k needs one finite reward for every answer: leave unscored responses out")
+        raise ValueError("maj@k needs one finite reward for every answer: leave unscorable responses out")
     _check(len(answers_N), k)
     votes = Counter(answers_N)
     silent = votes.pop(None, 0)
@@ -101,10 +103,20 @@ def evaluate(
     rng: np.random.Generator,
     num_bootstrap: int = 2000,
 ) -> dict[str, Estimate]:
-    """Every measure of a set of groups: name -> estimate. A measure that no prompt defines is absent.
+    """Every measure of a set of groups: name -> estimate. A measure that no prompt defines is absent; see `by_prompt`."""
+    return estimates(by_prompt(rewards_PG, answers_PG, tokens_PG, ks), rng, num_bootstrap)
 
-    `mean` (mean@k has the same expectation for every k), `pass@k` and `maj@k` for each k, `unscored`, and of each
-    group's token sequences `tokens`, `distinct_1`, `distinct_2`, `self_bleu_4`, `repetition_5`.
+
+def by_prompt(
+    rewards_PG: ArrayLike,
+    answers_PG: Sequence[Sequence[Hashable | None]],
+    tokens_PG: Sequence[Sequence[Sequence[Hashable]]],
+    ks: Sequence[int],
+) -> dict[str, Array]:
+    """Every measure's value at each prompt, (P,), NaN where the prompt does not define it.
+
+    `mean` (mean@k has the same expectation for every k), `pass@k` and `maj@k` for each k, `unscorable`, and of each group's
+    token sequences `tokens`, `distinct_1`, `distinct_2`, `self_bleu_4`, `repetition_5`.
     """
     rewards_PG = np.asarray(rewards_PG, dtype=np.float64)
     scored_PG = np.isfinite(rewards_PG)
@@ -116,20 +128,69 @@ def evaluate(
     answers = [
         [a for a, s in zip(row, scored, strict=True) if s] for row, scored in zip(answers_PG, scored_PG, strict=True)
     ]
-    measures = {"mean": [float(r.mean()) for r in rewards if len(r)]}
+    nan = float("nan")
+    measures = {"mean": [float(r.mean()) if len(r) else nan for r in rewards]}
     for k in ks:
-        measures[f"pass@{k}"] = [pass_at_k(int((r >= CORRECT).sum()), len(r), k) for r in rewards if len(r) >= k]
+        measures[f"pass@{k}"] = [
+            pass_at_k(int((r >= CORRECT).sum()), len(r), k) if len(r) >= k else nan for r in rewards
+        ]
     for k in ks:
         pairs = zip(answers, rewards, strict=True)
-        measures[f"maj@{k}"] = [maj_at_k(a, r, k) for a, r in pairs if len(r) >= k]
+        measures[f"maj@{k}"] = [maj_at_k(a, r, k) if len(r) >= k else nan for a, r in pairs]
     measures["unscorable"] = [float(1 - scored.mean()) for scored in scored_PG]
     measures["tokens"] = [float(np.mean([len(response) for response in group])) for group in tokens_PG]
     for name, measure in DIVERSITY.items():
         values = (measure(group) for group in tokens_PG)
-        measures[name] = [value for value in values if value is not None]
+        measures[name] = [nan if value is None else value for value in values]
+    return {name: np.array(values, dtype=np.float64) for name, values in measures.items()}
+
+
+def estimates(values: Mapping[str, Array], rng: np.random.Generator, num_bootstrap: int = 2000) -> dict[str, Estimate]:
+    """Mean and interval of each measure that some prompt defines."""
+    known = {name: values_P[np.isfinite(values_P)] for name, values_P in values.items()}
     return {
-        name: _estimate(values, name != "tokens", num_bootstrap, rng) for name, values in measures.items() if values
+        name: _estimate(x_P, name in UNBOUNDED, resample_counts(len(x_P), num_bootstrap, rng))
+        for name, x_P in known.items()
+        if len(x_P)
     }
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A measure of one policy minus that of another over the same prompts, its 95 % interval, and the p-value of no difference.
+
+    `p_holm` holds for all differences of the evaluation together.
+    """
+
+    policy: str
+    reference: str
+    measure: str
+    value: float
+    low: float
+    high: float
+    p_value: float
+    p_holm: float
+    num_prompts: int
+
+
+def differences(policies: Mapping[str, Mapping[str, Array]]) -> list[Difference]:
+    """Every policy's `mean`, pass@k and maj@k minus those of the first, paired by prompt; `policies` maps names to `by_prompt`.
+
+    Prompts that either of two policies does not define are left out; measures outside [0, 1] are not compared.
+    """
+    (reference, base), *others = policies.items()
+    found = []
+    for name, own in others:
+        for measure in (m for m in own if m == "mean" or m.startswith(("pass@", "maj@"))):
+            both_P = np.isfinite(own[measure]) & np.isfinite(base[measure])
+            x_P, y_P = own[measure][both_P], base[measure][both_P]
+            if len(x_P) < 2 or min(x_P.min(), y_P.min()) < 0 or max(x_P.max(), y_P.max()) > 1:
+                continue
+            interval = partial(difference_interval, x_P, y_P)
+            value = float(x_P.mean() - y_P.mean())
+            found.append((name, reference, measure, value, *interval(0.95), p_value(interval), len(x_P)))
+    adjusted = holm([row[6] for row in found])
+    return [Difference(*row[:7], float(p), row[7]) for row, p in zip(found, adjusted, strict=True)]
 
 
 DIVERSITY = {
@@ -140,23 +201,14 @@ DIVERSITY = {
 }
 
 
-def _estimate(values_P: list[float], is_rate: bool, num_bootstrap: int, rng: np.random.Generator) -> Estimate:
-    """Mean and bootstrap-t interval, mean - t* se at either end, within the range that the measure has.
-
-    Where every prompt has the same value nothing can be resampled; for a rate of 0 or 1 in all P prompts the other end
-    is then 1 - 0.025^(1/P) away, beyond which so uniform a sample has less than that chance.
-    """
-    x_P, num_prompts = np.array(values_P), len(values_P)
-    mean = float(x_P.mean())
-    least, most = (min(0.0, x_P.min()), max(1.0, x_P.max())) if is_rate else (0.0, np.inf)
-    if num_prompts > 1 and np.ptp(x_P) > 0:
-        error = float(x_P.std(ddof=1)) / np.sqrt(num_prompts)
-        counts_BP = resample_counts(num_prompts, num_bootstrap, rng)
-        t_low, t_high = critical_values(studentised_means(x_P, counts_BP), num_prompts, LEVEL)
-        low, high = mean - float(t_high) * error, mean - float(t_low) * error
-    elif is_rate and mean in (0.0, 1.0):
-        reach = 1 - ((1 - LEVEL) / 2) ** (1 / num_prompts)
-        low, high = mean - reach, mean + reach
-    else:
-        low, high = (mean, mean) if num_prompts > 1 else (least, most)
-    return Estimate(mean, max(low, float(least)), min(high, float(most)), num_prompts)
+def _estimate(x_P: Array, unbounded: bool, counts_BP: Array) -> Estimate:
+    """Mean and interval: of rates Wilson's, else mean - t* se at either end with t* from resampled prompts."""
+    mean, num_prompts = float(x_P.mean()), len(x_P)
+    if not unbounded and x_P.min() >= 0 and x_P.max() <= 1:
+        return Estimate(mean, *rate_interval(x_P), num_prompts)
+    if num_prompts < 2:
+        return Estimate(mean, -np.inf, np.inf, num_prompts)
+    error = float(x_P.std(ddof=1)) / np.sqrt(num_prompts)
+    t_low, t_high = critical_values(studentised_means(x_P, counts_BP), num_prompts, LEVEL) if error else (0.0, 0.0)
+    low = mean - float(t_high) * error
+    return Estimate(mean, max(low, 0.0) if unbounded else low, mean - float(t_low) * error, num_prompts)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from scipy.stats import hypergeom
 
 from analysis.evaluation.diversity import distinct_n, repetition_n, self_bleu
-from analysis.evaluation.measures import evaluate, maj_at_k, pass_at_k
+from analysis.evaluation.intervals import rate_interval
+from analysis.evaluation.measures import Estimate, by_prompt, differences, evaluate, maj_at_k, pass_at_k
 
 
 def mean(values):
@@ -121,8 +122,7 @@ def test_the_table_counts_prompts_and_leaves_unscored_responses_out():
     assert table["maj@2"].value == pytest.approx(((1 + 0.5 + 0.5) / 3 + 0) / 2)
     assert table["unscorable"].value == pytest.approx((1 + 0 + 3 + 4) / 16)
     assert table["tokens"].value == table["tokens"].low == table["tokens"].high == 2.0
-    assert (table["pass@4"].value, table["pass@4"].low, table["pass@4"].num_prompts) == (0.0, 0.0, 1)
-    assert table["pass@4"].high == pytest.approx(0.975)
+    assert table["pass@4"] == Estimate(0.0, 0.0, 1.0, 1)
     assert "repetition_5" not in table  # nothing has five tokens
     for estimate in table.values():
         assert estimate.low <= estimate.value <= estimate.high
@@ -141,21 +141,53 @@ def test_same_generator_same_intervals():
     assert one["mean"].value == pytest.approx(rewards.mean())
 
 
-def test_what_never_happened_is_not_proved_impossible():
-    for rate, inner in [(0.0, 1 - 0.025 ** (1 / 60)), (1.0, 0.025 ** (1 / 60))]:
-        estimate = evaluate([[rate, rate]] * 60, [[None] * 2] * 60, [[[0]] * 2] * 60, [], np.random.default_rng(0))[
-            "mean"
-        ]
-        assert sorted([estimate.low, estimate.high]) == pytest.approx(sorted([rate, inner]))
+def test_rewards_beyond_one_have_a_mean_and_an_interval_of_their_own_scale():
+    rng = np.random.default_rng(0)
+    rewards = rng.normal(3.0, 2.0, (30, 4))
+    mean = evaluate(rewards, [[None] * 4] * 30, [[[0]] * 4] * 30, [], rng)["mean"]
+    assert mean.low < mean.value < mean.high
+    assert mean.high > 1
+    assert mean.high - mean.low == pytest.approx(2 * 2.045 * rewards.mean(1).std(ddof=1) / 30**0.5, rel=0.1)
 
 
-def test_intervals_of_the_mean_cover():
-    rng = np.random.default_rng(5)
-    hits = 0
-    for _ in range(200):
-        rates = rng.beta(2, 2, 24)
-        rewards = (rng.random((24, 4)) < rates[:, None]).astype(float)
-        tokens = [[[0]] * 4] * 24
-        estimate = evaluate(rewards, [[None] * 4] * 24, tokens, [], rng, num_bootstrap=400)["mean"]
-        hits += estimate.low <= 0.5 <= estimate.high
-    assert 0.88 <= hits / 200 < 1  # 95 % within four standard errors
+def policy(rng, chance_P):
+    rewards = (rng.random((len(chance_P), 8)) < chance_P[:, None]).astype(float)
+    answers = [["right" if r else "wrong" for r in row] for row in rewards]
+    return by_prompt(rewards, answers, [[[0]] * 8] * len(chance_P), [1, 4])
+
+
+def test_policies_are_compared_prompt_by_prompt_with_one_correction_for_all():
+    rng = np.random.default_rng(1)
+    chance_P = rng.beta(2, 2, 48)
+    policies = {"start": policy(rng, chance_P), "same": policy(rng, chance_P), "better": policy(rng, chance_P**0.5)}
+    found = differences(policies)
+    assert [(d.policy, d.reference) for d in found] == [("same", "start")] * 5 + [("better", "start")] * 5
+    assert [d.measure for d in found[:5]] == ["mean", "pass@1", "pass@4", "maj@1", "maj@4"]
+    for d in found:
+        own, base = policies[d.policy][d.measure], policies[d.reference][d.measure]
+        assert d.value == pytest.approx((own - base).mean())
+        assert d.low <= d.value <= d.high
+        assert (d.low > 0 or d.high < 0) == (d.p_value < 0.05)
+        assert d.p_value <= d.p_holm <= min(1.0, len(found) * d.p_value)
+        assert d.num_prompts == 48
+    mean = {d.policy: d for d in found if d.measure == "mean"}
+    assert mean["better"].low > 0
+    assert mean["better"].p_holm < 0.001
+    assert mean["same"].low < 0 < mean["same"].high
+    apart = evaluate_width(policies["better"]["mean"]) + evaluate_width(policies["start"]["mean"])
+    assert mean["better"].high - mean["better"].low < 0.7 * apart  # pairing pays
+    assert differences({"start": policies["start"]}) == []
+
+
+def evaluate_width(values_P):
+    low, high = rate_interval(values_P)
+    return high - low
+
+
+def test_prompts_that_one_policy_does_not_define_are_left_out_of_the_pair():
+    own, base = {"mean": np.array([1.0, math.nan, 0.5, 0.0])}, {"mean": np.array([0.0, 1.0, 0.5, math.nan])}
+    (found,) = differences({"a": base, "b": own})
+    assert (found.num_prompts, found.value) == (2, 0.5)
+    (same,) = differences({"a": own, "b": own})
+    assert (same.value, same.p_value) == (0.0, 1.0)
+    assert same.low < 0 < same.high  # three prompts prove no equality
