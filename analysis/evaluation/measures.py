@@ -58,7 +58,7 @@ def maj_at_k(answers_N: Sequence[Hashable | None], rewards_N: ArrayLike, k: int)
     """
     rewards_N = np.asarray(rewards_N, dtype=np.float64)
     if len(answers_N) != len(rewards_N) or not np.isfinite(rewards_N).all():
-        raise ValueError("maj@k needs one finite reward for every answer: leave unscorable responses out")
+        raise ValueError("maj@k needs one finite reward for every answer: leave unscored responses out")
     _check(len(answers_N), k)
     votes = Counter(answers_N)
     silent = votes.pop(None, 0)
@@ -115,7 +115,7 @@ def by_prompt(
 ) -> dict[str, Array]:
     """Every measure's value at each prompt, (P,), NaN where the prompt does not define it.
 
-    `mean` (mean@k has the same expectation for every k), `pass@k` and `maj@k` for each k, `unscorable`, and of each group's
+    `mean` (mean@k has the same expectation for every k), `pass@k` and `maj@k` for each k, `unscored`, and of each group's
     token sequences `tokens`, `distinct_1`, `distinct_2`, `self_bleu_4`, `repetition_5`.
     """
     rewards_PG = np.asarray(rewards_PG, dtype=np.float64)

@@ -8,6 +8,7 @@ outside while idle) is replaced, and no response loses its reward.
 
 import os
 import pickle
+import secrets
 import selectors
 import signal
 import subprocess
@@ -36,7 +37,9 @@ class ScoredRewards:
     """float64 rewards, NaN where a response could not be scored, and why."""
 
     rewards_PG: Tensor
-    reasons: dict[Cell, str]  # "timeout", "crash: ...", "exception: ...", "not finite: ..." or "not a number: ..."
+    reasons: dict[
+        Cell, str
+    ]  # "timeout", "crash: ...", "forged: ...", "exception: ...", "not finite: ..." or "not a number: ..."
 
     def counts(self) -> Counter[str]:
         """How many responses were unscored for each kind of reason."""
@@ -57,9 +60,9 @@ class RewardRunner:
             raise ValueError(f"timeout_s={timeout_s}: must be above zero seconds")
         if workers < 1:
             raise ValueError(f"workers={workers}: needs at least one process, so that a scorer can be killed")
-        hello = pickle.dumps((task, int(memory_gib * 2**30)))
+        pickled, memory_bytes = pickle.dumps(task), int(memory_gib * 2**30)
         self._selector = selectors.DefaultSelector()
-        self._workers = [_Worker(self._selector, hello, timeout_s) for _ in range(workers)]
+        self._workers = [_Worker(self._selector, pickled, memory_bytes, timeout_s) for _ in range(workers)]
 
     def score(self, prompts: Sequence[Prompt], responses_PG: Sequence[Sequence[str]]) -> ScoredRewards:
         """Rewards of P groups of G responses. Raises ValueError, naming the prompt, where groups differ in size."""
@@ -96,8 +99,8 @@ class RewardRunner:
             worker = key.data
             if key.fileobj is worker.stdin:
                 worker.write()
-            elif not worker.read(answers):
-                failed[worker] = "crash"
+            elif failure := worker.read(answers):
+                failed[worker] = failure
         for worker in self._workers:
             if worker.cells and time.monotonic() > worker.deadline:
                 failed.setdefault(worker, "timeout")
@@ -124,8 +127,8 @@ class RewardRunner:
 class _Worker:
     """The parent's end of one worker process: what it was asked, and by when its next answer is due."""
 
-    def __init__(self, selector: selectors.BaseSelector, hello: bytes, timeout_s: float):
-        self.selector, self.hello, self.timeout_s = selector, hello, timeout_s
+    def __init__(self, selector: selectors.BaseSelector, task: bytes, memory_bytes: int, timeout_s: float):
+        self.selector, self.task, self.memory_bytes, self.timeout_s = selector, task, memory_bytes, timeout_s
         self.cells: deque[Cell] = deque()  # asked and not yet answered, in order
         self.taken = False  # whether the process has read what it was asked
         self.asked_again: Cell | None = None  # the first cell of what a process died without reading
@@ -135,12 +138,12 @@ class _Worker:
     def start(self) -> None:
         """A new process, which finds the modules that this one finds."""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "opo.rewards.worker"],
+            [sys.executable, "-P", "-m", "opo.rewards.worker"],  # -P: a random.py of the user's hides no module
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
             bufsize=0,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([*filter(None, sys.path), os.getcwd()])},
         )
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -149,7 +152,8 @@ class _Worker:
         self.selector.register(self.stdout, selectors.EVENT_READ, self)
         self.ready, self.inbox, self.outbox = False, b"", b""
         self.deadline = time.monotonic() + START_LIMIT_S
-        self._post(self.hello)
+        self.token = secrets.token_hex(16).encode()
+        self._post(pickle.dumps((self.token, self.memory_bytes, self.task)))
 
     def ask(self, cells: list[Cell], questions: list[tuple[Prompt, str]]) -> None:
         """Send responses to be scored, known by their cells."""
@@ -173,20 +177,22 @@ class _Worker:
         if not self.outbox:
             self.selector.unregister(self.stdin)
 
-    def read(self, answers: list[tuple[Cell, str]]) -> bool:
-        """Append the answers that have come; False where the process has ended."""
+    def read(self, answers: list[tuple[Cell, str]]) -> str:
+        """Append the answers that have come; why the process is of no more use, else ""."""
         received = os.read(self.stdout.fileno(), PIPE)
         *lines, self.inbox = (self.inbox + received).split(b"\n")
-        if lines and not self.ready:
-            assert lines.pop(0) == READY
-            self.ready, self.failed_starts = True, 0
-        self.deadline = time.monotonic() + self.timeout_s
         for line in lines:
-            if line == TAKEN:
+            content = line.removeprefix(self.token)
+            if content == line:
+                return "forged: the scorer wrote to the pipe of answers"
+            if content == READY:
+                self.ready, self.failed_starts = True, 0
+            elif content == TAKEN:
                 self.taken, self.asked_again = True, None
             else:
-                answers.append((self.cells.popleft(), line.decode()))
-        return bool(received)
+                answers.append((self.cells.popleft(), content.decode()))
+        self.deadline = time.monotonic() + self.timeout_s
+        return "" if received else "crash"
 
     def replace(self, reason: str) -> list[tuple[Cell, str]]:
         """A new process for one that hung or crashed: the answer for the response it was at."""

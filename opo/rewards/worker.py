@@ -1,10 +1,11 @@
 """The process in which responses are scored: `python -m opo.rewards.worker`, started and killed by `opo.rewards.runner`.
 
 Imports the task and nothing else of the project, so that it starts at once. Frames arrive on what was standard input, each eight
-bytes of length and a pickle: first (task, memory limit in bytes), then lists of (prompt, response). The taking of a list is answered
-by one line, then each response by one, unbuffered so that the parent knows which response a worker was at: the score's `repr`, or "!"
-and why there is none.
-The scorer itself finds standard input, output and error at /dev/null: what it prints or reads cannot disturb the exchange.
+bytes of length and a pickle: first (token, memory limit in bytes, pickled task), then lists of (prompt, response). The taking of a list
+is answered by one line, then each response by one, unbuffered so that the parent knows which response a worker was at: the token, then
+the score's `repr`, or "!" and why there is none. The scorer is not told the token: a line without it is forged.
+The task is made with standard input and output at /dev/null, the scorer runs with standard error there too: what they print or read
+cannot disturb the exchange.
 """
 
 import ctypes
@@ -54,22 +55,23 @@ def _die_with_parent() -> None:
 
 def main() -> None:
     _die_with_parent()
-    source, answers = os.dup(0), os.dup(1)
+    source, answers, nowhere = os.dup(0), os.dup(1), os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1):
+        os.dup2(nowhere, standard)
     frames: queue.SimpleQueue = queue.SimpleQueue()
     threading.Thread(target=_read_frames, args=(source, frames), daemon=True).start()
-    task, memory_bytes = pickle.loads(frames.get())
+    token, memory_bytes, pickled = pickle.loads(frames.get())
+    task = pickle.loads(pickled)
     if memory_bytes:
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(nowhere, standard)
-    os.write(answers, READY + b"\n")
+    os.dup2(nowhere, 2)
+    os.write(answers, token + READY + b"\n")
     while True:
         questions = pickle.loads(frames.get())
-        os.write(answers, TAKEN + b"\n")
+        os.write(answers, token + TAKEN + b"\n")
         for prompt, response in questions:
-            os.write(answers, evaluate(task, prompt, response).encode(errors="replace") + b"\n")
+            os.write(answers, token + evaluate(task, prompt, response).encode(errors="replace") + b"\n")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """What a task is: numbered prompts, and a score for every response to them."""
 
-import re
 import zlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 SPLITS = ("train", "eval")
-NUMBER = re.compile(r"(?<![\d.])-?\d+(?:,\d{3})*(?:\.\d+)?")
+
+
+Message = Mapping[str, Any]  # role and content
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,9 @@ class Prompt:
     answer: str  # the gold answer, "" where the scorer needs the metadata alone
     metadata: dict[str, Any] = field(default_factory=dict)
     chat: bool = False  # wrap the text in the tokenizer's chat template
+    messages: tuple[
+        Message, ...
+    ] = ()  # with `chat`: the conversation so far, in place of the text as one user's message
 
 
 class Task(Protocol):
@@ -35,11 +40,11 @@ class Task(Protocol):
         ...
 
     def score(self, prompt: Prompt, response: str) -> float:
-        """Reward of one response. May raise, hang or return NaN: each makes the response unscored."""
+        """Reward of one response. May raise, hang or return NaN: each makes the response unscored. A wrong answer is 0."""
         ...
 
     def extract(self, response: str) -> str | None:
-        """The answer given by a response, as votes are counted (maj@k); None where it gives none."""
+        """The answer given by a response, as votes are counted (maj@k): equal answers as equal text. None where it gives none."""
         ...
 
 
@@ -55,11 +60,22 @@ def render(prompt: Prompt, tokenizer) -> str:
     """The text to encode: `prompt.text`, in the tokenizer's chat template where `prompt.chat`."""
     if not prompt.chat:
         return prompt.text
-    message = [{"role": "user", "content": prompt.text}]
-    return tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+    messages = list(prompt.messages) or [{"role": "user", "content": prompt.text}]
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
 
-def last_number(text: str) -> str | None:
-    """The last number of a text, without thousands separators; a minus after a digit is an operator, not a sign."""
-    numbers = NUMBER.findall(text)
-    return numbers[-1].replace(",", "") if numbers else None
+def is_messages(value: Any) -> bool:
+    """True for a conversation: a list, not empty, of objects with a role and a content of text."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(
+            isinstance(m, Mapping) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
+            for m in value
+        )
+    )
+
+
+def shown(messages: Iterable[Message]) -> str:
+    """A conversation as text for tables and for the split into train and eval."""
+    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)

@@ -1,25 +1,34 @@
-"""Questions and answers from a JSONL file, scored by math-verify: equal as mathematics, not as text."""
+r"""Questions and answers from a file, scored as mathematics: which box counts is `opo.tasks.answers`' affair, equality `opo.tasks.equality`'s.
 
-import json
-from functools import lru_cache
-from pathlib import Path
-from random import Random
-from typing import Literal
+Files as they are found: MATH (`problem`, `solution` with a box), GSM8K (`question`, `answer` that ends in `#### 7`), verl's parquet
+(`prompt` of messages, `reward_model.ground_truth`), or any two columns that `task.question_key` and `task.answer_key` name.
+"""
+
+from functools import cached_property
+from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass
 
 from opo.errors import UserError
 from opo.keys import STRICT, Seed
-from opo.tasks.base import Prompt, held_out, last_number
+from opo.tasks import equality
+from opo.tasks.answers import BOX, canonical, final_answer
+from opo.tasks.base import Prompt, is_messages, shown
+from opo.tasks.data import Laps, column, column_name, read_rows
 
-BOXED = "\\boxed{"
+QUESTION_KEYS = ("question", "problem", "prompt")
+ANSWER_KEYS = ("answer", "solution", "ground_truth", "reward_model.ground_truth")
 
 
 @dataclass(frozen=True, config=STRICT)
 class MathConfig:
-    """`path`: one object a line with the keys `question` and `answer` (LaTeX or plain)."""
+    """`path`: JSONL or parquet with a question (text, or messages) and an answer (LaTeX or plain) in each row."""
 
-    path: str = ""  # of the JSONL file
+    path: str = ""
+    eval_path: str | None = None  # a file of its own for the eval split; null: an eighth of the questions of `path`
+    question_key: str | None = None  # null: question, problem or prompt
+    answer_key: str | None = None  # null: answer, solution, ground_truth or reward_model.ground_truth
+    unreadable: Literal["refuse", "skip"] = "refuse"  # rows whose answer cannot be compared
     name: Literal["math"] = "math"
     seed: Seed = 0  # of the order of the questions
     template: Literal["plain", "chat"] = "chat"
@@ -27,71 +36,78 @@ class MathConfig:
 
 
 class Math:
-    """Every pass over the file is a new permutation; about an eighth of its questions, by content, is the eval split."""
+    """Reward 1 where the response's final answer equals the gold answer as mathematics, else 0."""
 
     name = "math"
     stop: tuple[str, ...] = ()
 
     def __init__(self, config: MathConfig):
-        import math_verify  # half a second, and its parser's first call another: paid at start-up
-
-        self._parse, self._verify = math_verify.parse, math_verify.verify
         self.config = config
-        rows = _read(config.path)
-        self._rows = {
-            "train": [row for row in rows if not held_out(row[0])],
-            "eval": [row for row in rows if held_out(row[0])],
-        }
+        _ = self._laps  # what is wrong with the files is said now
+
+    @cached_property
+    def _laps(self) -> Laps:
+        config = self.config
+        return Laps(config.path, config.eval_path, config.seed, lambda path, key: _read(config, path, key))
 
     def __reduce__(self):
-        return Math, (self.config,)
+        return _scorer, (self.config,)
 
     def prompt(self, index: int, split: str = "train") -> Prompt:
-        rows = self._rows[split]
-        if not rows:
-            raise UserError(
-                f"task.path={self.config.path}: none of its questions falls into the {split} split; give more"
-            )
-        lap, position = divmod(index, len(rows))
-        question, answer = rows[_permutation(self.config.seed, split, lap, len(rows))[position]]
-        text = f"{question}\n{self.config.instruction}\n" if self.config.instruction else f"{question}\n"
-        return Prompt(index, text, answer, chat=self.config.template == "chat")
+        question, answer = self._laps.row(index, split)
+        if is_messages(question):
+            return Prompt(index, shown(question), answer, chat=True, messages=tuple(question))
+        instruction = f"{self.config.instruction}\n" if self.config.instruction else ""
+        return Prompt(index, f"{question}\n{instruction}", answer, chat=self.config.template == "chat")
 
     def score(self, prompt: Prompt, response: str) -> float:
-        # no limit of its own, on which math-verify answers False: the worker's makes the response unscored
-        gold, given = (self._parse(text, parsing_timeout=0) for text in (f"${prompt.answer}$", response))
-        return float(self._verify(gold, given, timeout_seconds=0))
+        given = final_answer(response)
+        return float(given is not None and equality.equal(prompt.answer, given))
 
     def extract(self, response: str) -> str | None:
-        """What stands in the last \\boxed{}, else the last number: as text, for this runs where nothing can be killed."""
-        start = response.rfind(BOXED)
-        if start < 0:
-            return last_number(response)
-        depth, body = 1, response[start + len(BOXED) :]
-        for i, character in enumerate(body):
-            depth += {"{": 1, "}": -1}.get(character, 0)
-            if depth == 0:
-                return "".join(body[:i].split()) or None
-        return None
+        """The final answer as votes count it: numbers by value."""
+        given = final_answer(response)
+        return (canonical(given) or None) if given is not None else None
 
 
-def _read(path: str) -> list[tuple[str, str]]:
-    """(question, answer) of every line. Raises UserError naming the file and line that does not hold them."""
-    if not Path(path).is_file():
-        raise UserError(f"task.path={path}: no such file; give a JSONL file with the keys question and answer")
-    rows = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            rows.append((row["question"], row["answer"]))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise UserError(f"{path}:{number}: needs an object with the keys question and answer") from error
-        if not all(isinstance(text, str) and text for text in rows[-1]):
-            raise UserError(f"{path}:{number}: question and answer must be text and not empty")
+def _scorer(config: MathConfig) -> Math:
+    """A copy that reads the files when it is asked for a prompt, which no worker is."""
+    equality.warm_up()
+    task = object.__new__(Math)
+    task.config = config
+    return task
+
+
+def gold(text: str) -> str:
+    r"""The answer within a solution: after the last ####, else what is boxed, else all of it."""
+    if "####" in text:
+        return text.rpartition("####")[2].strip()
+    if BOX.search(text):
+        return final_answer(text) or ""
+    return text.strip()
+
+
+def _read(config: MathConfig, path: str, key: str) -> list[tuple[str, Any]]:
+    """(question as text, (question, gold answer)) of every row. Raises UserError naming the file and row that cannot be used."""
+    rows, unreadable = [], 0
+    for number, row in read_rows(path, key):
+        where = f"{path}:{number}"
+        question = column(row, column_name(row, "task.question_key", config.question_key, QUESTION_KEYS, where))
+        answer = column(row, column_name(row, "task.answer_key", config.answer_key, ANSWER_KEYS, where))
+        if not (is_messages(question) or (isinstance(question, str) and question.strip())):
+            raise UserError(f"{where}: the question must be text or a list of messages, and not empty")
+        answer = answer[0] if isinstance(answer, list) and len(answer) == 1 else answer
+        answer = str(answer) if isinstance(answer, int | float) and not isinstance(answer, bool) else answer
+        answer = gold(answer) if isinstance(answer, str) else ""
+        if not equality.readable(answer):
+            unreadable += 1
+            if config.unreadable == "refuse":
+                raise UserError(
+                    f"{where}: the answer {answer[:60]!r} is no number, formula or word that a response could be compared with; "
+                    "mend it, or leave such rows out with task.unreadable=skip"
+                )
+            continue
+        rows.append((question if isinstance(question, str) else shown(question), (question, answer)))
+    if unreadable:
+        print(f"{path}: {unreadable} of {unreadable + len(rows)} rows left out, since their answers cannot be compared")
     return rows
-
-
-@lru_cache(maxsize=8)
-def _permutation(seed: int, split: str, lap: int, count: int) -> list[int]:
-    """The order in which one pass over a split visits its questions."""
-    return Random(f"{seed}/{split}/{lap}").sample(range(count), count)

@@ -4,13 +4,17 @@ reasoning-gym seeds item i of a dataset with seed + i, so that neighbouring seed
 of a dataset of its own, under a seed drawn from (seed, split, index).
 """
 
+import csv
+import io
 import os
 import random
-import re
 import sys
+from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import field
 from functools import lru_cache
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
@@ -18,10 +22,12 @@ from pydantic.dataclasses import dataclass
 
 from opo.errors import UserError, near
 from opo.keys import STRICT, Seed
-from opo.tasks.base import SPLITS, Prompt, held_out, last_number
+from opo.tasks.answers import canonical, last_number
+from opo.tasks.base import SPLITS, Prompt, held_out
 
 ATTEMPTS = 1000  # draws for a question of the wanted split
-HASH_ORDERED = {"isomorphic_strings", "knight_swap", "polynomial_multiplication", "ransom_note"}
+TABLE = Path(__file__).with_suffix(".csv")  # what tests/benchmarks/survey_reasoning_gym.py found about every dataset
+OPEN_TAG, CLOSE_TAG = "<answer>", "</answer>"
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -44,7 +50,8 @@ class ReasoningGymConfig:
     question: str = "{question}"  # str.format over the item: {question}, {metadata[KEY]}
     examples: list[Example] = field(default_factory=list)  # of few_shot
     answer: Literal["number", "text"] = "number"  # the last number, or all of the response; <answer> tags go first
-    binary: bool = True  # 1 where the dataset's score is at least 0.99, else 0; false: the score itself
+    binary: bool = True  # 1 for the scorer's full mark, else 0; false: the score itself, at most 1
+    allow_eval: bool = False  # take a dataset whose scorer runs the answer as code
 
 
 class ReasoningGym:
@@ -55,6 +62,7 @@ class ReasoningGym:
         self.stop: tuple[str, ...] = ("\n",) if config.template == "few_shot" else ()
         if (config.template == "few_shot") != bool(config.examples):
             raise UserError(f"task.template={config.template}: task.examples is for few_shot, which needs at least one")
+        self.warnings = list(_warnings(config))  # raises where answers are executed
         self._scorer = _create(config, 0)
         self._item = lru_cache(maxsize=4096)(self._draw)  # evaluations ask for the same prompts again
         self.prompt(0)  # a question format that does not fit shows here
@@ -79,14 +87,27 @@ class ReasoningGym:
         return Prompt(index, text, item["answer"] or "", {"item": item}, chat=self.config.template == "chat")
 
     def score(self, prompt: Prompt, response: str) -> float:
-        score = self._scorer.score_answer(self.extract(response), prompt.metadata["item"])
-        return float(score >= 0.99) if self.config.binary else score
+        item = prompt.metadata["item"]
+        try:
+            mark = self._scorer.score_answer(self._answer(response), item)
+        except (Exception, SystemExit):
+            # a malformed answer is a wrong one; where the gold answer raises too, the fault is the item's
+            self._scorer.score_answer(prompt.answer, item)
+            return 0.0
+        return float(mark == 1) if self.config.binary else min(float(mark), 1.0)
 
     def extract(self, response: str) -> str | None:
+        answer = self._answer(response)
+        return canonical(answer) if answer is not None and self.config.answer == "number" else answer
+
+    def _answer(self, response: str) -> str | None:
+        """What the scorer is given: what stands between the last pair of tags, else the last number, or all of it."""
         for stop in self.stop:
             response = response.partition(stop)[0]
-        if tags := re.findall(r"<answer>(.*?)</answer>", response, re.DOTALL):
-            return tags[-1].strip()
+        end = response.rfind(CLOSE_TAG)
+        start = response.rfind(OPEN_TAG, 0, max(end, 0))
+        if start >= 0:
+            return response[start + len(OPEN_TAG) : end].strip()
         if self.config.answer == "text":
             return response.strip() or None
         return last_number(response)
@@ -94,12 +115,52 @@ class ReasoningGym:
     def _draw(self, index: int, split: str) -> dict[str, Any]:
         rng = random.Random(f"{self.config.seed}/{SPLITS.index(split)}/{index}")
         for _ in range(ATTEMPTS):
-            item = _create(self.config, rng.getrandbits(31))[0]
+            with redirect_stdout(io.StringIO()):  # some print while they make an item
+                item = _create(self.config, rng.getrandbits(31))[0]
             if held_out(item["question"]) == (split == "eval"):
                 return item
         raise UserError(
             f"task.dataset={self.config.dataset}: too few different questions with these options for the {split} split"
         )
+
+
+@lru_cache(maxsize=1)
+def _table() -> dict[str, dict[str, str]]:
+    with TABLE.open(encoding="utf-8", newline="") as stream:
+        return {row["dataset"]: row for row in csv.DictReader(stream)}
+
+
+def surveyed(dataset: str) -> dict[str, str]:
+    """What the survey found about a dataset (the columns are explained in reasoning_gym.md beside the table)."""
+    return _table().get(dataset, {})
+
+
+def _warnings(config: ReasoningGymConfig) -> Iterator[str]:
+    """Why the rewards of this dataset, or of a part of a composite, cannot be trusted as they are.
+
+    Raises UserError where the scorer runs the answer as code and `allow_eval` does not take that.
+    """
+    parts = (
+        [spec.get("name", "") for spec in config.options.get("datasets", [])] if config.dataset == "composite" else []
+    )
+    for name in [config.dataset, *parts]:
+        found = surveyed(name)
+        if found.get("executes") == "yes" and not config.allow_eval:
+            raise UserError(
+                f"task.dataset={name}: its scorer runs the model's answer as Python code in the reward worker; choose another, or take "
+                "that with task.allow_eval=true"
+            )
+        if found.get("oracle", "1") not in ("1", ""):
+            yield f"task.dataset={name}: its scorer gives the full mark to {found['oracle']} of its own gold answers"
+        if kinds := "; ".join(kind for kind in found.get("wrong_paid", "").split("; ") if kind != "another item's"):
+            yield f"task.dataset={name}: its scorer gives the full mark to wrong answers ({kinds})"
+        if found and not config.binary and float(found["floor"] or 0) > 0:
+            yield f"task.dataset={name}: with task.binary=false a wrong answer earns up to {found['floor']}"
+        if found and config.answer == "number" and found["number"] != "1" and OPEN_TAG not in config.question:
+            yield (
+                f"task.dataset={name}: its answers are not the last number of a text; set task.answer=text, or ask for {OPEN_TAG} "
+                "tags in task.question"
+            )
 
 
 def _without_compiler() -> None:
@@ -121,7 +182,10 @@ def _create(config: ReasoningGymConfig, seed: int):
             f"task.dataset={config.dataset}: reasoning-gym has no such dataset{near(config.dataset, DATASETS)}; "
             f"allowed are {', '.join(sorted(DATASETS))}"
         )
-    if config.dataset in HASH_ORDERED and os.environ.get("PYTHONHASHSEED", "random") == "random":
+    if (
+        surveyed(config.dataset).get("same_questions") == "no"
+        and os.environ.get("PYTHONHASHSEED", "random") == "random"
+    ):
         raise UserError(
             f"task.dataset={config.dataset}: its questions follow Python's hash seed; set PYTHONHASHSEED=0 in the environment"
         )

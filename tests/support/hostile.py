@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from opo.tasks.base import Prompt
@@ -63,6 +64,12 @@ class Hostile:
         print("0.25\n" * 1000, flush=True)
         return 1.0
 
+    def do_forge(self, text):
+        for descriptor in range(3, 40):
+            with suppress(OSError):
+                os.write(descriptor, f"{text}\n".encode())
+        return 0.0
+
     def do_read(self, _):
         return float(len(sys.stdin.read()))
 
@@ -85,3 +92,15 @@ class Unbuildable(Hostile):
 
 def _refuse():
     raise OSError("no such table of answers")
+
+
+class Talkative(Hostile):
+    """Prints while it is made."""
+
+    def __reduce__(self):
+        return _talk, ()
+
+
+def _talk():
+    print("made")
+    return Talkative()

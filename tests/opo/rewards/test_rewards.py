@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hostile import Hostile, Unbuildable
+from hostile import Hostile, Talkative, Unbuildable
 
 from opo.rewards.runner import RewardRunner
 from opo.tasks import TASKS, Prompt, make_task
@@ -78,6 +78,19 @@ def test_unscored_is_nan_with_its_reason_and_leaves_the_others_alone(runner, imp
 
 def test_what_a_scorer_prints_or_reads_disturbs_nothing(runner):
     assert score(runner, "shout", "read", "give 7").rewards_PG.tolist() == [[1.0, 0.0, 7.0]]
+
+
+def test_rewards_cannot_be_forged(runner):
+    """A scorer that writes answers to every open file: its own response is unscored and nothing else changes."""
+    scored = score(runner, "give 0.5", "forge 1.0", "give 0.25")
+    assert scored.reasons == {(0, 1): "forged: the scorer wrote to the pipe of answers"}
+    assert scored.rewards_PG[0, ::2].tolist() == [0.5, 0.25]
+
+
+def test_a_task_that_prints_while_it_is_made_disturbs_nothing(capfd):
+    with RewardRunner(Talkative()) as runner:
+        assert score(runner, "give 0.5").rewards_PG.tolist() == [[0.5]]
+    assert capfd.readouterr().out == ""
 
 
 def test_huge_responses_pass_in_both_directions(runner):

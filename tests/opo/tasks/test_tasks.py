@@ -17,7 +17,6 @@ from opo.errors import UserError
 from opo.rewards.runner import RewardRunner
 from opo.tasks import TASKS, make_task, render
 from opo.tasks.arithmetic import ALPHABET, SHARES, Arithmetic, ArithmeticConfig
-from opo.tasks.base import last_number
 from opo.tasks.math import Math, MathConfig
 from opo.tasks.reasoning_gym import Example, ReasoningGym, ReasoningGymConfig
 
@@ -51,7 +50,7 @@ def test_prompts_are_numbered_and_resume_anywhere(task):
 
 def test_train_and_eval_never_meet(task):
     train = {task.prompt(i).text for i in range(300)}
-    held = {task.prompt(i, "eval").text for i in range(60)}
+    held = {task.prompt(i, "eval").text for i in range(5)}
     assert train
     assert held
     assert not train & held
@@ -127,21 +126,6 @@ def test_demonstrations_are_an_instrument():
     assert spreads[len(spreads) // 10] >= 5  # nine questions of ten, from a few answers each
 
 
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        ("12 - 7 = 5, so 5 - 9 = -4", "-4"),
-        ("10-8", "8"),
-        ("about 1,234.50.", "1234.50"),
-        ("x = 3.", "3"),
-        ("1,2,3", "3"),
-        ("none", None),
-    ],
-)
-def test_last_number(text, number):
-    assert last_number(text) == number
-
-
 def test_reasoning_gym_answers_come_from_the_tag_then_the_number_of_the_first_line():
     examples = [Example("1 + 1", "1 + 1 = 2")]
     task = ReasoningGym(ReasoningGymConfig(template="few_shot", examples=examples, question="{metadata[expression]}"))
@@ -152,6 +136,96 @@ def test_reasoning_gym_answers_come_from_the_tag_then_the_number_of_the_first_li
     assert task.extract(" 4\nQuestion: 5 + 5\nAnswer: 10") == "4"
     assert task.extract("<answer>3</answer> or <answer> 4 </answer> not 5") == "4"
     assert ReasoningGym(ReasoningGymConfig(answer="text")).extract(" a b ") == "a b"
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        ("<answer>7</answer> no, <answer>8</answer>", "8"),
+        ("<answer> 7\n</answer>", "7"),
+        ("7 <answer>8", "8"),
+        ("<answer><answer>7</answer>", "7"),
+        ("</answer> <answer>7</answer>", "7"),
+        ("<answer>007.0</answer>", "7"),
+        ("It is \u22127.", "-7"),
+        ("= 6/8", "3/4"),
+        ("The total is 72 clips, altogether.", "72"),
+    ],
+)
+def test_reasoning_gym_votes_by_the_value_of_the_last_complete_tag(response, answer):
+    assert ReasoningGym(ReasoningGymConfig()).extract(response) == answer
+
+
+@pytest.mark.parametrize(
+    ("dataset", "answer"),
+    [("spell_backward", "text"), ("prime_factorization", "text"), ("countdown", "text"), ("chain_sum", "number")],
+)
+def test_only_the_full_mark_is_paid_and_a_malformed_answer_is_wrong(dataset, answer):
+    task = ReasoningGym(ReasoningGymConfig(dataset=dataset, answer=answer, allow_eval=True))
+    graded = ReasoningGym(replace(task.config, binary=False))
+    for index in range(12):
+        prompt = task.prompt(index)
+        assert task.score(prompt, prompt.answer) == 1
+        junk = [
+            "",
+            "dunno",
+            "(" * 3000,
+            "()",
+            "1 x",
+            "9**9",
+            "-",
+            "\0",
+            f"{prompt.answer}x",
+            f"{prompt.answer}xyz",
+            f"{prompt.answer}xyzzy",
+        ]
+        assert [task.score(prompt, text) for text in junk if answer == "text"] == [0] * (
+            len(junk) if answer == "text" else 0
+        )
+        assert all(0 <= graded.score(prompt, text) <= 1 for text in junk)
+
+
+def test_a_scorer_that_cannot_judge_its_own_gold_answer_is_at_fault_itself():
+    task = ReasoningGym(ReasoningGymConfig())
+    prompt = task.prompt(0)
+    broken = replace(prompt, metadata={"item": {"answer": None}})
+    with pytest.raises(Exception, match=r".+"):
+        task.score(broken, "5")
+
+
+def test_datasets_that_run_answers_as_code_are_refused():
+    config = ReasoningGymConfig(dataset="n_queens")
+    with pytest.raises(UserError, match=r"task.dataset=n_queens: .*Python code.*task.allow_eval=true"):
+        ReasoningGym(config)
+    ReasoningGym(replace(config, allow_eval=True))
+    composite = ReasoningGymConfig(dataset="composite", options={"datasets": [{"name": "n_queens", "weight": 1}]})
+    with pytest.raises(UserError, match=r"task.dataset=n_queens"):
+        ReasoningGym(composite)
+
+
+def test_a_dataset_that_pays_wrong_answers_is_named(capsys):
+    make_task(ReasoningGymConfig(dataset="game_of_life_halting", answer="text"))
+    make_task(ReasoningGymConfig(dataset="game_of_life_halting", answer="text"))
+    assert (
+        capsys.readouterr().err.count(
+            "task.dataset=game_of_life_halting: its scorer gives the full mark to wrong answers"
+        )
+        == 1
+    )
+    assert ReasoningGym(ReasoningGymConfig(dataset="chain_sum", question="{question}")).warnings == []
+
+
+def test_the_survey_covers_every_dataset():
+    from reasoning_gym.factory import DATASETS
+
+    from opo.tasks.reasoning_gym import surveyed
+
+    assert {name for name in DATASETS if not surveyed(name)} == set()
+
+
+def test_a_dataset_that_prints_while_it_is_made_is_silent(capfd):
+    make_task(ReasoningGymConfig(dataset="bf", answer="text"))
+    assert capfd.readouterr().out == ""
 
 
 def test_partial_credit_only_on_request():
@@ -211,47 +285,6 @@ def test_questions_that_follow_the_hash_seed_are_refused_without_one(monkeypatch
         ReasoningGym(config)
     monkeypatch.setenv("PYTHONHASHSEED", "0")
     ReasoningGym(config)
-
-
-def test_math_is_equal_as_mathematics(questions_file):
-    task = Math(MathConfig(path=str(questions_file)))
-    prompt = next(p for p in map(task.prompt, range(60)) if p.answer == "\\frac{1}{2}")
-    assert prompt.chat
-    for response in ("so \\boxed{\\frac12}", "$0.5$", "the answer is 1/2", "\\boxed{\\frac{2}{4}}"):
-        assert task.score(prompt, response) == 1, response
-    for response in ("\\boxed{\\frac13}", "", "half of it", "\\boxed{2}"):
-        assert task.score(prompt, response) == 0, response
-    assert task.extract("\\boxed{1}, then \\boxed{ \\frac{1}{2} }.") == "\\frac{1}{2}"
-    assert task.extract("\\boxed{1") is None
-    assert task.extract("it is 1,000") == "1000"
-
-
-def test_math_visits_every_question_once_a_lap(questions_file):
-    task = Math(MathConfig(path=str(questions_file), seed=5))
-    count = next(i for i in range(1, 60) if len({task.prompt(j).text for j in range(i + 1)}) == i)
-    first, second = ([task.prompt(lap * count + i).text for i in range(count)] for lap in (0, 1))
-    assert len(set(first)) == count
-    assert sorted(first) == sorted(second)
-    assert first != second
-
-
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        (None, "no such file"),
-        ("not json", ":1: needs an object"),
-        ('{"question": "a", "answer": "1"}\n{"question": "b"}', ":2: needs an object"),
-        ('{"question": "a", "answer": 1}', ":1: question and answer must be text"),
-        ("[1]", ":1: needs an object"),
-        ('{"question": "a", "answer": ""}', ":1: question and answer must be text"),
-    ],
-)
-def test_math_names_the_line_it_cannot_read(tmp_path, content, says):
-    path = tmp_path / "q.jsonl"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(UserError, match=says):
-        Math(MathConfig(path=str(path)))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,162 @@
+r"""From a response to its final answer, as text: which box counts, and one spelling for what is written in many ways.
+
+No algebra here and nothing slow: votes (maj@k) are counted by `canonical` in the process that trains. Whether two answers are equal
+as mathematics is `opo.tasks.equality`'s affair.
+"""
+
+import re
+import unicodedata
+from decimal import Decimal
+from fractions import Fraction
+
+LONGEST = 2000  # characters of an answer; a longer one is no answer
+BOX = re.compile(r"\\f?box(?:ed)?\s*\{")
+BETWEEN_BOXES = re.compile(
+    r"(?:[\s,;$]|\\[,;:! ()\[\]]|\\quad|\\text\{\s*(?:and|or)\s*\}|\b(?:and|or)\b)*", re.IGNORECASE
+)
+INLINE_MATH = re.compile(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+MINUS = str.maketrans(dict.fromkeys("\u2212\u2013\u2012\ufe63\uff0d", "-"))  # minus signs and dashes that stand for one
+NUMBER = re.compile(r"(?<![\d.])-?\d+(?:,\d{3})*(?:\.\d+)?(?:[eE][+-]?\d+)?(?:\s?/\s?\d+)*")
+
+FRACTION = re.compile(r"-?\\[dtc]?frac(?:\{-?\d+\}|\d)(?:\{\d+\}|\d)")
+WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+
+SYMBOLS = {
+    "π": r"\pi ", "∞": r"\infty ", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ", "±": r"\pm ", "≤": r"\le ",
+    "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "°": r"^\circ ", "θ": r"\theta ", "∅": r"\emptyset ",
+    "²": "^2", "³": "^3", "⁴": "^4", "⅓": r"\frac{1}{3}", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}",
+    "。": ".", "，": ",",
+}  # fmt: skip
+PLAIN_LETTERS = re.compile(r"\\(?:mathrm|mathbf|mathit|mathsf|operatorname|bf|rm)\s*\{\s*([A-Za-z])\s*\}")
+TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|textnormal|mbox|mathrm|mathbf|hbox)\s*\{([^{}]*)\}")
+SPACES = re.compile(r"\\[,;:! ]|\\q?quad\b|~|\s+")
+GROUPED = re.compile(r"(?<![\d.])\d{1,3}(?:(?:\{,\}|\\,|\\ |[ \u00a0\u202f])\d{3})+(?!\d)")
+INTEGER = r"\d+|\d{1,3}(?:,\d{3})+"
+DECIMAL = rf"(?:{INTEGER})(?:\.\d*)?|\.\d+"
+PLAIN = re.compile(rf"([+-]?)({DECIMAL})(?:(?:[eE]|(?:\*|\\times|\\cdot)10(?:\^|\*\*))\{{?([+-]?\d{{1,4}})\}}?)?")
+RATIO = re.compile(r"([+-]?)(\d*)\\[dtc]?frac(?:\{(-?\d+)\}|(\d))(?:\{(\d+)\}|(\d))")
+SLASH = re.compile(r"([+-]?)(?:(\d+) )?(\d+)/(\d+)")
+
+
+def last_number(text: str) -> str | None:
+    """The last number of a text, with its sign and, as in 3/4, its denominator; a minus after a digit is an operator.
+
+    Thousands separators are dropped. Minus signs of Unicode count as such.
+    """
+    numbers = NUMBER.findall(text[-LONGEST:].translate(MINUS))
+    return "".join(numbers[-1].replace(",", "").split()) if numbers else None
+
+
+def final_answer(response: str) -> str | None:
+    r"""What a response to a mathematical question answers; None where it answers nothing.
+
+    The last \boxed{} decides, together with the boxes that only commas, `and` or `or` separate from it: `\boxed{2}, \boxed{3}` is
+    the list 2, 3. A last box that is empty or never closed is no answer. Without a box it is all of a short response without words, else
+    the last formula ($...$, \(...\), \[...\]) or the last number, whichever ends later.
+    """
+    starts = [(found.start(), found.end()) for found in BOX.finditer(response)]
+    if not starts:
+        return _unboxed(response[-LONGEST:])
+    answers, follows = [], len(response)
+    for start, inside in reversed(starts):
+        end = _closing(response, inside)
+        if answers and (end is None or not BETWEEN_BOXES.fullmatch(response[end + 1 : min(follows, end + 100)])):
+            break
+        answer = "" if end is None else response[inside:end].strip()
+        if not answer:
+            return None
+        if answer not in answers:
+            answers.insert(0, answer)
+        follows = start
+        if len(answers) > 50:
+            break
+    return ", ".join(answers)
+
+
+def _closing(text: str, inside: int) -> int | None:
+    """Where the brace closes that was opened just before `inside`."""
+    depth = 1
+    for i, character in enumerate(text[inside : inside + LONGEST]):
+        if character in "{}" and text[inside + i - 1] != "\\":
+            depth += 1 if character == "{" else -1
+        if depth == 0:
+            return inside + i
+    return None
+
+
+def _unboxed(text: str) -> str | None:
+    whole = text.strip().lstrip("=").strip()
+    if len(whole) <= 100 and not WORD.search(TEXT.sub("", whole)):
+        return whole or None
+    formulas = list(INLINE_MATH.finditer(text))
+    numbers = [*NUMBER.finditer(text.translate(MINUS)), *FRACTION.finditer(text.translate(MINUS))]
+    last = max(numbers, key=lambda found: (found.end(), -found.start()), default=None)
+    if formulas and (last is None or last.end() <= formulas[-1].end()):
+        return next((part for part in formulas[-1].groups() if part), "").strip() or None
+    if (
+        last is None
+        or text[last.start() - 1 : last.start()] in ("{", "^", "_")
+        or text[last.end() : last.end() + 1] in ("}", "^", "_")
+    ):
+        return None  # a part of a formula
+    return "".join(last[0].replace(",", "").split())
+
+
+def normalise(answer: str) -> str:
+    r"""One spelling: symbols of Unicode as LaTeX, ASCII minus and digits, `1 000` and `70{,}000` without separators, no delimiters
+    of formulas, no final full stop, \dfrac as \frac, \text of a letter or of a number without the \text.
+    """
+    text = answer.translate(MINUS)
+    text = re.sub(r"√\s*(?:\(([^()]*)\)|(\d+|[a-zA-Z]))", lambda m: rf"\sqrt{{{m[1] or m[2]}}}", text)
+    for symbol, latex in SYMBOLS.items():
+        text = text.replace(symbol, latex)
+    text = unicodedata.normalize("NFKC", text).strip()
+    text = GROUPED.sub(lambda m: re.sub(r"\D", "", m[0]), text)
+    text = text.replace("{,}", ",").replace(r"\$", "").replace("$", "").replace(r"\left", "").replace(r"\right", "")
+    text = re.sub(r"^\\[(\[](.*)\\[)\]]$", r"\1", text.strip(), flags=re.DOTALL)
+    text = text.replace(r"\displaystyle", "").replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac")
+    text = re.sub(r"(?<!\\)%", r"\\%", text)
+    text = PLAIN_LETTERS.sub(r"\1", text).strip().rstrip(".,;").strip()
+    if whole := TEXT.fullmatch(text):
+        inner = re.sub(r"^\((\w)\)$", r"\1", whole[1].strip())
+        if len(inner) == 1 or re.match(r"[-+.\d]", inner):
+            text = inner
+    text = re.sub(r"^\(([A-Z])\)$", r"\1", text)
+    return text.strip("*").strip()
+
+
+def number(text: str) -> Fraction | None:
+    r"""The exact value of an integer, a decimal, a ratio or a mixed number, each with or without a percent sign, else None.
+
+    7, 7.0, 07, 1,000, 6e23, 3/4, \frac{3}{4}, 2\frac{1}{2}, 1 1/4 are numbers; `text` is normalised.
+    """
+    if text.endswith(r"\%"):
+        value = number(text[:-2].strip())
+        return None if value is None else value / 100
+    compact = SPACES.sub("", text)
+    compact = compact[1:-1] if re.fullmatch(r"\{[^{}]*\}", compact) else compact
+    if found := PLAIN.fullmatch(compact):
+        value = Fraction(Decimal(found[2].replace(",", ""))) * Fraction(10) ** int(found[3] or 0)
+    elif found := RATIO.fullmatch(compact):
+        value = _mixed(found[2], found[3] or found[4], found[5] or found[6])
+    elif found := SLASH.fullmatch(" ".join(SPACES.sub(" ", text).split()).replace(" /", "/").replace("/ ", "/")):
+        value = _mixed(found[2], found[3], found[4])
+    else:
+        return None
+    return None if value is None else -value if found[1] == "-" else value
+
+
+def _mixed(whole: str | None, numerator: str, denominator: str) -> Fraction | None:
+    if max(map(len, (whole or "", numerator, denominator))) > 300 or int(denominator) == 0:
+        return None
+    return int(whole or 0) + Fraction(int(numerator), int(denominator))
+
+
+def canonical(answer: str) -> str:
+    """The answer as votes count it: numbers by their value (7, 7.0 and 07 are one answer), the rest by its normalised text.
+
+    A leading `x =` is dropped.
+    """
+    text = re.sub(r"^\\?[A-Za-z]\w*\s*=(?!=)\s*", "", normalise(answer))
+    value = number(text)
+    return str(value) if value is not None else SPACES.sub("", TEXT.sub(r"\1", text))
