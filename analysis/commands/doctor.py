@@ -20,21 +20,12 @@ from analysis.score_gram.core import score_gram
 from analysis.study.pools import sequences
 from opo.batch import Rollouts
 from opo.config.build import build
-from opo.config.schema import (
-    ModelConfig,
-    OptimConfig,
-    RolloutConfig,
-    RunConfig,
-    TrackingConfig,
-)
+from opo.config.schema import ModelConfig, OptimConfig, RewardConfig, RolloutConfig
 from opo.errors import StoppedRun, UserError
 from opo.model.gradient import accumulate
-from opo.model.load import load_policy, max_length
+from opo.model.load import load_policy
 from opo.model.policy import Policy
-from opo.rewards.runner import RewardRunner
-from opo.rollout.base import Sampler, Sampling
-from opo.rollout.collect import Collector, stop_token_ids
-from opo.rollout.factory import make_sampler
+from opo.rollout.collect import Collector, open_collector
 from opo.system.seeding import generator_for
 from opo.system.threads import use_machine
 from opo.tasks import TASKS, make_task
@@ -124,29 +115,22 @@ def examine(config: DoctorConfig) -> list[Check]:
     use_machine(config.threads)
     task = make_task(config.task)
     policy = load_policy(config.model, config.rollout.temperature, config.device)
-    policy = replace(policy, stop_token_ids=stop_token_ids(policy.tokenizer, task.stop))
-    run = RunConfig.of(config.task, model=config.model, rollout=config.rollout, optim=config.optim)
-    run = replace(run, device=config.device, threads=config.threads, tracking=TrackingConfig(mode="off"))
-    with make_sampler(run, policy) as sampler, RewardRunner(task) as rewards:
-        sampler.load_weights(policy.model, 0)
-        collector = Collector(task, policy.tokenizer, sampler, rewards, max_length(policy.model))
-        return list(_checks(config, policy, sampler, collector))
+    policy = replace(policy, shared_prefix=config.optim.shared_prefix)
+    rollout = replace(config.rollout, group_size=config.responses)
+    with open_collector(policy, task, config.model, rollout, RewardConfig()) as collector:
+        return list(_checks(config, policy, collector))
 
 
-def _checks(config: DoctorConfig, policy: Policy, sampler: Sampler, collector: Collector) -> Iterator[Check]:
+def _checks(config: DoctorConfig, policy: Policy, collector: Collector) -> Iterator[Check]:
     model, temperature = config.model, config.rollout.temperature
     dtype = "bfloat16" if model.compute == "bfloat16" else model.dtype
     backward = "bfloat16" if model.compute != "float32" else model.dtype  # of the products that make gradients
-    sampling = Sampling(
-        config.responses, config.rollout.max_new_tokens, temperature, stop_token_ids=policy.stop_token_ids
-    )
-    rollouts = collector.collect(0, config.prompts, sampling, generator_for(config.seed, "doctor")).rollouts
+    rollouts = collector.collect(0, config.prompts, generator_for(config.seed, "doctor")).rollouts
     yield from _gap("sampler against trainer", policy, rollouts, dtype)
     other = 0.7 if temperature == 1 else 1.0
     cool = replace(policy, temperature=other)
-    cooled = collector.collect(
-        0, config.prompts, replace(sampling, temperature=other), generator_for(config.seed, "cool")
-    ).rollouts
+    cold = replace(collector.sampling, temperature=other)
+    cooled = collector.collect(0, config.prompts, generator_for(config.seed, "cool"), cold).rollouts
     yield from _gap(f"the same at temperature {other:g}", cool, cooled, dtype)
 
     together = _logprobs(policy, rollouts, 10**9, shared=False)
@@ -190,14 +174,14 @@ def _checks(config: DoctorConfig, policy: Policy, sampler: Sampler, collector: C
     _gradient(policy, rollouts, 10**9, keep=True)
     torch.optim.AdamW(policy.parameters(), lr=0.0, weight_decay=0.0).step()
     policy.model.zero_grad(set_to_none=True)
-    sampler.load_weights(policy.model, 1)
+    collector.sampler.load_weights(policy.model, 1)
     yield Check(
         "log-probabilities after an update at learning rate 0",
         _largest(_logprobs(policy, rollouts, 10**9, shared=True) - before),
         0.0,
         "nats",
     )
-    again = collector.collect(0, config.prompts, sampling, generator_for(config.seed, "doctor")).rollouts
+    again = collector.collect(0, config.prompts, generator_for(config.seed, "doctor")).rollouts
     yield from _gap("sampler against trainer after that update", policy, again, dtype)
 
 
@@ -209,14 +193,16 @@ def _gap(name: str, policy: Policy, rollouts: Rollouts, dtype: str) -> Iterator[
 
 
 def _logprobs(policy: Policy, rollouts: Rollouts, token_budget: int, shared: bool) -> Tensor:
-    return policy.measure(rollouts, list(range(rollouts.num_prompts)), token_budget, shared_prefix=shared).logprobs_MT
+    asked = replace(policy, token_budget=token_budget, shared_prefix=shared)
+    return asked.measure(rollouts, list(range(rollouts.num_prompts))).logprobs_MT
 
 
 def _gradient(policy: Policy, rollouts: Rollouts, token_budget: int, keep: bool = False) -> Tensor:
     """The gradient of the mean log-probability with alternating signs, as one float64 vector; a plain sum would nearly cancel."""
     signs_N1 = 1.0 - 2.0 * (torch.arange(rollouts.mask_NT.shape[0]) % 2)[:, None]
     weights_NT = signs_N1 * rollouts.mask_NT / rollouts.mask_NT.shape[0]
-    accumulate(policy, rollouts, list(range(rollouts.num_prompts)), weights_NT.double(), token_budget=token_budget)
+    asked = replace(policy, token_budget=token_budget)
+    accumulate(asked, rollouts, list(range(rollouts.num_prompts)), weights_NT.double())
     vector = torch.cat([p.grad.detach().double().flatten().cpu() for p in policy.parameters() if p.grad is not None])
     if not keep:
         policy.model.zero_grad(set_to_none=True)

@@ -1,6 +1,5 @@
-"""What a variance study is asked for: the schema of `opo variance`, its rules, and which weights its checkpoints stand for."""
+"""What a variance study is asked for: the schema of `opo variance`, its rules."""
 
-import dataclasses
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
@@ -8,7 +7,6 @@ from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from omegaconf import OmegaConf
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -33,7 +31,7 @@ from opo.keys import (
     Threads,
     ZeroOrMore,
 )
-from opo.run.checkpoint import checkpoints
+from opo.run.policies import evaluated_policies, listed
 from opo.tasks import TASKS
 
 ESTIMATORS = (
@@ -110,8 +108,7 @@ class VarianceConfig:
 
     @property
     def checkpoint_list(self) -> list[str]:
-        given = self.checkpoint if isinstance(self.checkpoint, list) else [self.checkpoint]
-        return [str(item) for item in given if item is not None]
+        return listed(self.checkpoint)
 
     @property
     def rollout_files(self) -> list[Path]:
@@ -198,9 +195,7 @@ def _complaints(config: VarianceConfig) -> Iterator[str]:
         if not found or int(found[1]) >= int(found[2]):
             yield f"shard={config.shard}: give WHICH/COUNT with WHICH from 0, such as 0/4"
     yield from _about_rollouts(config)
-    for path in config.checkpoint_list:
-        if not Path(path).is_dir():
-            yield f"checkpoint={path}: no such folder; give a run folder, a checkpoint or a folder of transformers"
+    evaluated_policies(config.checkpoint, config.model)  # says itself what is wrong with a path or its weights
 
 
 def _about_rollouts(config: VarianceConfig) -> Iterator[str]:
@@ -236,80 +231,6 @@ def _about_rollouts(config: VarianceConfig) -> Iterator[str]:
     steps = config.step if isinstance(config.step, list) else [config.step]
     if config.step is not None and config.step != "all" and not all(type(step) is int for step in steps):
         yield f"step={config.step}: a step of training, a list of steps, or all is needed"
-
-
-@dataclasses.dataclass(frozen=True)
-class Weights:
-    """One set of weights: the model they fill, and the folder they are in (null: as the model comes)."""
-
-    model: ModelConfig
-    folder: Path | None
-    run: dict[str, Any] | None  # the config of the run that made them
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """A policy of the study. Where it stands for several runs, the prompts are dealt to their weights in turn."""
-
-    name: str
-    label: str
-    step: int | None
-    weights: list[Weights]
-
-    @property
-    def paths(self) -> list[str]:
-        return [str(w.folder) if w.folder else w.model.path or w.model.name for w in self.weights]
-
-
-def stages(config: VarianceConfig) -> list[Stage]:
-    """The policies that `checkpoint` names, in order of training step. Raises UserError for a folder that holds none."""
-    if not config.checkpoint_list:
-        model = config.model or ModelConfig()
-        return [Stage("model", model.path or model.name, None, [Weights(model, None, None)])]
-    found: list[tuple[int | None, Weights]] = []
-    for path in map(Path, config.checkpoint_list):
-        found += _weights(path, config.model)
-    many = len(config.checkpoint_list) > 1 and len({w.run["seed"] if w.run else None for _, w in found}) > 1
-    if many and all(step is not None for step, _ in found):
-        steps = sorted({step for step, _ in found if step is not None})
-        return [_stage(step, [w for s, w in found if s == step]) for step in steps]
-    return [
-        _stage(step, [w]) if step is not None else Stage(_name(w), _name(w), None, [w])
-        for step, w in found
-        if w.folder or step == 0
-    ]
-
-
-def _name(weights: Weights) -> str:
-    return weights.folder.name if weights.folder else weights.model.name
-
-
-def _stage(step: int, weights: list[Weights]) -> Stage:
-    return Stage(f"step-{step:06d}", "start" if step == 0 else f"step {step}", step, weights)
-
-
-def _weights(path: Path, model: ModelConfig | None) -> list[tuple[int | None, Weights]]:
-    """A run folder stands for its start and its checkpoints, any other folder for itself."""
-    if (path / "checkpoints").is_dir():
-        run = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-        base = model or build(ModelConfig, run["model"], "model")
-        saved = [
-            (int(c.name.rpartition("-")[2]), Weights(base, c / "policy", run))
-            for c in checkpoints(path / "checkpoints")
-        ]
-        return [(0, Weights(base, None, run)), *saved]
-    if (path / "policy").is_dir():
-        run_file = path.parent.parent / "config.yaml"
-        run = yaml.safe_load(run_file.read_text(encoding="utf-8")) if run_file.is_file() else None
-        base = model or (
-            build(ModelConfig, run["model"], "model") if run else ModelConfig("pretrained", str(path / "policy"))
-        )
-        return [(int(path.name.rpartition("-")[2]), Weights(base, path / "policy", run))]
-    if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
-        return [(None, Weights(model or ModelConfig("pretrained", str(path)), path, None))]
-    raise UserError(
-        f"checkpoint={path}: neither a run folder (checkpoints/), a checkpoint (policy/) nor a folder of transformers (config.json)"
-    )
 
 
 def study_name(overrides: Any) -> str:

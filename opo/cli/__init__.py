@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from opo.errors import StoppedRun, UserError
+from opo.system.storage import storage_faults_in_one_sentence
 
 if TYPE_CHECKING:
     from opo.cli.launch import Invocation
@@ -62,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit with its status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        sys.exit(run(given))
+        with storage_faults_in_one_sentence():
+            sys.exit(run(given))
     except UserError as error:
         fail(str(error), 2)
     except StoppedRun as error:

@@ -32,6 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from opo.cli.hydra_errors import one_line, unreadable
 from opo.errors import StoppedRun, UserError
+from opo.system.storage import storage_faults_in_one_sentence
 
 NOT_IN_NAME = {"algo", "task", "seed", "steps", "study", "tracking", "checkpoint", "sweep"}
 GROUPS_NOT_IN_NAME = {"tracking", "checkpoint", "hydra"}
@@ -240,8 +241,10 @@ def launch(
     ).absolute()  # where other machines of a cluster see it too
 
     def task(config: DictConfig) -> None:
+        folder = Path(HydraConfig.get().runtime.output_dir)
         try:
-            entry(plain(config, root), Path(HydraConfig.get().runtime.output_dir))
+            with storage_faults_in_one_sentence(folder):
+                entry(plain(config, root), folder)
         except (UserError, StoppedRun) as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise

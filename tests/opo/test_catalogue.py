@@ -8,7 +8,7 @@ import pytest
 from opo.algorithms import ALGORITHMS
 from opo.catalogue import catalogue
 
-PROPERTIES = ("needs", "on_policy_only", "couples_prompts", "token_level")
+PROPERTIES = ("needs", "on_policy_only", "couples_prompts", "token_level", "kl_reward")
 
 
 def test_it_lists_the_registered_algorithms() -> None:

@@ -10,13 +10,13 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
+from run_folders import fake_policy
 from small import random_rollouts, small_llama
 from studies import bandit_pool, write_run
 
 from analysis.commands import doctor, verify
 from analysis.score_gram.core import score_gram
 from analysis.study.config import load_config as load_study_config
-from analysis.study.config import stages
 from analysis.study.pools import PoolFolder
 from analysis.study.run import setting_of
 from opo.cli.launch import plain
@@ -26,6 +26,7 @@ from opo.model.load import save_model
 from opo.model.policy import Policy
 from opo.model.tiny import character_tokenizer
 from opo.run.checkpoint import save_checkpoint
+from opo.run.policies import evaluated_policies
 
 
 def test_four_algorithms_with_three_seeds_that_opo_train_takes() -> None:
@@ -72,10 +73,10 @@ def test_it_concludes_from_what_is_on_disk(tmp_path: Path) -> None:
         rows = [{"prompt_index": p, "response": a + str(p)} for p in range(3) for a in answers]
         pl.DataFrame(rows).write_parquet(folder / "rollouts" / "step-000020.parquet")
         for step in (10, 20) if keys["algo"] == "opo" else ():
-            save_checkpoint(folder / "checkpoints", step, lambda _: None, {"x": torch.zeros(1)}, {})
+            save_checkpoint(folder / "checkpoints", step, fake_policy, {"x": torch.zeros(1)}, {})
     runs = [str(tmp_path / plan.name) for plan in plans if plan.name.startswith("opo-")]
     chosen = replace(load_study_config(verify.study_values(config, runs)), num_bootstrap=200)
-    planned = stages(chosen)
+    planned = evaluated_policies(chosen.checkpoint, chosen.model)
     assert [(stage.label, len(stage.weights)) for stage in planned] == [("start", 3), ("step 10", 3), ("step 20", 3)]
     for i, stage in enumerate(planned):
         folder = PoolFolder(tmp_path / "variance" / "pools" / stage.name, setting_of(chosen, stage))

@@ -12,13 +12,14 @@ import torch
 import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
+from run_folders import fake_policy
 from small import VOCABULARY, random_rollouts, small_gpt2, small_llama
 from studies import bandit_pool, bandit_study, config
 from torch import nn
 
 from analysis.claims.files import read_ledger
 from analysis.study.audits import audit_interval, audit_terms, audit_value, jackknifed_gain
-from analysis.study.config import VarianceConfig, load_config, stages, study_name
+from analysis.study.config import VarianceConfig, load_config, study_name
 from analysis.study.pools import Measurement, PromptPool, head_norms, measure_pool
 from analysis.study.result import TABLES, Study, load
 from analysis.study.run import load_pools, run_study
@@ -31,6 +32,7 @@ from opo.errors import UserError
 from opo.model.load import save_model
 from opo.model.policy import Policy
 from opo.model.tiny import character_tokenizer
+from opo.run.policies import EvaluatedPolicy, evaluated_policies
 from opo.system.seeding import rng_for
 
 
@@ -303,22 +305,27 @@ def test_checkpoints_of_several_seeds_are_one_policy_a_step(tmp_path: Path) -> N
     for seed in range(2):
         run = tmp_path / f"s{seed}"
         for step in (10, 20):
-            (run / "checkpoints" / f"step-{step:06d}" / "policy").mkdir(parents=True)
+            fake_policy(run / "checkpoints" / f"step-{step:06d}" / "policy")
             (run / "checkpoints" / f"step-{step:06d}" / "manifest.json").write_text("{}")
         (run / "config.yaml").write_text(
             yaml.safe_dump({"model": {"name": "tiny"}, "seed": seed, "task": {"name": "arithmetic"}, "rollout": {}})
         )
-    one = stages(load_config(vars_of(checkpoint=str(tmp_path / "s0"))))
+    one = policies_of(vars_of(checkpoint=str(tmp_path / "s0")))
     assert [(stage.label, stage.step, len(stage.weights)) for stage in one] == [
         ("start", 0, 1),
         ("step 10", 10, 1),
         ("step 20", 20, 1),
     ]
-    both = stages(load_config(vars_of(checkpoint=[str(tmp_path / "s0"), str(tmp_path / "s1")])))
+    both = policies_of(vars_of(checkpoint=[str(tmp_path / "s0"), str(tmp_path / "s1")]))
     assert [(stage.step, len(stage.weights)) for stage in both] == [(0, 2), (10, 2), (20, 2)]
     assert both[1].paths == [str(tmp_path / f"s{seed}" / "checkpoints" / "step-000010" / "policy") for seed in range(2)]
     with pytest.raises(UserError, match="neither a run folder"):
-        stages(load_config(vars_of(checkpoint=str(tmp_path))))
+        policies_of(vars_of(checkpoint=str(tmp_path)))
+
+
+def policies_of(values: dict[str, Any]) -> list[EvaluatedPolicy]:
+    config = load_config(values)
+    return evaluated_policies(config.checkpoint, config.model)
 
 
 def vars_of(**changes: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
+from run_folders import fake_policy
 
 from opo.algorithms import ALGORITHMS
 from opo.cli import take_apart
@@ -61,7 +62,7 @@ def test_every_choice_composes_and_is_accepted(group: str, choice: str, tmp_path
         ("task", "reasoning_gym"): ["model=pretrained", f"model.path={tmp_path}"],
         ("task", "chain_sum"): ["model=pretrained", f"model.path={tmp_path}"],
     }
-    (tmp_path / "config.json").write_text("{}")
+    fake_policy(tmp_path)
     rows = [f'{{"question": "What is {n} + {n}?", "answer": "{2 * n}"}}' for n in range(40)]
     (tmp_path / "questions.jsonl").write_text("\n".join(rows))
     if (group, choice) == ("rollout", "vllm") and find_spec("vllm") is None:
@@ -161,6 +162,14 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ("study_is_a_folder", {"study": "../up"}, "study=../up: allowed are"),
     ("usable_device", {"device": "cuda:99"}, "device=cuda:99: "),
     ("usable_engine", {"rollout.engine": "vllm", "model.dtype": "float64"}, "rollout.engine=vllm"),
+    *(
+        (
+            "kl_reward_counts",
+            {"algo": {"name": name, "kl_coef": 0.1, "kl_placement": "reward"}},
+            f"algo.kl_placement=reward: {name} takes no KL reward; allowed is loss",
+        )
+        for name in ("nft", "inpo", "trpa", "max_rl")
+    ),
     (
         "rounded_from_float32",
         {"model.dtype": "float64", "model.compute": "bfloat16_backward"},
