@@ -115,7 +115,7 @@ def by_prompt(
 ) -> dict[str, Array]:
     """Every measure's value at each prompt, (P,), NaN where the prompt does not define it.
 
-    `mean` (mean@k has the same expectation for every k), `pass@k` and `maj@k` for each k, `unscored`, and of each group's
+    `mean` (mean@k has the same expectation for every k), `pass@k` and `maj@k` for each k, `unscorable`, and of each group's
     token sequences `tokens`, `distinct_1`, `distinct_2`, `self_bleu_4`, `repetition_5`.
     """
     rewards_PG = np.asarray(rewards_PG, dtype=np.float64)
