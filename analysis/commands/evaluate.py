@@ -2,65 +2,23 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from analysis.evaluation.measures import MOST, Estimate, evaluate
-from analysis.study.config import StudyRollout
-from opo.config.build import build
-from opo.config.schema import ModelConfig, RewardConfig
-from opo.errors import UserError
+from analysis.config.evaluate import EvaluateConfig, load_config
+from analysis.evaluation.measures import Estimate, evaluate
+from opo.config.schema import RewardConfig
 from opo.model.load import load_policy
 from opo.rollout.collect import open_collector
 from opo.run.policies import Weights, evaluated_policies
 from opo.system.atomic import write_text
 from opo.system.seeding import generator_for, rng_for
 from opo.system.threads import use_machine
-from opo.tasks import TASKS, make_task
-
-
-@dataclass
-class EvaluateConfig:
-    """One evaluation; checkpoint, model, task and sampling as in a variance study."""
-
-    checkpoint: Any = None
-    model: ModelConfig | None = None
-    task: Any = None
-    rollout: StudyRollout = field(default_factory=StudyRollout)
-    prompts: int = 64
-    responses: int = 16
-    ks: list[int] = field(default_factory=lambda: [1, 4, 16])
-    split: str = "eval"
-    num_bootstrap: int = 2000
-    reward_timeout_s: float = 10.0
-    seed: int = 0
-    device: str = "auto"
-    threads: int = 2
-
-
-def load_config(values: Mapping[str, Any]) -> EvaluateConfig:
-    """The typed config; raises UserError naming the first key that is wrong."""
-    task = values.get("task")
-    if task is not None:
-        if not isinstance(task, Mapping) or task.get("name") not in TASKS:
-            raise UserError(f"task={task}: choose one of {', '.join(TASKS)}")
-        task = build(TASKS[task["name"]][0], task, "task")
-    config = build(EvaluateConfig, {**{k: v for k, v in values.items() if k != "task"}, "task": None})
-    config.task = task
-    if config.prompts < 2:
-        raise UserError(f"prompts={config.prompts}: at least 2 are needed for an interval")
-    if not 1 <= config.responses <= MAX_RESPONSES:
-        raise UserError(f"responses={config.responses}: must lie between 1 and {MAX_RESPONSES}")
-    if not config.ks or not all(1 <= k <= config.responses for k in config.ks):
-        raise UserError(f"ks={config.ks}: each must lie between 1 and responses={config.responses}")
-    if config.split not in ("train", "eval"):
-        raise UserError(f"split={config.split}: choose one of train, eval")
-    evaluated_policies(config.checkpoint, config.model)  # says itself what is wrong with a path or its weights
-    return config
+from opo.tasks import make_task
 
 
 def main(values: dict[str, Any], folder: Path) -> None:
