@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import comb
 
-from analysis.config.evaluate import MOST
+from analysis.config.evaluate import MAX_RESPONSES
 from analysis.evaluation.diversity import distinct_n, repetition_n, self_bleu
 from analysis.evaluation.intervals import Array, difference_interval, p_value, rate_interval
 from analysis.variance.intervals import critical_values, holm, resample_counts, studentised_means

@@ -134,7 +134,7 @@ def _policies(study: Study) -> Section:
         "mean length",
         "prompts of one reward",
         "unscored",
-        "largest log-probability gap, nats",
+        "largest log-probability difference, nats",
     ]
     if study.imported is not None:
         return Section("policies", "The frozen responses", [table(study.imported["text"], columns, rows)])

@@ -11,7 +11,7 @@ from opo.batch import Rollouts
 from opo.kl import kl_estimate
 from opo.model.gradient import Pass
 from opo.rollout.collect import Collected
-from opo.train.mismatch import Gap
+from opo.train.mismatch import Mismatch
 
 
 class Clock:
@@ -99,7 +99,7 @@ class UpdateTally:
         self.clipped_tokens += float((active & (weights_NT[rows][mask] == 0)).sum())
         self.active += float(active.sum())
 
-    def first(self, rows: Tensor, seen: Pass, gap: Gap) -> None:
+    def first(self, rows: Tensor, seen: Pass, gap: Mismatch) -> None:
         """Entropy, KL to the initial policy and the gap between sampler and trainer, before any update on this batch."""
         mask_NT = self.rollouts.mask_NT
         self.row["train/entropy_mean_nats"] = float(seen.entropies_NT[rows][mask_NT[rows]].mean())

@@ -45,7 +45,7 @@ from opo.rollout.base import Sampling
 from opo.rollout.hf import HfSampler
 from opo.tasks.arithmetic import ArithmeticConfig
 from opo.train.loop import train
-from opo.train.mismatch import FILE, Gap, measure_gap
+from opo.train.mismatch import FILE, Mismatch, measure_mismatch
 
 
 def has(distribution: str) -> bool:
@@ -262,7 +262,7 @@ def engine_of(folder: Path, where: str, **options: Any) -> Any:
     return VllmSampler(str(folder), max_sequences=16, **(room | options))
 
 
-def gap_after(sampler: Any, policy: Policy, version: int) -> Gap:
+def gap_after(sampler: Any, policy: Policy, version: int) -> Mismatch:
     """Between vLLM and the policy on a fresh batch, and an update of the policy after it."""
     sampler.load_weights(policy.model, version)
     samples = sampler.generate(PROMPTS, SAMPLING, generator(version))
@@ -275,7 +275,7 @@ def gap_after(sampler: Any, policy: Policy, version: int) -> Gap:
             assert p.grad is not None
             p -= 1e-2 * p.grad.sign()
             p.grad = None
-    return measure_gap(rollouts.logprobs_NT, seen.logprobs_NT, rollouts.mask_NT)
+    return measure_mismatch(rollouts.logprobs_NT, seen.logprobs_NT, rollouts.mask_NT)
 
 
 # Triton's attention takes products of float32 in TF32, which the CPU's does not; a missed synchronisation is 0.1 nats and more
