@@ -37,6 +37,11 @@ COMMANDS = {
         "analysis.commands.variance:load_config",
         "analysis.commands.variance:main",
     ),
+    "audit": Command(
+        "what rewards and lengths alone say of rollouts from elsewhere",
+        "analysis.commands.audit:load_config",
+        "analysis.commands.audit:main",
+    ),
     "verify": Command(
         "train OPO and rivals, measure variance, judge each claim",
         "analysis.commands.verify:load_config",
