@@ -3,13 +3,12 @@
 import importlib.util
 import re
 from collections.abc import Callable, Iterator
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 from opo.catalogue import catalogue
 from opo.config.read import shown
 from opo.config.schema import RunConfig
+from opo.model.source import unreachable
 from opo.tasks import make_task
 
 LONGEST_NAME = 200  # bytes; file systems allow 255
@@ -40,6 +39,13 @@ def untruncated(config: RunConfig) -> Iterator[str]:
                 f"rollout.{key}={value}: samples from another distribution than the one that is trained; allowed is "
                 f"{allowed}, or certificate.on_breach=correct"
             )
+
+
+def kl_reward_counts(config: RunConfig) -> Iterator[str]:
+    """A KL reward is part of the return; where the loss does not look at returns it would be lost, or make a divisor vanish."""
+    algo = config.algo
+    if algo.kl_coef and algo.kl_placement == "reward" and not catalogue()[algo.name].kl_reward:
+        yield f"algo.kl_placement=reward: {algo.name} takes no KL reward; allowed is loss"
 
 
 def whole_minibatches(config: RunConfig) -> Iterator[str]:
@@ -100,35 +106,7 @@ def reachable_model(config: RunConfig) -> Iterator[str]:
         yield f"model.path={path or 'null'}: with model={name} allowed is {'null' if path else 'a folder or a hub id'}"
     if name != "pretrained" or path is None:
         return
-    folder = Path(path).expanduser()
-    if (folder / "config.json").is_file():
-        return
-    if (folder / "policy" / "config.json").is_file():
-        yield f"model.path={path}: a checkpoint of a run; its model is model={path}/policy"
-    elif folder.exists():
-        yield f"model.path={path}: has no config.json; allowed is a folder that transformers' save_pretrained wrote"
-    elif not re.fullmatch(r"[\w.-]+/[\w.-]+", path) or path.startswith("."):
-        yield f"model.path={path}: no such folder; allowed is a model folder, or a hub id such as org/name"
-    elif refusal := _hub_refusal(path):
-        yield f"model.path={path}: no such folder, and as a hub id {refusal}"
-
-
-@cache
-def _hub_refusal(repository: str) -> str | None:
-    """Why the hub does not give this model, None where it does or where its files are in the local cache."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
-
-    http_error: type[Exception] = HfHubHTTPError.__bases__[0]  # type: ignore  # of httpx or httpx2, whichever this version of the hub's client speaks with
-    if isinstance(try_to_load_from_cache(repository, "config.json"), str):
-        return None
-    try:
-        HfApi().model_info(repository, timeout=10)
-    except RepositoryNotFoundError:
-        return "unknown or private there"
-    except (OSError, http_error) as error:
-        return f"out of reach ({str(error).splitlines()[0]})"
-    return None
+    yield from unreachable(path, "model.path")
 
 
 def tiny_shape(config: RunConfig) -> Iterator[str]:
@@ -201,6 +179,7 @@ def study_is_a_folder(config: RunConfig) -> Iterator[str]:
 RULES: list[Rule] = [
     exactly_on_policy,
     untruncated,
+    kl_reward_counts,
     whole_minibatches,
     penalty_has_a_limit,
     warm_up_ends,

@@ -60,7 +60,9 @@ class TinyConfig:
 class ModelConfig:
     """Which policy is trained, and in what form."""
 
-    name: str = "tiny"
+    name: Annotated[str, Field(pattern=r"^(tiny|smollm2|pretrained)$", description="tiny, smollm2 or pretrained")] = (
+        "tiny"
+    )
     path: str | None = None  # a folder or hub id; null for tiny and smollm2
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # of the weights
     compute: Compute = "float32"  # of the products of linear layers

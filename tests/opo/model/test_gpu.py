@@ -128,9 +128,9 @@ def test_gradients_are_those_of_the_cpu(device: str, shared_prefix: bool, budget
     """In float64, micro-batches cut in three ways."""
     rollouts, found = random_rollouts(), []
     for where, tokens, shared in (("cpu", 4096, False), (device, budget, shared_prefix)):
-        policy = policy_on(where, small_gpt2())
-        options: Any = {"entropy_coef": 0.1, "token_budget": tokens, "shared_prefix": shared}
-        seen = accumulate(policy, rollouts, [0, 1, 2, 3], weights_of(rollouts), **options)
+        policy = replace(policy_on(where, small_gpt2()), token_budget=tokens, shared_prefix=shared)
+        bonus_NT = 0.1 * rollouts.mask_NT.double() / rollouts.mask_NT.sum()
+        seen = accumulate(policy, rollouts, [0, 1, 2, 3], weights_of(rollouts), bonus_NT)
         gradients = [p.grad.cpu() for p in policy.parameters() if p.grad is not None]
         found.append([seen.logprobs_NT, seen.entropies_NT, *gradients])
     for expected, got in zip(*found, strict=True):

@@ -158,13 +158,13 @@ def test_no_false_alarm_over_a_training_run(sampler: Any) -> None:
         sampler.load_weights(policy.model, step)
         samples = sampler.generate(PROMPTS, SAMPLING, generator(step))
         rollouts = as_rollouts(samples)
-        measured = policy.measure(rollouts, list(range(len(PROMPTS))), token_budget=2048)
+        measured = policy.measure(rollouts, list(range(len(PROMPTS))))
         assert_certified(samples, measured.logprobs_MT, step, step + 1)
         loss = policy.model(rollouts.tokens_NT, labels=rollouts.tokens_NT).loss  # any gradient will do
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        after = policy.measure(rollouts, list(range(len(PROMPTS))), token_budget=2048)
+        after = policy.measure(rollouts, list(range(len(PROMPTS))))
         moved.append(measure_gap(measured.logprobs_MT, after.logprobs_MT, rollouts.mask_NT).mean_abs)
     assert min(moved) > 1e-2  # the weights did move, far more than the certificate lets pass
 
