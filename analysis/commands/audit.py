@@ -2,27 +2,22 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field
-from pydantic.dataclasses import dataclass
 from rich import box
 from rich.table import Table as RichTable
 
+from analysis.config.audit import load_config, weighing
 from analysis.plots.rewards import effective_shares
 from analysis.plots.style import save
 from analysis.report.terminal import wide_console
-from analysis.study.config import RewardColumns
 from analysis.study.external import read_groups
-from analysis.study.external.audit import answers, audit, weighing
+from analysis.study.external.audit import answers, audit
 from analysis.study.external.messages import as_messages
 from analysis.variance.intervals import FEWEST
 from analysis.variance.text import interval_text
-from opo.config.build import build
-from opo.errors import UserError, near
-from opo.keys import STRICT, Seed
+from opo.errors import UserError
 from opo.system.atomic import write_text
 from opo.system.seeding import rng_for
 
@@ -33,54 +28,6 @@ COLUMNS = {
     "positive_share": "energy of A > 0",
     "length_rank": "rank corr. of A and length",
 }
-
-
-@dataclass(config=STRICT)
-class AuditConfig:
-    """Which files, which columns are the reward, and which algorithms would weigh them."""
-
-    rollouts: Any = None  # a .parquet or .jsonl, or a list of them
-    reward: RewardColumns = field(default_factory=RewardColumns)
-    step: Any = None  # of training: one, a list, or all
-    estimators: list[str] | None = None  # null: all that need rewards and lengths alone
-    tokenizer: str | None = None  # a folder or hub id that counts tokens; null: text is measured in characters
-    num_bootstrap: Annotated[int, Field(ge=100, le=1_000_000)] = 2000
-    seed: Seed = 0
-
-    @property
-    def files(self) -> list[Path]:
-        given = self.rollouts if isinstance(self.rollouts, list) else [self.rollouts]
-        return [Path(str(item)) for item in given if item is not None]
-
-    @property
-    def steps(self) -> list[int] | None:
-        """As in a variance study."""
-        if self.step is None:
-            return None
-        return [] if self.step == "all" else list(self.step) if isinstance(self.step, list) else [self.step]
-
-
-def load_config(values: Mapping[str, Any]) -> AuditConfig:
-    """The typed config; raises UserError, one line, naming the first key that is wrong."""
-    config = build(AuditConfig, values)
-    if not config.files:
-        raise UserError("rollouts: give a .parquet or .jsonl file of rollouts, as in opo audit rollouts=FILE")
-    for file in config.files:
-        if not file.is_file():
-            raise UserError(f"rollouts={file}: no such file")
-    if len(set(config.files)) < len(config.files):
-        raise UserError("rollouts: a file is named twice")
-    if config.reward.column is not None and config.reward.columns is not None:
-        raise UserError("reward.column and reward.columns: give one of them")
-    steps = config.step if isinstance(config.step, list) else [config.step]
-    if config.step is not None and config.step != "all" and not all(type(step) is int for step in steps):
-        raise UserError(f"step={config.step}: a step of training, a list of steps, or all is needed")
-    for name in config.estimators or []:
-        if name not in weighing():
-            raise UserError(
-                f"estimators has {name}: it needs more than rewards and lengths{near(name, weighing())}; allowed are {', '.join(weighing())}"
-            )
-    return config
 
 
 def main(values: dict[str, Any], folder: Path) -> None:

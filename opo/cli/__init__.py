@@ -46,8 +46,9 @@ COMMANDS = {
     ),
     "audit": Command(
         "what rewards and lengths alone say of rollouts from elsewhere",
-        "analysis.commands.audit:load_config",
+        "analysis.config.audit:load_config",
         "analysis.commands.audit:main",
+        "analysis.config.audit:AuditConfig",
     ),
     "verify": Command(
         "train OPO and rivals, measure variance, judge each claim",

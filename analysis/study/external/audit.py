@@ -22,10 +22,8 @@ from analysis.study.external.groups import Group
 from analysis.study.external.record import RewardChoice
 from analysis.variance.estimators import Estimator, Groups, resolve
 from analysis.variance.intervals import FEWEST, Array, mean_interval, product_of_means, ratio_interval, resample_counts
-from opo.algorithms import ALGORITHMS
 
 UNIT = "leave_one_out"
-BASELINES = ("none", "group_mean", UNIT, "length_weighted", "length_weighted_loo", "group_standardized")
 Estimate = dict[str, float | None]
 
 
@@ -41,12 +39,6 @@ class Answers:
     def silent(self) -> bool:
         """Whether all rewards are equal, up to rounding."""
         return bool(np.ptp(self.rewards) <= 1e-12 * np.abs(self.rewards).max())
-
-
-def weighing() -> list[str]:
-    """Every estimator that weighs responses by rewards and lengths of one group."""
-    known = [n for n, a in ALGORITHMS.items() if not (a.token_level or a.couples_prompts or a.needs)]
-    return list(dict.fromkeys([*BASELINES, *known]))
 
 
 def answers(groups: Sequence[Group], choice: RewardChoice, count: Any) -> list[Answers]:
