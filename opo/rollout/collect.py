@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -123,23 +123,70 @@ class Collector:
         self, first: int, count: int, generator: torch.Generator, sampling: Sampling | None = None, split: str = "train"
     ) -> Collected:
         """Sample and score `group_size` responses to each of `count` prompts."""
-        prompts, ids = self.prompts(first, count, split)
+        return self.respond(*self.prompts(first, count, split), generator, sampling)
+
+    def respond(
+        self, prompts: list[Prompt], ids: list[list[int]], generator: torch.Generator, sampling: Sampling | None = None
+    ) -> Collected:
+        """Sample and score responses to these prompts, which `prompts` has encoded."""
         samples = self.sampler.generate(ids, sampling or self.sampling, generator)
         responses = [
             [response_text(self.tokenizer, r, self.task.stop) for r in group] for group in samples.response_ids
         ]
         scored = self.rewards.score(prompts, responses)
-        rollouts = Rollouts.from_lists(
+        return Collected(
+            self._rollouts(prompts, ids, samples, responses, scored.rewards_PG),
+            prompts,
+            responses,
+            samples,
+            scored.reasons,
+        )
+
+    def _rollouts(
+        self,
+        prompts: list[Prompt],
+        ids: list[list[int]],
+        samples: Samples,
+        responses: list[list[str]],
+        rewards_PG: torch.Tensor,
+    ) -> Rollouts:
+        return Rollouts.from_lists(
             ids,
             samples.response_ids,
-            scored.rewards_PG,
+            rewards_PG,
             samples.logprobs,
             versions=samples.versions,
             answers=[[self.task.extract(r) for r in group] for group in responses],
             finished_PG=torch.tensor(samples.finished),
             prompt_index_P=torch.tensor([p.index for p in prompts]),
         )
-        return Collected(rollouts, prompts, responses, samples, scored.reasons)
+
+
+def joined(first: Collected, second: Collected) -> Collected:
+    """Two batches of responses to the same prompts as one, the second's behind the first's in every group."""
+    size = first.rollouts.group_size
+    samples = Samples(
+        *(
+            [[*a, *b] for a, b in zip(getattr(first.samples, f.name), getattr(second.samples, f.name), strict=True)]
+            for f in fields(Samples)
+        )
+    )
+    one, other = first.rollouts, second.rollouts
+    assert one.answers is not None
+    assert other.answers is not None
+    rollouts = Rollouts.from_lists(
+        one.prompt_ids,
+        samples.response_ids,
+        torch.cat([one.rewards_PG, other.rewards_PG], 1),
+        samples.logprobs,
+        versions=samples.versions,
+        answers=[[*a, *b] for a, b in zip(one.answers, other.answers, strict=True)],
+        finished_PG=torch.tensor(samples.finished),
+        prompt_index_P=one.prompt_index_P,
+    )
+    responses = [[*a, *b] for a, b in zip(first.responses, second.responses, strict=True)]
+    reasons = first.reasons | {(p, g + size): reason for (p, g), reason in second.reasons.items()}
+    return Collected(rollouts, first.prompts, responses, samples, reasons)
 
 
 @contextmanager

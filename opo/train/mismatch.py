@@ -104,6 +104,7 @@ class Certificate:
     on_breach: Literal["stop", "correct"] = "stop"
     cap: float = 2.0
     updates_per_rollout: int = 1
+    behaviour: bool = False  # a sampler draws from other weights on purpose
     path: Path | None = None  # of the file; None: nothing is written
     steps_checked: int = 0
     last_step: int = 0  # counted from 1
@@ -111,7 +112,9 @@ class Certificate:
     breaches: dict[str, str] = field(default_factory=dict)  # step -> what was wrong with it
 
     @classmethod
-    def open(cls, folder: Path, config: CertificateConfig, updates_per_rollout: int = 1) -> Self:
+    def open(
+        cls, folder: Path, config: CertificateConfig, updates_per_rollout: int = 1, behaviour: bool = False
+    ) -> Self:
         """With the tolerances of the run's config, and what an interrupted run in this folder has checked already."""
         certificate = cls(
             config.logprob_abs_mean_nats,
@@ -119,6 +122,7 @@ class Certificate:
             config.on_breach,
             config.cap,
             updates_per_rollout,
+            behaviour,
             folder / FILE,
         )
         if (folder / FILE).exists():
@@ -169,8 +173,8 @@ class Certificate:
         not, and were reweighted.
         """
         return {
-            "exactly_on_policy": not self.breaches and self.updates_per_rollout == 1,
-            "sampled_on_policy": not self.breaches,
+            "exactly_on_policy": not self.breaches and self.updates_per_rollout == 1 and not self.behaviour,
+            "sampled_on_policy": not self.breaches and not self.behaviour,
             "updates_per_rollout": self.updates_per_rollout,
             "corrected": bool(self.breaches) and self.on_breach == "correct",
             "steps_checked": self.steps_checked,
