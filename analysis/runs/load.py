@@ -1,4 +1,4 @@
-"""Run folders as tidy tables: one row a step, one row a run. Reads what is on disk and nothing of the trainer; runs may be going on."""
+"""Run folders as tidy tables: one row per step, one row per run. Reads what is on disk and nothing of the trainer; runs may be going on."""
 
 import json
 from collections.abc import Iterator
@@ -19,8 +19,9 @@ LABELS = ("run", "study", "algo", "task", "model", "seed")
 @dataclass(frozen=True)
 class Runs:
     """`metrics`: LABELS, `step`, then one Float64 column a metric, null where it is undefined. `runs`: LABELS, `path`, `steps`,
-    `steps_done`, `done`, `updates_per_rollout`, `on_policy` (`certificate`), `wandb_run_id`, then one column for each key of the config in which the runs differ (text where its values
-    are not all of one type). `run` is the folder's path below the one it was found in.
+    `steps_done`, `done`, `updates_per_rollout`, `on_policy` (`certificate`), `wandb_run_id`, then one column for each
+    key of the config in which the runs differ (text where its values are not all of one type). `run` is the folder's
+    path below the one it was found in.
     """
 
     metrics: pl.DataFrame
@@ -30,7 +31,8 @@ class Runs:
 def load(*paths: Path | str) -> Runs:
     """All runs at or below these folders, in the order of their names.
 
-    Raises UserError where a folder holds no run, or a metrics.jsonl a line that is no row (a last one still being written is fine).
+    Raises UserError where a folder holds no run, or a metrics.jsonl a line that is no row (a last one still being
+    written is fine).
     """
     found: dict[Path, str] = {}
     for path in map(Path, paths):

@@ -95,8 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def fail(message: str, status: int) -> NoReturn:
-    """Print one line and exit."""
-    print(" ".join(message.split()), file=sys.stderr)
+    """Print one line and exit; what a terminal would obey (an escape sequence in a value) is shown, not sent."""
+    line = " ".join(message.split())
+    print("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line), file=sys.stderr)
     sys.exit(status)
 
 

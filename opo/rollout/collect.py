@@ -25,16 +25,16 @@ LOOK_AHEAD, LOOK_AHEAD_S = 16384, 5.0  # prompts that are read, and seconds spen
 
 @dataclass(frozen=True)
 class Collected:
-    """A batch of rollouts and the text it stands for."""
+    """A batch of rollouts with its prompts and responses as text."""
 
     rollouts: Rollouts
     prompts: list[Prompt]
     responses: list[list[str]]
     samples: Samples
-    reasons: dict[tuple[int, int], str]  # why (prompt, response) is unscorable
+    reasons: dict[tuple[int, int], str]  # why (prompt, response) is unscored
 
     def rows(self, most: int) -> list[dict[str, Any]]:
-        """One row a response, of the first `most` responses, for tables of completions."""
+        """One row per response, of the first `most` responses, for tables of completions."""
         group, rewards_N = self.rollouts.group_size, self.rollouts.rewards_PG.view(-1).tolist()
         return [
             {
@@ -90,7 +90,7 @@ def response_text(tokenizer: Any, ids: list[int], stop: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True)
 class Collector:
-    """Draws prompts by number and returns scored rollouts; knows nothing of training."""
+    """Samples and scores responses to prompts that are given by their number in the task's stream."""
 
     task: Task
     tokenizer: PreTrainedTokenizerBase

@@ -82,7 +82,7 @@ class Imported:
 
 
 def sampled_from(pools: Sequence[PromptPool]) -> tuple[float | None, dict[str, float] | None]:
-    """The log-probability gap (mean over prompts that bring log-probabilities, or None), and whether the model sampled these responses.
+    """The log-probability difference (mean over prompts that bring log-probabilities, or None), and whether the model sampled these responses.
 
     Under the policy that sampled, log pi(y_t) + H(pi_t) has mean zero at every token, whatever came before. So its sums over the tokens of a
     response, and of all responses to a prompt, are independent with mean zero: z = mean / (sd / sqrt(n)), against Student's t. `z` is

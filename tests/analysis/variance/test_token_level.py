@@ -1,4 +1,4 @@
-"""Estimators that weigh tokens, in one pass, against one backward pass a replicate of their own loss."""
+"""Estimators that weigh tokens, in one pass, against one backward pass per replicate of their own loss."""
 
 from functools import partial
 from typing import Any
