@@ -44,6 +44,12 @@ COMMANDS = {
         "analysis.commands.variance:main",
         "analysis.study.config:VarianceConfig",
     ),
+    "audit": Command(
+        "what rewards and lengths alone say of rollouts from elsewhere",
+        "analysis.config.audit:load_config",
+        "analysis.commands.audit:main",
+        "analysis.config.audit:AuditConfig",
+    ),
     "verify": Command(
         "train OPO and rivals, measure variance, judge each claim",
         "analysis.config.verify:load_config",

@@ -45,7 +45,7 @@ class Imported:
             raise UserError(self._too_few(config, scored))
         if left := [size for size in config.group_sizes if size not in sizes]:
             self.notes.warnings.append(
-                f"group sizes {', '.join(map(str, left))} are left out, since no two prompts have twice as many scored responses"
+                f"left out of group_sizes: {', '.join(map(str, left))}, since no two prompts have twice as many scored responses"
             )
         rollout = config.rollout
         if rollout.temperature is None and self.notes.temperature is not None:
