@@ -7,7 +7,6 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from analysis.config.evaluate import EvaluateConfig, load_config
@@ -19,6 +18,7 @@ from opo.rollout.collect import open_collector
 from opo.run.policies import Weights, evaluated_policies
 from opo.system.atomic import write_text
 from opo.system.seeding import generator_for, rng_for
+from opo.system.terminal import PlainConsole, say
 from opo.system.threads import use_machine
 from opo.tasks import make_task
 
@@ -45,10 +45,10 @@ def main(values: dict[str, Any], folder: Path) -> None:
             content = {key: getattr(config, key) for key in keys} | {"policies": results}
             content |= {"differences": [_plain(difference) for difference in compared]}
             write_text(folder / "eval.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
-            Console().print(_table(label, found))
+            PlainConsole().print(_table(label, found))
     if compared:
-        Console().print(_differences_table(compared))
-    print(folder / "eval.json")
+        PlainConsole().print(_differences_table(compared))
+    say(folder / "eval.json")
 
 
 def _plain(record: Estimate | Difference) -> dict[str, Any]:

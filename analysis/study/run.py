@@ -25,6 +25,7 @@ from opo.rollout.collect import open_collector
 from opo.run.policies import EvaluatedPolicy, Weights, evaluated_policies
 from opo.system.pace import Pace
 from opo.system.seeding import generator_for
+from opo.system.terminal import say
 from opo.system.threads import use_machine
 from opo.tasks import make_task
 
@@ -36,7 +37,7 @@ def run_study(config: VarianceConfig, folder: Path) -> Study | None:
         config = foreign.bounded(config)
     waiting = measure(config, folder, foreign)
     if waiting:
-        print(
+        say(
             f"{folder}: this shard is done, {waiting} pools of others are missing; the last to finish writes the result"
         )
         return None
@@ -58,7 +59,7 @@ def measure(config: VarianceConfig, folder: Path, foreign: Imported | None = Non
                 pool.save(folders[stage.name].file(number))
                 made += 1
                 if pace.due(made):
-                    print(f"{stage.label}: pool {made}/{pace.total}  {pace.line(made, 'pool')}", flush=True)
+                    say(f"{stage.label}: pool {made}/{pace.total}  {pace.line(made, 'pool')}")
     return sum(len(pools.missing(numbers)) for pools in folders.values())
 
 

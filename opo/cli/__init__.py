@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from opo.errors import StoppedRun, UserError
 from opo.system.storage import storage_faults_in_one_sentence
+from opo.system.terminal import say
 
 if TYPE_CHECKING:
     from opo.cli.launch import Invocation
@@ -102,8 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def fail(message: str, status: int) -> NoReturn:
     """Print one line and exit; what a terminal would obey (an escape sequence in a value) is shown, not sent."""
-    line = " ".join(message.split())
-    print("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line), file=sys.stderr)
+    say(" ".join(message.split()), sys.stderr)
     sys.exit(status)
 
 
@@ -143,7 +143,7 @@ def run(arguments: list[str]) -> int:
     if failures:
         width = max(len(failure.name) for failure in failures)
         lines = [f"  {failure.name:<{width}}  {failure.reason}" for failure in failures]
-        print("\n".join([f"{len(failures)} failed:", *lines]), file=sys.stderr)
+        say("\n".join([f"{len(failures)} failed:", *lines]), sys.stderr)
     return 1 if failures else 0
 
 
@@ -237,6 +237,9 @@ def rewritten(override: str) -> list[str]:
     """
     key, equals, value = override.partition("=")
     plain_path = re.fullmatch(r"[^'\"\[\]{}()]*", value) is not None
+    whole = unquoted(value)
+    if key == "model" and "/" in whole and (whole != value or _exists(whole)):
+        return ["model=pretrained", f"model.path={quoted(whole)}"]
     if key == "model" and plain_path:
         options = {file.stem for file in config_file("model").with_suffix("").glob("*.yaml")}
         paths = value.split(",")
@@ -258,6 +261,12 @@ def _exists(path: str) -> bool:
 def quoted(text: str) -> str:
     """A string in Hydra's grammar."""
     return "'" + text.replace("'", "\\'") + "'"
+
+
+def unquoted(value: str) -> str:
+    """What stands between the quotes, where the whole value is in quotes; else the value."""
+    found = re.fullmatch(r"""(['"])(.*)\1""", value, re.DOTALL)
+    return found[2].replace(f"\\{found[1]}", found[1]) if found else value
 
 
 def complete(arguments: list[str]) -> int:

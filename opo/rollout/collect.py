@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from opo.batch import Rollouts
 from opo.config.schema import ModelConfig, RewardConfig, RolloutConfig
 from opo.errors import UserError
-from opo.model.load import max_length
+from opo.model.load import embedding_rows, max_length
 from opo.model.policy import Policy
 from opo.rewards.runner import RewardRunner
 from opo.rollout.base import Sampler, Samples, Sampling
@@ -98,6 +98,7 @@ class Collector:
     rewards: RewardRunner
     sampling: Sampling  # unless another is asked for
     max_length: int  # tokens of prompt and response that the model has positions for
+    vocabulary: int  # tokens that the model has an embedding for
 
     def prompts(self, first: int, count: int, split: str = "train") -> tuple[list[Prompt], list[list[int]]]:
         """Prompts number first .. first + count - 1 of a stream and their token ids. Raises UserError for one that does not fit."""
@@ -108,6 +109,12 @@ class Collector:
                 raise UserError(
                     f"rollout.max_new_tokens={self.sampling.max_new_tokens}: prompt {prompt.index} of the {split} stream has "
                     f"{len(tokens)} tokens and the model holds {self.max_length} in all"
+                )
+            if max(tokens) >= self.vocabulary:
+                token = self.tokenizer.convert_ids_to_tokens(max(tokens))
+                raise UserError(
+                    f"model: prompt {prompt.index} of the {split} stream has the token {token!r} ({max(tokens)}), and the model's embedding "
+                    f"has {self.vocabulary} rows"
                 )
         return prompts, ids
 
@@ -205,4 +212,6 @@ def open_collector(
     )
     with RewardRunner(task, reward.timeout_s, reward.workers) as rewards, make_sampler(model, rollout) as sampler:
         sampler.load_weights(policy.model, version)
-        yield Collector(task, policy.tokenizer, sampler, rewards, sampling, max_length(policy.model))
+        yield Collector(
+            task, policy.tokenizer, sampler, rewards, sampling, max_length(policy.model), embedding_rows(policy.model)
+        )

@@ -4,6 +4,7 @@ import sys
 from functools import cache
 from typing import Any
 
+from opo.system.terminal import say
 from opo.tasks.arithmetic import Arithmetic, ArithmeticConfig
 from opo.tasks.base import Prompt, Task, render
 from opo.tasks.math import Math, MathConfig
@@ -31,4 +32,4 @@ def make_task(config: Any) -> Task:
 
 @cache
 def _say_once(warning: str) -> None:
-    print(f"warning: {warning}", file=sys.stderr)
+    say(f"warning: {warning}", sys.stderr)

@@ -11,6 +11,8 @@ from opo.errors import StoppedRun
 class Interrupt:
     """Turns SIGTERM into a wish that the loop grants at the end of a step. Off the main thread it hears nothing."""
 
+    heard = False  # in this process, by any of these: a multirun ends with the job that heard it
+
     def __init__(self) -> None:
         self.asked = False
 
@@ -26,7 +28,7 @@ class Interrupt:
             signal.signal(signal.SIGTERM, self._before)
 
     def _hear(self, _signal: int, _frame: FrameType | None) -> None:
-        self.asked = True
+        self.asked = Interrupt.heard = True
 
     def leave(self, path: Path, step: int) -> None:
         """Raise StoppedRun if SIGTERM came; call it after the state was saved."""
