@@ -89,7 +89,10 @@ class Record:
         begun = dict.fromkeys(folder for what, folder, _ in notes if what == "began")
         lost = [Path(folder) for folder in begun if folder not in over and not is_held(Path(folder))]
         for folder in lost:
-            self.fail(folder, f"its process died, or one beside it ({_reason(error)}); the same command goes on")
+            self.fail(
+                folder,
+                f"its process died, or that of a job beside it ({type(error).__name__}); the same command goes on",
+            )
         return bool(lost)
 
     def failures(self) -> list[Failure]:

@@ -155,7 +155,7 @@ def launch(
         raise UserError(one_line(error, list)) from error
     except Stopped as stopped:
         said = ended[0] if ended else f"{stopped}: done"
-        raise StoppedRun(f"{said}; SIGTERM ended the sweep, whose other jobs the same command does") from None
+        raise StoppedRun(f"{said}; the sweep ends here, and the same command does its other jobs") from None
     except Exception as error:
         if not record.fail_lost(error):  # else a launcher lost the process of a job, or of several
             raise

@@ -50,6 +50,10 @@ def load_policy(
         from peft import LoraConfig, get_peft_model
 
         targets = config.lora_targets if isinstance(config.lora_targets, str) else list(config.lora_targets)
+        names = [name for name, _ in model.named_modules()]
+        for target in targets if isinstance(targets, list) else ():
+            if not any(name == target or name.endswith(f".{target}") for name in names):
+                raise UserError(f"model.lora_targets={config.lora_targets}: no module of this model is called {target}")
         lora = LoraConfig(
             r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=targets, task_type="CAUSAL_LM"
         )
@@ -62,6 +66,7 @@ def load_policy(
     policy = Policy(
         model.to(device).eval(), tokenizer, temperature, compute=config.compute, head_kernel=config.head_kernel
     )
+    _refuse_two_way(policy.model, f"model.path={source}")
     if config.head_kernel == "liger":
         check_liger(policy.head)
     if adapters is not None:
@@ -110,6 +115,15 @@ def _pretrained(source: str, dtype: torch.dtype) -> tuple[PreTrainedTokenizerBas
 def _keeps_keys(architecture: Any) -> bool:
     """Whether every layer's memory of the past is keys and values, one for each token."""
     return "past_key_values" in inspect.signature(architecture.forward).parameters and not architecture._is_stateful
+
+
+@torch.no_grad()
+def _refuse_two_way(model: Any, where: str) -> None:
+    """Raises UserError where a token changes what is predicted before it, as in BERT and its kin."""
+    ids_2L = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=model.device)
+    logits_LV, other_LV = model(input_ids=ids_2L, use_cache=False).logits[:, :-1].double()
+    if float((logits_LV - other_LV).norm()) > 1e-4 * float(logits_LV.norm()):
+        raise UserError(f"{where}: this model looks ahead (two-way attention); allowed are causal language models")
 
 
 def _refuse_unknown_tokens(tokenizer: Any, model: Any, where: str) -> None:
