@@ -9,6 +9,7 @@ from opo.catalogue import catalogue
 from opo.config.read import shown
 from opo.config.schema import RunConfig
 from opo.model.source import unreachable
+from opo.parallel.environment import rank_and_size
 from opo.tasks import make_task
 
 LONGEST_NAME = 200  # bytes; file systems allow 255
@@ -90,6 +91,16 @@ def bearable_batch(config: RunConfig) -> Iterator[str]:
             f"rollout.group_size=1: {algo.name} compares the responses of a group, alone one teaches it nothing; "
             "allowed is at least 2"
         )
+
+
+def enough_for_the_ranks(config: RunConfig) -> Iterator[str]:
+    """Every rank has a prompt of each minibatch and, where the engine has GPUs of its own, as many as the others."""
+    _, ranks = rank_and_size()
+    devices, prompts = config.rollout.devices or [], config.rollout.num_prompts // config.algo.minibatches
+    if prompts < ranks:
+        yield f"rollout.num_prompts={config.rollout.num_prompts}: {ranks} ranks need at least {ranks * config.algo.minibatches}"
+    if len(devices) % ranks:
+        yield f"rollout.devices={devices}: must be a multiple of the {ranks} ranks, each with an engine of its own"
 
 
 def warm_up_ends(config: RunConfig) -> Iterator[str]:
@@ -182,6 +193,7 @@ RULES: list[Rule] = [
     kl_reward_counts,
     whole_minibatches,
     penalty_has_a_limit,
+    enough_for_the_ranks,
     warm_up_ends,
     tiny_shape,
     tiny_alphabet,

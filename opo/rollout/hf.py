@@ -8,6 +8,7 @@ depends neither on who shares the batch with it nor on when the others finish.
 R rows of the batch (distinct beginnings of responses), S responses that are still growing.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,10 +40,21 @@ class HfSampler:
         """Nothing is held beside the trained module."""
 
     @torch.inference_mode()
-    def generate(self, prompt_ids: list[list[int]], sampling: Sampling, generator: torch.Generator) -> Samples:
+    def generate(
+        self,
+        prompt_ids: list[list[int]],
+        sampling: Sampling,
+        generator: torch.Generator,
+        which: Sequence[int] | None = None,
+    ) -> Samples:
         """See `Sampler.generate`."""
         group, steps = sampling.group_size, sampling.max_new_tokens
         uniforms_NT = torch.rand(len(prompt_ids) * group, steps, generator=generator, dtype=torch.float64)
+        if which is not None:
+            prompt_ids = [prompt_ids[p] for p in which]
+            uniforms_NT = uniforms_NT.view(-1, group, steps)[list(which)].view(-1, steps)
+        if not prompt_ids:
+            return Samples([], [], [], [])
         prompts_at_once = max(1, self.max_sequences // group)
         responses: list[list[int]] = []
         logprobs: list[list[float]] = []

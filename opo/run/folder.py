@@ -23,7 +23,14 @@ from opo.run.metrics import read_rows
 from opo.run.provenance import surroundings
 from opo.system.atomic import write_text
 
-FREE = ("tracking", "checkpoint", "study")  # keys that say nothing about what is trained
+FREE = (
+    "tracking",
+    "checkpoint",
+    "study",
+    "threads",
+    "device",
+    "parallel",
+)  # keys that say nothing about what is trained
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,9 @@ One update is four things: token weights, forward and backward pass, the rollout
 """
 
 import copy
+import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,13 +18,13 @@ from opo.config.schema import RunConfig
 from opo.model.gradient import Pass, accumulate, clip_gradients, gradient_norm
 from opo.model.load import restore_model, save_model
 from opo.model.policy import Policy, TokenScores
+from opo.parallel.first import SharedFolder
 from opo.run.checkpoint import load_checkpoint, save_checkpoint
-from opo.run.folder import RunFolder
 from opo.train.critic import Critic, update_critic
 from opo.train.mismatch import Certificate, Gap, measure_gap, truncated_ratios
 from opo.train.optimizer import adamw, learning_rate, optimizer_tensors, restore_optimizer, take_step
 from opo.train.step_metrics import UpdateTally
-from opo.train.update import entropy_weights, loss_of, minibatch, needs_reference, refuse_nonfinite
+from opo.train.update import entropy_weights, loss_of, minibatch, needs_reference, stop_nonfinite
 
 
 class Learner:
@@ -37,11 +39,17 @@ class Learner:
         frozen = copy.deepcopy(policy.model).requires_grad_(False) if keep_initial else None
         self.initial = replace(self.policy, model=frozen) if keep_initial else None
         self.critic = Critic(self.policy) if "values_NT" in ALGORITHMS[config.algo.name].needs else None
+        self.world = policy.world
+        if self.world.size > 1 and config.parallel.mode == "sharded":
+            from opo.parallel.sharded import shard
+
+            self.policy = shard(self.policy)
         self.optimizer = adamw(self.policy.parameters(), optim.learning_rate, optim)
         self.critic_optimizer = (
             adamw(list(self.critic.parameters()), config.critic.learning_rate, optim) if self.critic else None
         )
         self.check = Certificate.open(path, config.certificate, config.algo.updates_per_rollout)
+        self.check.path = self.check.path if self.world.is_first else None  # every rank judges, the first one writes
         self.step = 0  # rollout batches done
         self.version = 0  # optimizer updates done
         self.tokens = 0  # response tokens generated
@@ -77,7 +85,10 @@ class Learner:
             bonus_NT = None if entropy_NT is None else entropy_NT * scale
             seen = accumulate(self.policy, rollouts, prompts, weights_NT * scale, bonus_NT)
             norm = gradient_norm(self.policy.parameters())
-            refuse_nonfinite(self.path, self.step, rollouts, weights_NT, seen.logprobs_NT, norm)
+            if not (math.isfinite(norm) and bool(seen.logprobs_NT.isfinite().all())):  # on every rank or on none
+                self.world.by_first(
+                    partial(stop_nonfinite, self.path, self.step, rollouts, weights_NT, seen.logprobs_NT)
+                )
             if update == 0:
                 if not corrects:
                     self._breach(seen, rollouts, rows)
@@ -106,27 +117,30 @@ class Learner:
         clipped = clip_gradients(self.policy.parameters(), norm, optim.max_grad_norm)
         total = config.steps * config.algo.updates_per_rollout
         rate = learning_rate(optim.learning_rate, optim.schedule, optim.warmup_steps, self.version, total)
-        return clipped, rate, take_step(self.optimizer, rate)
+        return clipped, rate, self.world.mean(take_step(self.optimizer, rate))
 
     def counters(self) -> dict[str, float]:
         return {"train/step": self.step, "train/updates": self.version, "train/tokens": self.tokens}
 
-    def save(self, folder: RunFolder, keep: int) -> None:
-        """Write a checkpoint: the policy as transformers reads it, the rest as tensors and counters."""
+    def save(self, folder: SharedFolder, keep: int) -> None:
+        """Write a checkpoint: the policy as transformers reads it, the rest as tensors and counters, whole however they are cut."""
         tensors = optimizer_tensors("optimizer", self.optimizer)
         if self.critic and self.critic_optimizer:
             tensors |= {f"critic/{k}": v for k, v in self.critic.state_dict().items()}
             tensors |= optimizer_tensors("critic_optimizer", self.critic_optimizer)
         counters = {"step": self.step, "version": self.version, "tokens": self.tokens}
-        save_checkpoint(
-            folder.path / "checkpoints", self.step, lambda to: save_model(self.policy, to), tensors, counters, keep=keep
+        whole, to = Policy(self.policy.whole(), self.policy.tokenizer), folder.path / "checkpoints"
+        self.world.by_first(
+            lambda: save_checkpoint(to, self.step, partial(save_model, whole), tensors, counters, keep=keep)
         )
 
     def load(self, checkpoint: Path) -> None:
         """Restore all of it, bit by bit."""
         tensors, counters = load_checkpoint(checkpoint)
         self.step, self.version, self.tokens = counters["step"], counters["version"], counters["tokens"]
-        restore_model(self.policy, checkpoint / "policy")
+        whole = Policy(self.policy.whole(), self.policy.tokenizer)
+        restore_model(whole, checkpoint / "policy")
+        self.policy.take(whole.model)
         restore_optimizer("optimizer", self.optimizer, tensors)
         if self.critic and self.critic_optimizer:
             own = {k.removeprefix("critic/"): v for k, v in tensors.items() if k.startswith("critic/")}
