@@ -25,6 +25,7 @@ from opo.errors import StoppedRun, UserError
 from opo.model.gradient import accumulate
 from opo.model.load import load_policy
 from opo.model.policy import Policy
+from opo.parallel.world import World
 from opo.rollout.collect import Collector, open_collector
 from opo.system.seeding import generator_for
 from opo.system.threads import use_machine
@@ -93,7 +94,9 @@ def load_config(values: Mapping[str, Any]) -> DoctorConfig:
 def main(values: dict[str, Any], folder: Path) -> None:
     """`opo doctor`: print the table; StoppedRun (exit status 1) where a check failed."""
     config = load_config(values)
-    checks = examine(config)
+    with World.join() as world:
+        world.same(values)
+        checks = examine(config, world)
     table = RichTable(
         title=f"{config.model.path or config.model.name} in {config.model.dtype}, products of linear layers in {config.model.compute}",
         title_justify="left",
@@ -105,17 +108,18 @@ def main(values: dict[str, Any], folder: Path) -> None:
         verdict = "not made" if check.bound is None else "ok" if check.passed else "FAILED"
         measured = check.words if check.bound is None else f"{check.value:.2e} {check.unit}"
         table.add_row(check.name, measured, "" if check.bound is None else f"{check.bound:.0e}", verdict)
-    wide_console().print(table)
+    if world.is_first:
+        wide_console().print(table)
     if failed := [check.name for check in checks if not check.passed]:
         raise StoppedRun(f"opo doctor: {len(failed)} of {len(checks)} checks failed: {'; '.join(failed)}")
 
 
-def examine(config: DoctorConfig) -> list[Check]:
-    """All checks of this model on this machine."""
+def examine(config: DoctorConfig, world: World | None = None) -> list[Check]:
+    """All checks of this model on this machine, the prompts dealt to the ranks."""
     use_machine(config.threads)
     task = make_task(config.task)
     policy = load_policy(config.model, config.rollout.temperature, config.device)
-    policy = replace(policy, shared_prefix=config.optim.shared_prefix)
+    policy = replace(policy, shared_prefix=config.optim.shared_prefix, world=world or World())
     rollout = replace(config.rollout, group_size=config.responses)
     with open_collector(policy, task, config.model, rollout, RewardConfig()) as collector:
         return list(_checks(config, policy, collector))

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from opo.config.build import build
 from opo.config.schema import ModelConfig, RewardConfig
 from opo.errors import UserError
 from opo.model.load import load_policy
+from opo.parallel.world import World
 from opo.rollout.collect import open_collector
 from opo.run.policies import Weights, evaluated_policies
 from opo.system.atomic import write_text
@@ -67,25 +68,33 @@ def main(values: dict[str, Any], folder: Path) -> None:
     """Evaluate every policy that the checkpoint names; writes `eval.json`, prints a table."""
     config = load_config(values)
     use_machine(config.threads)
+    with World.join() as world:
+        world.same(values)
+        _main(config, folder, world)
+
+
+def _main(config: EvaluateConfig, folder: Path, world: World) -> None:
     results = []
     for policy in evaluated_policies(config.checkpoint, config.model):
         for weights in policy.weights:
             seed = weights.run["seed"] if weights.run and len(policy.weights) > 1 else None
             label = policy.label if seed is None else f"{policy.label}, seed {seed}"
-            estimates = _evaluate(config, weights)
+            estimates = _evaluate(config, weights, world)
             results.append({"policy": label, "weights": weights.path, "step": policy.step})
             results[-1]["measures"] = {name: asdict(estimate) for name, estimate in estimates.items()}
             # what was computed is on disk before the next policy may fail
             keys = ("seed", "split", "prompts", "responses")
             content = {key: getattr(config, key) for key in keys} | {"policies": results}
-            write_text(folder / "eval.json", json.dumps(content, indent=2) + "\n")
-            Console().print(_table(label, estimates))
-    print(folder / "eval.json")
+            if world.is_first:
+                write_text(folder / "eval.json", json.dumps(content, indent=2) + "\n")
+                Console().print(_table(label, estimates))
+    world.say(str(folder / "eval.json"))
 
 
-def _evaluate(config: EvaluateConfig, weights: Weights) -> dict[str, Estimate]:
+def _evaluate(config: EvaluateConfig, weights: Weights, world: World) -> dict[str, Estimate]:
     rollout, task = weights.rollout(config.rollout, config.responses), make_task(weights.task(config.task))
     policy = load_policy(weights.source, rollout.temperature, config.device, weights.adapters)
+    policy = replace(policy, world=world)
     reward = RewardConfig(timeout_s=config.reward_timeout_s)
     with open_collector(policy, task, weights.source, rollout, reward) as collector:
         batch = collector.collect(0, config.prompts, generator_for(config.seed, "evaluate"), split=config.split)

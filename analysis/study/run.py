@@ -22,6 +22,7 @@ from analysis.variance.pool import Pool
 from opo.config.schema import RewardConfig
 from opo.errors import UserError
 from opo.model.load import load_policy
+from opo.parallel.world import World
 from opo.rollout.collect import open_collector
 from opo.run.policies import EvaluatedPolicy, Weights, evaluated_policies
 from opo.system.seeding import generator_for
@@ -31,33 +32,38 @@ from opo.tasks import make_task
 LINE_EVERY_S = 10.0
 
 
-def run_study(config: VarianceConfig, folder: Path) -> Study | None:
+def run_study(config: VarianceConfig, folder: Path, world: World | None = None) -> Study | None:
     """Measure what is missing of this shard; where no pool is missing after that, write the result and return it."""
+    world = world or World()
     foreign = Imported.of(config) if config.rollouts else None
     if foreign is not None:
         config = foreign.bounded(config)
-    waiting = measure(config, folder, foreign)
+    waiting = measure(config, folder, foreign, world)
     if waiting:
-        print(
+        world.say(
             f"{folder}: this shard is done, {waiting} pools of others are missing; the last to finish writes the result"
         )
         return None
-    return conclude(config, folder, foreign)
+    return world.by_first(lambda: conclude(config, folder, foreign))
 
 
-def measure(config: VarianceConfig, folder: Path, foreign: Imported | None = None) -> int:
-    """Make this shard's missing pools; returns how many pools of all shards are missing after that."""
+def measure(config: VarianceConfig, folder: Path, foreign: Imported | None = None, world: World | None = None) -> int:
+    """Make this shard's missing pools, each rank its part of them; returns how many pools of all shards are missing after that."""
     use_machine(config.threads)
+    world = world or World()
     numbers, planned = prompt_numbers(config, foreign), evaluated_policies(config.checkpoint, config.model)
     folders = {stage.name: PoolFolder(folder / "pools" / stage.name, setting_of(config, stage)) for stage in planned}
     which, count = config.shard_of
-    progress = _Progress(sum(len(pools.missing(numbers[which::count])) for pools in folders.values()))
+    total = sum(len(pools.missing(world.mine(numbers[which::count]))) for pools in folders.values())
+    progress = _Progress(total, quiet=not world.is_first)
     for stage in planned:
         for turn, weights in enumerate(stage.weights):
-            mine = [n for i, n in enumerate(numbers) if i % len(stage.weights) == turn and i % count == which]
-            for number, pool in _measure(config, weights, folders[stage.name].missing(mine), foreign):
+            dealt = [n for i, n in enumerate(numbers) if i % len(stage.weights) == turn and i % count == which]
+            mine = folders[stage.name].missing(world.mine(dealt))
+            for number, pool in _measure(config, weights, mine, foreign):
                 pool.save(folders[stage.name].file(number))
                 progress.done(stage.label)
+    world.wait()
     return sum(len(pools.missing(numbers)) for pools in folders.values())
 
 
@@ -141,14 +147,14 @@ def _measure(
 class _Progress:
     """A line now and then: pools done, pace, time left."""
 
-    def __init__(self, total: int) -> None:
-        self.total, self.count = total, 0
+    def __init__(self, total: int, quiet: bool = False) -> None:
+        self.total, self.count, self.quiet = total, 0, quiet
         self.start = self.shown = time.monotonic()
 
     def done(self, label: str) -> None:
         self.count += 1
         now = time.monotonic()
-        if now - self.shown >= LINE_EVERY_S or self.count == self.total:
+        if not self.quiet and (now - self.shown >= LINE_EVERY_S or self.count == self.total):
             pace = (now - self.start) / self.count
             left = round(pace * (self.total - self.count))
             print(f"{label}: pool {self.count}/{self.total}  {pace:.1f} s a pool  {left} s left", flush=True)

@@ -32,6 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from opo.cli.hydra_errors import one_line, unreadable
 from opo.errors import StoppedRun, UserError
+from opo.parallel.environment import rank_and_size
 
 NOT_IN_NAME = {"algo", "task", "seed", "steps", "study", "sweep", "threads", "device"}
 GROUPS_NOT_IN_NAME = {"tracking", "checkpoint", "parallel", "hydra"}
@@ -80,7 +81,10 @@ def check(invocation: Invocation, judge: Callable[[dict[str, Any]], Any] | None)
             line for line, override in zip(invocation.overrides, given, strict=True) if not override.is_sweep_override()
         ]
         whole = _compose(invocation.root, fixed if len(fixed) < len(given) else invocation.overrides)
-        if not invocation.multirun and whole.hydra.mode != RunMode.MULTIRUN:
+        several = invocation.multirun or whole.hydra.mode == RunMode.MULTIRUN
+        if several and rank_and_size()[1] > 1:
+            raise UserError("-m: a sweep starts its jobs in one process; torchrun takes one job")
+        if not several:
             _compose(invocation.root, invocation.overrides)  # several values without -m are refused here
             jobs, added = [invocation.overrides], []
         elif whole.hydra.sweeper._target_.endswith(".BasicSweeper"):

@@ -21,7 +21,7 @@ class SharedFolder:
     @property
     def done(self) -> bool:
         """Whether all steps of the config are done."""
-        return self.world.from_first(lambda: self._folder.done)
+        return self.world.from_first(lambda: self.of_first.done)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -34,18 +34,19 @@ class SharedFolder:
 
     def latest_checkpoint(self) -> Path | None:
         """The newest complete checkpoint, the same for every rank."""
-        return self.world.from_first(lambda: self._folder.latest_checkpoint())
+        return self.world.from_first(lambda: self.of_first.latest_checkpoint())
 
     def truncate_metrics(self, step: int) -> None:
         """See `RunFolder.truncate_metrics`."""
-        self.world.by_first(lambda: self._folder.truncate_metrics(step))
+        self.world.by_first(lambda: self.of_first.truncate_metrics(step))
 
     def finish(self) -> None:
         """Mark the run as done, when every rank is."""
-        self.world.by_first(lambda: self._folder.finish())
+        self.world.by_first(lambda: self.of_first.finish())
 
     @property
-    def _folder(self) -> RunFolder:
+    def of_first(self) -> RunFolder:
+        """The folder itself, on rank 0 alone."""
         assert self.own is not None, "rank 0 holds the folder"
         return self.own
 

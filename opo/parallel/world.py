@@ -36,6 +36,7 @@ class World:
         self.rank, self.size = rank, size
         self.waited_s = 0.0  # in messages so far
         self.store: Any = None
+        self.opened = False
 
     @classmethod
     def join(cls) -> Self:
@@ -50,25 +51,21 @@ class World:
         if self.size > 1:
             import torch.distributed as dist
 
+            self.opened = not dist.is_initialized()  # a cluster's own launcher may have opened the group, and closes it
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             if torch.cuda.is_available():
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", self.rank)) % torch.cuda.device_count())
-            dist.init_process_group(backend, timeout=LIMIT)
+            if self.opened:
+                dist.init_process_group(backend, timeout=LIMIT)
             self.store = dist.distributed_c10d._get_default_store()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.size == 1:
             return
         import torch.distributed as dist
 
-        if isinstance(error, UserError) and not self.is_first and not self._first_spoke():
-            error.args = (f"rank {self.rank} of {self.size}: {error}",)
-            error.speaks = True  # pyright: ignore[reportAttributeAccessIssue]
-        elif isinstance(error, UserError) and self.is_first:
-            with suppress(RuntimeError):
-                self.store.set("opo/spoke", "1")
-        if dist.is_initialized():  # a group that is left open can end in a core dump
+        if self.opened and dist.is_initialized():  # a group that is left open can end in a core dump
             dist.destroy_process_group()
 
     def mine(self, items: Sequence[T]) -> list[T]:
@@ -188,15 +185,6 @@ class World:
         )
         lost.speaks = self.rank < min(left, default=self.size)
         return lost
-
-    def _first_spoke(self) -> bool:
-        deadline = time.monotonic() + 2
-        while time.monotonic() < deadline:
-            with suppress(RuntimeError):
-                if self.store.check(["opo/spoke"]):
-                    return True
-            time.sleep(0.05)
-        return False
 
 
 def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:

@@ -60,7 +60,7 @@ def _train(config: RunConfig, folder: SharedFolder, world: World) -> None:
         learner.load(checkpoint)
     folder.truncate_metrics(learner.step)
     with (
-        first_only(world, lambda: Tracker.open(folder.own, config.tracking, config)) as tracker,
+        first_only(world, lambda: Tracker.open(folder.of_first, config.tracking, config)) as tracker,
         open_collector(learner.policy, task, config.model, config.rollout, config.reward, learner.version) as collector,
         first_only(world, lambda: Progress(config, path)) as progress,
         Interrupt(world) as interrupt,
