@@ -5,8 +5,8 @@ Each check compares two ways to compute the same thing that differ only in round
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,13 @@ from rich import box
 from rich.table import Table as RichTable
 from torch import Tensor
 
+from analysis.config.doctor import DoctorConfig, load_config
 from analysis.report.terminal import wide_console
 from analysis.score_gram.core import score_gram
 from analysis.study.pools import sequences
 from opo.batch import Rollouts
-from opo.config.build import build
-from opo.config.schema import ModelConfig, OptimConfig, RewardConfig, RolloutConfig
-from opo.errors import StoppedRun, UserError
+from opo.config.schema import RewardConfig
+from opo.errors import StoppedRun
 from opo.model.gradient import accumulate
 from opo.model.load import load_policy
 from opo.model.policy import Policy
@@ -29,8 +29,8 @@ from opo.parallel.world import World
 from opo.rollout.collect import Collector, open_collector
 from opo.system.seeding import generator_for
 from opo.system.threads import use_machine
-from opo.tasks import TASKS, make_task
-from opo.train.mismatch import measure_gap
+from opo.tasks import make_task
+from opo.train.mismatch import measure_mismatch
 
 # Bounds by the precision of the model: nats for log-probabilities, relative error for gradients.
 NATS = {"float64": 1e-9, "float32": 1e-4, "bfloat16": 0.25}
@@ -38,22 +38,6 @@ GRADIENT = {"float64": 1e-8, "float32": 1e-3, "bfloat16": 0.1}
 MEAN_GAP = {"float64": 1e-9, "float32": 1e-5, "bfloat16": 0.05}
 FLOOR = {"float64": 1e-12, "float32": 1e-3, "bfloat16": 0.2}
 DEVIATIONS = 4.5  # of a sum that is zero in the mean: chance 7e-6
-
-
-@dataclass
-class DoctorConfig:
-    """Which model, sampled how, and how many responses the checks look at."""
-
-    model: ModelConfig = field(default_factory=ModelConfig)
-    task: Any = None
-    rollout: RolloutConfig = field(default_factory=RolloutConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    prompts: int = 2
-    responses: int = 8
-    float64_limit: float = 5e8
-    seed: int = 0
-    device: str = "auto"
-    threads: int = 2
 
 
 @dataclass(frozen=True)
@@ -69,26 +53,6 @@ class Check:
     @property
     def passed(self) -> bool:
         return self.bound is None or self.value <= self.bound
-
-
-def load_config(values: Mapping[str, Any]) -> DoctorConfig:
-    """The typed config; raises UserError, one line, naming the first key that is wrong."""
-    values = dict(values)
-    task = values.pop("task", None) or {}
-    if task.get("name") not in TASKS:
-        raise UserError(f"task={task.get('name')}: choose one of {', '.join(TASKS)}")
-    config = build(DoctorConfig, values)
-    config.task = build(TASKS[task["name"]][0], task, "task")
-    for key, least in {"prompts": 1, "responses": 4, "threads": 1}.items():
-        if getattr(config, key) < least:
-            raise UserError(f"{key}={getattr(config, key)}: must be at least {least}")
-    if config.rollout.top_p != 1 or config.rollout.top_k != 0:
-        raise UserError(
-            "rollout.top_p, rollout.top_k: truncated sampling cannot agree with the trainer; allowed are 1 and 0"
-        )
-    if not config.rollout.temperature > 0:
-        raise UserError(f"rollout.temperature={config.rollout.temperature}: must be above 0")
-    return config
 
 
 def main(values: dict[str, Any], folder: Path) -> None:
@@ -191,7 +155,7 @@ def _checks(config: DoctorConfig, policy: Policy, collector: Collector) -> Itera
 
 def _gap(name: str, policy: Policy, rollouts: Rollouts, dtype: str) -> Iterator[Check]:
     assert rollouts.logprobs_NT is not None
-    gap = measure_gap(rollouts.logprobs_NT, _logprobs(policy, rollouts, 10**9, shared=True), rollouts.mask_NT)
+    gap = measure_mismatch(rollouts.logprobs_NT, _logprobs(policy, rollouts, 10**9, shared=True), rollouts.mask_NT)
     yield Check(f"{name}, mean", gap.mean_abs, MEAN_GAP[dtype], "nats")
     yield Check(f"{name}, largest", gap.max_abs, NATS[dtype], "nats")
 

@@ -5,16 +5,17 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from omegaconf import OmegaConf
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from analysis.study.external.record import RewardChoice
-from analysis.variance.estimators import known_names, resolve
-from opo.algorithms import ALGORITHMS
-from opo.config.build import build
+from analysis.variance.names import couples_prompts, known_names
+from opo.catalogue import catalogue
+from opo.config.load import task_config
+from opo.config.read import read, shown
+from opo.config.rules import usable_device
 from opo.config.schema import ModelConfig
 from opo.errors import UserError, near
 from opo.keys import (
@@ -32,7 +33,9 @@ from opo.keys import (
     ZeroOrMore,
 )
 from opo.run.policies import evaluated_policies, listed
-from opo.tasks import TASKS
+
+if TYPE_CHECKING:
+    from analysis.study.external import RewardChoice
 
 ESTIMATORS = (
     "none",
@@ -72,7 +75,9 @@ class RewardColumns:
     columns: dict[str, float] | None = None  # name -> weight, summed
 
     @property
-    def choice(self) -> RewardChoice:
+    def choice(self) -> "RewardChoice":
+        from analysis.study.external import RewardChoice  # with the readers of all formats
+
         return RewardChoice(self.column, self.columns)
 
 
@@ -143,18 +148,20 @@ def load_config(values: Mapping[str, Any]) -> VarianceConfig:
     """The typed config of a study; raises UserError, one line, naming the first key that is wrong."""
     values = dict(values)
     task = values.pop("task", None)
-    values.pop("optim", None)  # a model's config may bring the learning rate and batch it is trained with
-    rollout = dict(values.get("rollout") or {})
-    values["rollout"] = {k: v for k, v in rollout.items() if k not in ("num_prompts", "group_size", "engine")}
-    config = build(VarianceConfig, values)
-    if task is not None:
-        name = task.get("name") if isinstance(task, Mapping) else task
-        if name not in TASKS:
-            raise UserError(f"task={name}: unknown task{near(str(name), TASKS)}; choose one of {', '.join(TASKS)}")
-        config.task = build(TASKS[name][0], task, "task")
+    config = read(VarianceConfig, sampling_alone(values))
+    config.task = None if task is None else task_config(task)
     for complaint in _complaints(config):
         raise UserError(complaint)
     return config
+
+
+def sampling_alone(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what a model's config may bring for its training: the optimizer and the size of a rollout batch."""
+    values = {key: value for key, value in values.items() if key != "optim"}
+    rollout = values.get("rollout", {})
+    if isinstance(rollout, Mapping):
+        values["rollout"] = {k: v for k, v in rollout.items() if k not in ("num_prompts", "group_size", "engine")}
+    return values
 
 
 def _complaints(config: VarianceConfig) -> Iterator[str]:
@@ -165,26 +172,7 @@ def _complaints(config: VarianceConfig) -> Iterator[str]:
     for size in config.group_sizes:
         if config.rollouts is None and 2 * size > config.num_responses:
             yield f"group_sizes has {size}: allowed are 2 to responses / 2 = {config.num_responses // 2}, since a variance needs two groups a prompt"
-    names = [
-        name for name in known_names() if name not in ALGORITHMS or not {*ALGORITHMS[name].needs} & {*NOT_IN_POOLS}
-    ]
-    for name in [*config.estimators, config.reference]:
-        if name in ALGORITHMS and ALGORITHMS[name].token_level:
-            yield f"estimators has {name}: it weighs tokens, not responses; analysis.variance.token_level.compare_token_weights measures it"
-        elif name in ALGORITHMS and name not in names:
-            need = next(need for need in ALGORITHMS[name].needs if need in NOT_IN_POOLS)
-            yield f"estimators has {name}: it needs {need}, which a study does not keep; analysis.variance.compare.compare takes it in its pools"
-        elif name not in names:
-            yield f"estimators has {name}: not one that weighs responses{near(name, names)}; allowed are {', '.join(names)}"
-    if config.reference not in config.estimators:
-        yield f"reference={config.reference}: must be one of the estimators, {', '.join(config.estimators)}"
-    if len(set(config.estimators)) < len(config.estimators):
-        yield "estimators names one twice"
-    coupled = [
-        estimator.name for estimator in resolve(list(dict.fromkeys(config.estimators))) if estimator.couples_prompts
-    ]
-    if coupled and config.prompts_per_batch is None:
-        yield f"prompts_per_batch=null: {', '.join(coupled)} couples the prompts of a batch; say how many it has (2 to {config.num_prompts})"
+    yield from _about_estimators(config)
     known = config.prompts if config.rollouts else config.num_prompts
     if config.prompts_per_batch is not None and not 2 <= config.prompts_per_batch <= (
         known or config.prompts_per_batch
@@ -195,6 +183,7 @@ def _complaints(config: VarianceConfig) -> Iterator[str]:
         if not found or int(found[1]) >= int(found[2]):
             yield f"shard={config.shard}: give WHICH/COUNT with WHICH from 0, such as 0/4"
     yield from _about_rollouts(config)
+    yield from usable_device(config)
     evaluated_policies(config.checkpoint, config.model)  # says itself what is wrong with a path or its weights
 
 
@@ -231,6 +220,29 @@ def _about_rollouts(config: VarianceConfig) -> Iterator[str]:
     steps = config.step if isinstance(config.step, list) else [config.step]
     if config.step is not None and config.step != "all" and not all(type(step) is int for step in steps):
         yield f"step={config.step}: a step of training, a list of steps, or all is needed"
+
+
+def _about_estimators(config: VarianceConfig) -> Iterator[str]:
+    """Each is known, weighs responses and has what it needs; prompts are coupled in batches of a given size."""
+    algorithms = catalogue()
+    names = [
+        name for name in known_names() if name not in algorithms or not {*algorithms[name].needs} & {*NOT_IN_POOLS}
+    ]
+    for name in [*config.estimators, config.reference]:
+        if name in algorithms and algorithms[name].token_level:
+            yield f"estimators has {name}: it weighs tokens, not responses; analysis.variance.token_level.compare_token_weights measures it"
+        elif name in algorithms and name not in names:
+            need = next(need for need in algorithms[name].needs if need in NOT_IN_POOLS)
+            yield f"estimators has {name}: it needs {need}, which a study does not keep; analysis.variance.compare.compare takes it in its pools"
+        elif name not in names:
+            yield f"estimators has {shown(name)}: not one that weighs responses{near(name, names)}; allowed are {', '.join(names)}"
+    if config.reference not in config.estimators:
+        yield f"reference={config.reference}: must be one of the estimators, {', '.join(config.estimators)}"
+    if len(set(config.estimators)) < len(config.estimators):
+        yield "estimators names one twice"
+    coupled = [name for name in dict.fromkeys(config.estimators) if couples_prompts(name)]
+    if coupled and config.prompts_per_batch is None:
+        yield f"prompts_per_batch=null: {', '.join(coupled)} couples the prompts of a batch; say how many it has (2 to {config.num_prompts})"
 
 
 def study_name(overrides: Any) -> str:

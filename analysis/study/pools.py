@@ -5,7 +5,6 @@ one that was cut into shards is merged by putting the files in one folder.
 """
 
 import json
-import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,13 +21,14 @@ from opo.errors import UserError
 from opo.model.forward import response_hidden
 from opo.model.logprobs import Head
 from opo.model.policy import Policy
+from opo.system.atomic import replacing, write_text
 
 GIB = 2**30
 
 
 @dataclass(frozen=True, eq=False)
 class PromptPool:
-    """R scorable responses to one prompt. Arrays of float64 or int64 unless said otherwise; K of the responses are seen by token."""
+    """R scored responses to one prompt. Arrays of float64 or int64 unless said otherwise; K of the responses are seen by token."""
 
     prompt_id: str
     prompt: str
@@ -54,11 +54,8 @@ class PromptPool:
 
     def save(self, path: Path) -> None:
         """Write the file whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        with partial.open("wb") as file:
+        with replacing(path) as partial, partial.open("wb") as file:
             np.savez_compressed(file, **{field.name: getattr(self, field.name) for field in fields(self)})
-        partial.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> "PromptPool":
@@ -105,7 +102,7 @@ def measure_pool(
     policy: Policy, prompt_id: str, prompt: str, responses: list[str], rollouts: Rollouts, how: Measurement
 ) -> PromptPool:
     """Everything about the responses to one prompt (rollouts of P = 1). Raises UserError where fewer than two have a reward."""
-    keep = rollouts.scorable_N.nonzero().squeeze(1)
+    keep = rollouts.scored_N.nonzero().squeeze(1)
     if len(keep) < 2:
         raise UserError(
             f"prompt {prompt_id}: {len(keep)} of {rollouts.group_size} responses have a reward; a pool needs two"
@@ -226,9 +223,7 @@ class PoolFolder:
                         f"{path}: its pools were made with {key}={found.get(key)}, not {setting.get(key)}; choose another output"
                     )
         else:
-            partial = path / f".setting.json.{os.getpid()}"
-            partial.write_text(json.dumps(setting, indent=1, sort_keys=True) + "\n")
-            partial.replace(record)
+            write_text(record, json.dumps(setting, indent=1, sort_keys=True) + "\n")
 
     def file(self, number: int) -> Path:
         return self.path / f"prompt-{number:06d}.npz"

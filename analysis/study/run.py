@@ -5,7 +5,6 @@ that was interrupted goes on where it stopped, shards (`shard=0/4` .. `shard=3/4
 exactly, and whichever process finds the last pool in place writes the result.
 """
 
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,11 +24,10 @@ from opo.model.load import load_policy
 from opo.parallel.world import World
 from opo.rollout.collect import open_collector
 from opo.run.policies import EvaluatedPolicy, Weights, evaluated_policies
+from opo.system.pace import Pace
 from opo.system.seeding import generator_for
 from opo.system.threads import use_machine
 from opo.tasks import make_task
-
-LINE_EVERY_S = 10.0
 
 
 def run_study(config: VarianceConfig, folder: Path, world: World | None = None) -> Study | None:
@@ -54,15 +52,17 @@ def measure(config: VarianceConfig, folder: Path, foreign: Imported | None = Non
     numbers, planned = prompt_numbers(config, foreign), evaluated_policies(config.checkpoint, config.model)
     folders = {stage.name: PoolFolder(folder / "pools" / stage.name, setting_of(config, stage)) for stage in planned}
     which, count = config.shard_of
-    total = sum(len(pools.missing(world.mine(numbers[which::count]))) for pools in folders.values())
-    progress = _Progress(total, quiet=not world.is_first)
+    pace = Pace(sum(len(pools.missing(world.mine(numbers[which::count]))) for pools in folders.values()))
+    made = 0
     for stage in planned:
         for turn, weights in enumerate(stage.weights):
             dealt = [n for i, n in enumerate(numbers) if i % len(stage.weights) == turn and i % count == which]
             mine = folders[stage.name].missing(world.mine(dealt))
             for number, pool in _measure(config, weights, mine, foreign):
                 pool.save(folders[stage.name].file(number))
-                progress.done(stage.label)
+                made += 1
+                if pace.due(made):
+                    world.say(f"{stage.label}: pool {made}/{pace.total}  {pace.line(made, 'pool')}")
     world.wait()
     return sum(len(pools.missing(numbers)) for pools in folders.values())
 
@@ -142,20 +142,3 @@ def _measure(
             batch = collector.collect(number, 1, number_rng, split=config.split or "eval")
             prompt = batch.prompts[0]
             yield number, measure_pool(policy, str(prompt.index), prompt.text, batch.responses[0], batch.rollouts, how)
-
-
-class _Progress:
-    """A line now and then: pools done, pace, time left."""
-
-    def __init__(self, total: int, quiet: bool = False) -> None:
-        self.total, self.count, self.quiet = total, 0, quiet
-        self.start = self.shown = time.monotonic()
-
-    def done(self, label: str) -> None:
-        self.count += 1
-        now = time.monotonic()
-        if not self.quiet and (now - self.shown >= LINE_EVERY_S or self.count == self.total):
-            pace = (now - self.start) / self.count
-            left = round(pace * (self.total - self.count))
-            print(f"{label}: pool {self.count}/{self.total}  {pace:.1f} s a pool  {left} s left", flush=True)
-            self.shown = now

@@ -26,6 +26,15 @@ def exactly_on_policy(config: RunConfig) -> Iterator[str]:
         )
 
 
+def one_gradient_a_batch(config: RunConfig) -> Iterator[str]:
+    """A gradient estimator remembers one step a batch, and a behaviour policy needs a group to divide."""
+    algo = config.algo
+    if algo.gradient is not None and algo.updates_per_rollout != 1:
+        yield f"algo.updates_per_rollout={algo.updates_per_rollout}: algo.gradient={algo.gradient.name} takes one update per rollout batch; allowed is 1"
+    if getattr(algo.sampler, "name", None) == "sampling_error_correction" and config.rollout.group_size < 2:
+        yield "rollout.group_size=1: algo.sampler=sampling_error_correction divides a group in two; allowed is at least 2"
+
+
 def untruncated(config: RunConfig) -> Iterator[str]:
     """Top-p and top-k sample from another distribution than the one that is differentiated."""
     on_policy_only = catalogue()[config.algo.name].on_policy_only
@@ -63,7 +72,7 @@ def whole_minibatches(config: RunConfig) -> Iterator[str]:
 
 def penalty_has_a_limit(config: RunConfig) -> Iterator[str]:
     """DAPO's penalty for long responses grows over the last tokens before a limit."""
-    buffer, limit = (config.algo.knobs.get(name) for name in ("overlong_buffer", "token_limit"))
+    buffer, limit = (config.algo.hyperparameters.get(name) for name in ("overlong_buffer", "token_limit"))
     if buffer and (limit is None or limit < buffer):
         yield (
             f"algo.token_limit={'null' if limit is None else limit}: the penalty over the last algo.overlong_buffer={buffer} "
@@ -78,7 +87,7 @@ def bearable_batch(config: RunConfig) -> Iterator[str]:
     algo, group_size = config.algo, config.rollout.group_size
     prompts = config.rollout.num_prompts // algo.minibatches
     try:
-        teaches = learns(algo.name, algo.knobs, min(prompts, 3), min(group_size, 3))
+        teaches = learns(algo.name, algo.hyperparameters, min(prompts, 3), min(group_size, 16))
     except ValueError as error:
         if group_size > 1:
             key = "rollout.num_prompts" if algo.minibatches == 1 else "algo.minibatches"
@@ -189,6 +198,7 @@ def study_is_a_folder(config: RunConfig) -> Iterator[str]:
 
 RULES: list[Rule] = [
     exactly_on_policy,
+    one_gradient_a_batch,
     untruncated,
     kl_reward_counts,
     whole_minibatches,

@@ -1,9 +1,9 @@
 """Log-probabilities, entropies and logit energies of sampled tokens, in memory that does not grow with positions x vocabulary.
 
-Legend: M response positions laid end to end, D hidden units, V vocabulary. The logits (M, V) are the largest tensor of a plain
-training step. Here they are made one tile at a time, in the forward pass (log-sum-exp, carried from tile to tile) and again in the
-backward pass, so that memory is that of the hidden states and of the head's own gradient. Only where all the logits of a part are
-few (`KEPT`) does the backward pass find them kept.
+Legend: M response positions laid end to end, D hidden units, V vocabulary. The logits (M, V) are the largest tensor of
+a plain training step. Here they are computed one tile at a time in the forward pass (with a running log-sum-exp) and
+again in the backward pass, so that memory is that of the hidden states and of the head's gradient. Logits of a
+micro-batch that are few (`KEPT`) are kept for the backward pass.
 """
 
 from collections.abc import Iterator
@@ -45,7 +45,8 @@ class Head:
     def of(cls, model: Any) -> Self:
         """The head of a transformers causal model (or of one that peft has wrapped), with the scale and cap its config names.
 
-        Whichever of them reproduces the model's own logits on two tokens is taken; UserError names a model where none does.
+        Whichever of them reproduces the model's own logits on two tokens is taken; UserError names a model where none
+        does.
         """
         model = model.get_base_model() if hasattr(model, "get_base_model") else model
         config, module, name = model.config.get_text_config(), model.get_output_embeddings(), type(model).__name__
@@ -85,20 +86,21 @@ def token_logprobs(
     with_entropy: bool = False,
     with_energy: bool = False,
     backward_dtype: torch.dtype | None = None,
+    kept: int = KEPT,
 ) -> TokenStats:
     """log pi(y) = s_y - log sum_v exp s_v with s = logits / temperature, and on demand H = -sum_v pi_v log pi_v and the energy.
 
     Exact, forward and backward, for any gradient on each token's log-probability and entropy, with respect to the hidden states,
     the head's weight (tied or not) and its bias. Half-precision logits are raised to float32 before anything is summed; inside
     autocast the products are taken in its dtype, as the head itself would; `backward_dtype`, where given, is that of the products that
-    make gradients. A target outside the vocabulary gives NaN or IndexError.
+    make gradients. No more than `kept` logits are kept for the backward pass, which otherwise makes them again. A target outside the vocabulary gives NaN or IndexError.
     """
     head = head if isinstance(head, Head) else Head(head.weight, head.bias)
     spec = _Spec.of(hidden_MD, head, temperature, backward_dtype)
     if len(targets_M) * len(head.weight_VD) <= chunk[0] * chunk[1]:  # one tile: what autograd keeps is no larger
         return _plain(hidden_MD, head, targets_M, spec, with_entropy, with_energy)
     with torch.autocast(hidden_MD.device.type, enabled=False):  # the spec has taken it into account
-        keep = torch.is_grad_enabled() and len(targets_M) * len(head.weight_VD) <= KEPT
+        keep = torch.is_grad_enabled() and len(targets_M) * len(head.weight_VD) <= kept
         options = (targets_M, spec, chunk, with_entropy, with_energy, keep)
         return TokenStats(*_Tiled.apply(hidden_MD, head.weight_VD, head.bias_V, *options))
 
@@ -137,7 +139,7 @@ def log_softmax(s_MV: Tensor) -> Tensor:
 
 
 def _plain(hidden_MD: Tensor, head: Head, targets_M: Tensor, spec: _Spec, entropy: bool, energy: bool) -> TokenStats:
-    """The same through autograd, holding the logits: for small ones the faster way, for all others the slow twin."""
+    """The same through autograd, with all logits in memory: faster for few logits, and the slow reference for many."""
     logprobs_MV = log_softmax(spec.s(hidden_MD, head.weight_VD, head.bias_V))
     logprobs_M = logprobs_MV.gather(1, targets_M[:, None]).squeeze(1)
     entropies_M = -(logprobs_MV.exp() * logprobs_MV).sum(1) if entropy else None

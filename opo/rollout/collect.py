@@ -26,16 +26,16 @@ LOOK_AHEAD, LOOK_AHEAD_S = 16384, 5.0  # prompts that are read, and seconds spen
 
 @dataclass(frozen=True)
 class Collected:
-    """A batch of rollouts and the text it stands for."""
+    """A batch of rollouts with its prompts and responses as text."""
 
     rollouts: Rollouts
     prompts: list[Prompt]
     responses: list[list[str]]
     samples: Samples
-    reasons: dict[tuple[int, int], str]  # why (prompt, response) is unscorable
+    reasons: dict[tuple[int, int], str]  # why (prompt, response) is unscored
 
     def rows(self, most: int) -> list[dict[str, Any]]:
-        """One row a response, of the first `most` responses, for tables of completions."""
+        """One row per response, of the first `most` responses, for tables of completions."""
         group, rewards_N = self.rollouts.group_size, self.rollouts.rewards_PG.view(-1).tolist()
         return [
             {
@@ -91,7 +91,7 @@ def response_text(tokenizer: Any, ids: list[int], stop: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True)
 class Collector:
-    """Draws prompts by number and returns scored rollouts; knows nothing of training."""
+    """Samples and scores responses to prompts that are given by their number in the task's stream."""
 
     task: Task
     tokenizer: PreTrainedTokenizerBase
@@ -128,25 +128,70 @@ class Collector:
         self, first: int, count: int, generator: torch.Generator, sampling: Sampling | None = None, split: str = "train"
     ) -> Collected:
         """Sample and score `group_size` responses to each of `count` prompts."""
-        prompts, ids = self.prompts(first, count, split)
-        which = self.world.mine(range(count))
+        return self.respond(*self.prompts(first, count, split), generator, sampling)
+
+    def respond(
+        self, prompts: list[Prompt], ids: list[list[int]], generator: torch.Generator, sampling: Sampling | None = None
+    ) -> Collected:
+        """Sample and score responses to these prompts, which `prompts` has encoded; every rank its part, and all have the whole."""
+        which = self.world.mine(range(len(prompts)))
         samples = self.sampler.generate(ids, sampling or self.sampling, generator, which)
         responses = [
             [response_text(self.tokenizer, r, self.task.stop) for r in group] for group in samples.response_ids
         ]
         scored = self.rewards.score([prompts[p] for p in which], responses)
         samples, responses, scored = _together(self.world.gather((which, samples, responses, scored)))
-        rollouts = Rollouts.from_lists(
+        return Collected(
+            self._rollouts(prompts, ids, samples, responses, scored.rewards_PG),
+            prompts,
+            responses,
+            samples,
+            scored.reasons,
+        )
+
+    def _rollouts(
+        self,
+        prompts: list[Prompt],
+        ids: list[list[int]],
+        samples: Samples,
+        responses: list[list[str]],
+        rewards_PG: torch.Tensor,
+    ) -> Rollouts:
+        return Rollouts.from_lists(
             ids,
             samples.response_ids,
-            scored.rewards_PG,
+            rewards_PG,
             samples.logprobs,
             versions=samples.versions,
             answers=[[self.task.extract(r) for r in group] for group in responses],
             finished_PG=torch.tensor(samples.finished),
-            prompt_index_P=torch.tensor([p.index for p in prompts]),
         )
-        return Collected(rollouts, prompts, responses, samples, scored.reasons)
+
+
+def joined(first: Collected, second: Collected) -> Collected:
+    """Two batches of responses to the same prompts as one, the second's behind the first's in every group."""
+    size = first.rollouts.group_size
+    samples = Samples(
+        *(
+            [[*a, *b] for a, b in zip(getattr(first.samples, f.name), getattr(second.samples, f.name), strict=True)]
+            for f in fields(Samples)
+        )
+    )
+    one, other = first.rollouts, second.rollouts
+    assert one.answers is not None
+    assert other.answers is not None
+    rollouts = Rollouts.from_lists(
+        one.prompt_ids,
+        samples.response_ids,
+        torch.cat([one.rewards_PG, other.rewards_PG], 1),
+        samples.logprobs,
+        versions=samples.versions,
+        answers=[[*a, *b] for a, b in zip(one.answers, other.answers, strict=True)],
+        finished_PG=torch.tensor(samples.finished),
+    )
+    responses = [[*a, *b] for a, b in zip(first.responses, second.responses, strict=True)]
+    reasons = first.reasons | {(p, g + size): reason for (p, g), reason in second.reasons.items()}
+    return Collected(rollouts, first.prompts, responses, samples, reasons)
 
 
 def _together(

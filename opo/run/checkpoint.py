@@ -1,19 +1,18 @@
 """Checkpoints: folders `step-000100/` that are complete or absent, without pickle.
 
-Each holds `policy/` (a folder that transformers loads), `trainer.safetensors`, `trainer.json` and `manifest.json`, which lists the
-SHA-256 of every other file. All is written to a hidden sibling, forced to the disk and renamed, so that a kill or a power cut at
-any moment leaves the checkpoint before it in force.
+Each holds `policy/` (a folder that transformers loads), `trainer.safetensors`, `trainer.json` and `manifest.json`,
+which lists the SHA-256 of every other file. All is written to a hidden sibling, forced to the disk and renamed, so that
+after a kill or a power cut the previous checkpoint is still complete.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opo.errors import UserError
-from opo.system.atomic import sync
+from opo.system.atomic import replacing
 from opo.system.manifest import manifest_of, refuse_damaged, write_manifest
 
 if TYPE_CHECKING:
@@ -38,20 +37,14 @@ def save_checkpoint(
     target = folder / f"step-{step:06d}"
     if target.exists():
         raise FileExistsError(f"{target} exists; a checkpoint is never written over")
-    partial = folder / f".{target.name}.partial-{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
-    policy = partial / "policy"
-    policy.mkdir(parents=True)
-    policy_saver(policy)
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial / "trainer.safetensors"
-    )
-    (partial / "trainer.json").write_text(json.dumps(state, indent=2, allow_nan=False) + "\n")
-    write_manifest(partial, step=step)
-    for path in [*partial.rglob("*"), partial]:
-        sync(path)
-    partial.rename(target)
-    sync(folder)
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with replacing(target) as partial:
+        policy = partial / "policy"
+        policy.mkdir(parents=True)
+        policy_saver(policy)
+        save_file(on_cpu, partial / "trainer.safetensors")
+        (partial / "trainer.json").write_text(json.dumps(state, indent=2, allow_nan=False) + "\n")
+        write_manifest(partial, step=step)
     for old in checkpoints(folder)[:-keep] if keep > 0 else []:
         _drop(old)
     return target
@@ -74,8 +67,10 @@ def load_checkpoint(path: Path) -> "tuple[dict[str, Tensor], dict[str, Any]]":
 
 def checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints below `folder`, oldest first."""
-    found = [path for path in folder.glob("step-*") if path.name[5:].isdecimal() and (path / "manifest.json").is_file()]
-    return sorted(found, key=checkpoint_step)
+    complete = [
+        path for path in folder.glob("step-*") if path.name[5:].isdecimal() and (path / "manifest.json").is_file()
+    ]
+    return sorted(complete, key=checkpoint_step)
 
 
 def checkpoint_step(path: Path) -> int:

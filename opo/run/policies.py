@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from opo.config.build import build
+from opo.config.read import read
 from opo.config.schema import ModelConfig, RolloutConfig
 from opo.errors import UserError
 from opo.model.source import complaints, unreachable
@@ -49,7 +49,7 @@ class Weights:
         if own is not None or self.run is None:
             return own if own is not None else ArithmeticConfig()
         values = self.run["task"]
-        return build(TASKS[values["name"]][0], values, "task")
+        return read(TASKS[values["name"]][0], values, "task")
 
     def rollout(self, own: Any, group_size: int) -> RolloutConfig:
         """Sampling with one's own limit and temperature, else the run's, else 48 tokens at temperature 1."""
@@ -116,7 +116,7 @@ def _weights(text: str, model: ModelConfig | None) -> Iterator[tuple[int | None,
     path, where = Path(text), f"checkpoint={text}"
     if (path / "checkpoints").is_dir():
         run = _run_config(path / "config.yaml")
-        base = model or build(ModelConfig, run["model"], "model")
+        base = model or read(ModelConfig, run["model"], "model")
         yield 0, Weights(base, None, run)
         for saved in checkpoints(path / "checkpoints"):
             _refuse(complaints(saved / "policy", f"checkpoint={saved}"))
@@ -124,7 +124,7 @@ def _weights(text: str, model: ModelConfig | None) -> Iterator[tuple[int | None,
     elif (path / "policy").is_dir():
         file = path.absolute().parent.parent / "config.yaml"
         run = _run_config(file) if file.is_file() else None
-        own = build(ModelConfig, run["model"], "model") if run else ModelConfig("pretrained", str(path / "policy"))
+        own = read(ModelConfig, run["model"], "model") if run else ModelConfig("pretrained", str(path / "policy"))
         _refuse(complaints(path / "policy", where))
         step = checkpoint_step(path.absolute()) if path.absolute().name.removeprefix("step-").isdecimal() else None
         yield step, Weights(model or own, path / "policy", run)

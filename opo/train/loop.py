@@ -21,14 +21,13 @@ from opo.model.load import load_policy
 from opo.parallel.first import SharedFolder, first_only
 from opo.parallel.world import World
 from opo.rollout.collect import open_collector
-from opo.system.seeding import generator_for
 from opo.system.threads import use_machine
 from opo.tasks import make_task
 from opo.tracking import Tracker
 from opo.train.heldout import evaluate
 from opo.train.interrupt import Interrupt
 from opo.train.learner import Learner
-from opo.train.prepare import prepare
+from opo.train.prepare import draw, prepare
 from opo.train.progress import Progress
 from opo.train.step_metrics import Clock, batch_metrics
 
@@ -69,7 +68,7 @@ def _train(config: RunConfig, folder: SharedFolder, world: World) -> None:
         collector.look_ahead(0, config.evaluate.num_prompts if config.evaluate.every else 0, "eval")
         while learner.step < config.steps:
             clock = Clock(world)
-            batch = collector.collect(learner.step * count, count, generator_for(config.seed, "rollout", learner.step))
+            batch = draw(learner, collector)
             clock.lap("time/rollout_s")
             rollouts = prepare(batch, learner, collector)
             clock.lap("time/logprob_s")

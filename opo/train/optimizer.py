@@ -1,4 +1,4 @@
-"""AdamW: its rate over a run, its state as tensors, and how much of the weights a step moves."""
+"""The optimizer: its rate over a run, its state as tensors, and how much of the weights a step moves."""
 
 import math
 from typing import Any
@@ -11,8 +11,10 @@ from opo.config.schema import OptimConfig
 SAMPLED = 2**16  # weights that are looked at; a share of them is known to 0.2 % (one standard error)
 
 
-def adamw(parameters: list[nn.Parameter], rate: float, optim: OptimConfig) -> torch.optim.AdamW:
+def optimizer_of(parameters: list[nn.Parameter], rate: float, optim: OptimConfig) -> torch.optim.Optimizer:
     """The optimizer of these parameters with everything but the rate from the config."""
+    if optim.method == "sgd":
+        return torch.optim.SGD(parameters, lr=rate, weight_decay=optim.weight_decay)
     return torch.optim.AdamW(
         parameters,
         lr=rate,

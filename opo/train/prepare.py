@@ -2,19 +2,37 @@
 
 from dataclasses import replace
 
-from opo.algorithms import ALGORITHMS
+from opo.algorithms import ALGORITHMS, token_weights
 from opo.batch import Rollouts
 from opo.kl import kl_estimate
+from opo.model.score_norms import squared_score_norms
+from opo.parts.filters import drawn
+from opo.parts.gradients import HessianCorrected, hessian_vector
+from opo.parts.samplers import PromptCurriculum
 from opo.rollout.collect import Collected, Collector
-from opo.system.seeding import generator_for
+from opo.system.seeding import generator_for, rng_for
 from opo.train.learner import Learner
-from opo.train.update import needs_reference
+from opo.train.update import loss_of, needs_reference
+
+
+def draw(learner: Learner, collector: Collector) -> Collected:
+    """The scored responses of the next step, from the run's sampler or from the policy to the next prompts of the stream."""
+    config, step, sampler = learner.config, learner.step, learner.parts.sampler
+    count = config.rollout.num_prompts
+    if sampler is not None:
+        return sampler.collect(collector, learner.policy, count, step, config.seed)
+    return collector.collect(step * count, count, generator_for(config.seed, "rollout", step))
 
 
 def prepare(batch: Collected, learner: Learner, collector: Collector) -> Rollouts:
     """The batch's rollouts with reference log-probabilities, KL rewards, values and greedy rewards, each only where it is used."""
     rollouts, config, policy, step = batch.rollouts, learner.config, learner.policy, learner.step
-    algo, needs = config.algo, ALGORITHMS[config.algo.name].needs
+    algo, parts = config.algo, learner.parts
+    needs = (*ALGORITHMS[algo.name].needs, *parts.needs)
+    if isinstance(parts.sampler, PromptCurriculum):
+        parts.sampler.learn(rollouts)
+    if parts.shaper is not None:
+        rollouts = rollouts.with_(rewards_PG=parts.shaper(rollouts))
     prompts = list(range(rollouts.num_prompts))
     measured = config.kl_init_every and step % config.kl_init_every == 0
     if learner.initial is not None and (needs_reference(algo) or measured):
@@ -35,4 +53,27 @@ def prepare(batch: Collected, learner: Learner, collector: Collector) -> Rollout
     if "logit_energy_NT" in needs or "entropies_NT" in needs:
         seen = policy.measure(rollouts, prompts, energy=True)
         rollouts = rollouts.with_(logit_energy_NT=seen.energies_MT, entropies_NT=seen.entropies_MT)
+    if "score_norm2_PG" in needs:
+        rollouts = rollouts.with_(score_norm2_PG=squared_score_norms(policy, rollouts))
+    if isinstance(parts.gradient, HessianCorrected):
+        correct(parts.gradient, batch, learner, collector)
+    if parts.filter is not None:
+        weights_PG = parts.filter.weights(rollouts.rewards_PG)
+        rollouts = drawn(rollouts, weights_PG, generator_for(config.seed, "filter", step))
     return rollouts
+
+
+def correct(part: HessianCorrected, batch: Collected, learner: Learner, collector: Collector) -> None:
+    """Give the gradient estimator its correction for the last step, from a second batch to the same prompts."""
+    config, policy, step = learner.config, learner.policy, learner.step
+    share = float(rng_for(config.seed, "between", step).random())
+    with part.between(policy.parameters(), share) as moved:
+        if moved is None:
+            return
+        collector.sampler.load_weights(policy.model, learner.version)
+        ids = batch.rollouts.prompt_ids
+        second = collector.respond(batch.prompts, ids, generator_for(config.seed, "second", step)).rollouts
+        assert second.logprobs_NT is not None
+        weights_NT = token_weights(loss_of(config.algo, second), second.logprobs_NT)
+        part.correction = hessian_vector(policy, second, weights_NT, moved, part.difference)
+    collector.sampler.load_weights(policy.model, learner.version)

@@ -25,24 +25,21 @@ def loss_of(algo: AlgoConfig, rollouts: Rollouts) -> Callable[[Tensor], Tensor]:
     chosen = ALGORITHMS[algo.name]
 
     def loss(logprobs_NT: Tensor) -> Tensor:
-        value = chosen.loss(logprobs_NT, rollouts, **algo.knobs)
+        value = chosen.loss(logprobs_NT, rollouts, **algo.hyperparameters)
         if algo.kl_coef and algo.kl_placement == "loss":
             penalty_NT = kl_penalty(logprobs_NT, rollouts, algo.kl_estimator)
-            value = value + algo.kl_coef * chosen.average(penalty_NT, rollouts, algo.knobs)
+            value = value + algo.kl_coef * chosen.average(penalty_NT, rollouts, algo.hyperparameters)
         return value
 
     return loss
 
 
-def entropy_weights(algo: AlgoConfig, rollouts: Rollouts) -> Tensor | None:
-    """c_nt with sum_nt c_nt H_nt the entropy bonus, on the scale of the loss's policy term, (N, T); None without a bonus."""
-    if not algo.entropy_coef:
-        return None
-
-    def bonus(entropies_NT: Tensor) -> Tensor:
-        return -algo.entropy_coef * ALGORITHMS[algo.name].average(entropies_NT, rollouts, algo.knobs)
-
-    return token_weights(bonus, torch.zeros(rollouts.mask_NT.shape))
+def unit_weights(algo: AlgoConfig, rollouts: Rollouts) -> Tensor:
+    """What one unit of a token's value adds to the algorithm's average, (N, T): the scale of its policy term."""
+    chosen = ALGORITHMS[algo.name]
+    return -token_weights(
+        lambda values_NT: chosen.average(values_NT, rollouts, algo.hyperparameters), torch.zeros(rollouts.mask_NT.shape)
+    )
 
 
 def minibatch(config: RunConfig, step: int, update: int) -> list[int]:

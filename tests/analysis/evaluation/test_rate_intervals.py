@@ -1,5 +1,7 @@
 """Intervals of rates over prompts hold the truth near the edges too, and are no wider than a count of prompts allows."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy.stats import beta, betabinom
@@ -12,7 +14,7 @@ RESPONSES, SAMPLES = 16, 1000
 CHANCE = np.array([[pass_at_k(c, RESPONSES, k) for c in range(RESPONSES + 1)] for k in (1, 4, 16)])  # (k, correct)
 
 
-def population(mean, concentration):
+def population(mean, concentration) -> Any:
     """How many of the responses to a prompt are correct, where its chance is Beta-distributed."""
     return betabinom(RESPONSES, mean * concentration, (1 - mean) * concentration)
 
@@ -24,7 +26,7 @@ def test_coverage(prompts, mean, concentration):
     """pass@1, pass@4 and pass@16 from near 0 to near 1; the binomial error of 1000 samples is 0.7 %."""
     rng, correct = np.random.default_rng(prompts), population(mean, concentration)
     drawn_SP = correct.rvs((SAMPLES, prompts), random_state=rng)
-    truth_K = CHANCE @ correct.pmf(np.arange(RESPONSES + 1))
+    truth_K = CHANCE @ correct.pmf(np.arange(RESPONSES + 1))  # pyright: ignore[reportAttributeAccessIssue]
     for values_C, truth in zip(CHANCE, truth_K, strict=True):
         if not 0.01 < truth < 0.99:
             continue

@@ -12,12 +12,11 @@ from typing import Any
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 import opo.cli.train
 from opo.cli import COMMANDS, main, rewritten
-from opo.cli.launch import run_name
+from opo.cli.compose import compose_job, composing, run_name
 from opo.errors import StoppedRun, UserError
 
 QUICK = ["debug=tiny_steps", "steps=1", "tracking=off", "evaluate.every=0", "rollout.max_new_tokens=8", "threads=1"]
@@ -62,6 +61,13 @@ REFUSED = [
     ("model=tinny", "model=tinny", "did you mean tiny?"),
     ("model=smollm2 task=math", "task.path", "a value is needed"),
     ("seed=0,1", "seed=0,1", "need -m"),
+    ("algo=glob(*po)", "algo=", "need -m"),
+    ("-m seed=range(0,100000000)", "seed=range(0,100000000)", "OPO_MOST_JOBS"),
+    (f"{'k' * 5000}=1", "kkk", "no key is so long"),
+    (f"study={'x' * 300}", "study=xxx", "at most 200 bytes"),
+    (f"seed={'9' * 5000}", "seed=999", "cannot be read"),
+    ("optim.learning_rate=1e308", "optim.learning_rate=1e+308", "at most 1"),
+    ("device=\x1b[31m", "device=\\x1b[31m", "cannot be read"),
     ("-m seed=0,1 rollout.group_size=1,8", "rollout.group_size=1", "at least 2"),
     ("-m steps=1,2", "steps=1", "two jobs for the folder"),
     ("experiment=nope", "experiment=nope", "not one of"),
@@ -156,9 +162,9 @@ def test_names_are_folders_however_long() -> None:
 
 
 def test_a_run_alone_and_the_same_job_of_a_sweep_share_a_folder() -> None:
-    with initialize_config_module("conf", version_base="1.3"):
-        alone = compose("train", ["seed=3", "optim.learning_rate=1e-3"], return_hydra_config=True)
-        swept = compose("train", ["seed=3", "optim.learning_rate=0.001"], return_hydra_config=True)
+    with composing():
+        alone = compose_job("train", ["seed=3", "optim.learning_rate=1e-3"])
+        swept = compose_job("train", ["seed=3", "optim.learning_rate=0.001"])
         folder = OmegaConf.select(alone, "hydra.run.dir")
         assert folder == f"{swept.hydra.sweep.dir}/{swept.hydra.sweep.subdir}"
         assert folder == "runs/default/opo-arithmetic-s3-optim.learning_rate=0.001"
