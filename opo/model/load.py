@@ -15,6 +15,7 @@ from opo.model.policy import Policy
 from opo.model.smollm2 import smollm2_folder
 from opo.model.source import complaints, refuse_changed
 from opo.model.tiny import tiny_folder
+from opo.system.seeding import seed_for
 
 disable_progress_bar()  # its bars would break the progress line
 
@@ -51,7 +52,9 @@ def load_policy(
             r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=targets, task_type="CAUSAL_LM"
         )
         try:
-            model = get_peft_model(model, lora)
+            with torch.random.fork_rng():  # fresh adapters are random: the same ones on every rank and in every run
+                torch.manual_seed(seed_for(0, "adapters"))
+                model = get_peft_model(model, lora)
         except ValueError as error:  # no module has such a name
             raise UserError(f"model.lora_targets={config.lora_targets}: {_first_line(error)}") from error
     if device == "auto":

@@ -107,7 +107,7 @@ def main(folder: Path, given: dict[str, Any]) -> None:
 
     TASKS["token_sums"] = (SumConfig, TokenSums)
     algo = dict(given.pop("algo"))
-    knobs = {k: p.default for k, p in ALGORITHMS[algo["name"]].knobs.items()} | algo.pop("knobs", {})
+    algo["hyperparameters"] = ALGORITHMS[algo["name"]].hyperparameters({})
     groups = {
         "model": schema.ModelConfig,
         "rollout": schema.RolloutConfig,
@@ -117,7 +117,7 @@ def main(folder: Path, given: dict[str, Any]) -> None:
     }
     given = {key: groups[key](**value) if key in groups else value for key, value in given.items()}
     config = schema.RunConfig.of(
-        SumConfig(), algo=schema.AlgoConfig(**algo, knobs=knobs), tracking=schema.TrackingConfig(mode="off"), **given
+        SumConfig(), algo=schema.AlgoConfig(**algo), tracking=schema.TrackingConfig(mode="off"), **given
     )
     train(replace(config, threads=1, device="cpu"), folder)
 
