@@ -102,17 +102,21 @@ def setting_of(config: VarianceConfig, stage: Stage) -> dict[str, Any]:
     keys = ("append_eos", "steps", "token_responses", "seed") if config.rollouts else ("token_responses", "seed")
     task, rollout = _task(config, stage.weights[0]), _sampling(config, stage.weights[0])
     models = [asdict(weights.model) for weights in stage.weights]
-    return {key: getattr(config, key) for key in keys} | {
-        "weights": stage.paths,
-        "models": models,
-        "task": None if config.rollouts else asdict(task),
-        "max_new_tokens": rollout.max_new_tokens,
-        "temperature": rollout.temperature,
-        "reward": asdict(config.reward),
-        "responses": config.responses if config.rollouts else config.num_responses,
-        "split": config.split or "eval",
-        "content": contents(config, stage),
-    }
+    return (
+        {key: getattr(config, key) for key in keys}
+        | {
+            "weights": stage.paths,
+            "models": models,
+            "task": None if config.rollouts else asdict(task),
+            "max_new_tokens": rollout.max_new_tokens,
+            "temperature": rollout.temperature,
+            "projection": 2,  # of gradients (`analysis.variance.between_prompts.project`): another draw may not be mixed with it
+            "reward": asdict(config.reward),
+            "responses": config.responses if config.rollouts else config.num_responses,
+            "split": config.split or "eval",
+            "content": contents(config, stage),
+        }
+    )
 
 
 def _task(config: VarianceConfig, weights: Weights) -> Any:
@@ -144,10 +148,12 @@ def _measure(
     if weights.folder is not None and weights.model.path != str(weights.folder):
         restore_model(policy, weights.folder)
     how = Measurement(config.memory_gib, config.token_responses)
+    later = replace(how, verify=False)
     if foreign is not None:
         for number in numbers:
             prompt = foreign.prompts[number]
             yield number, measure_pool(policy, prompt.prompt_id, prompt.text, prompt.texts, prompt.rollouts(), how)
+            how = later
         return
     task = make_task(_task(config, weights))
     policy = replace(policy, stop_token_ids=stop_token_ids(policy.tokenizer, task.stop))
@@ -162,6 +168,7 @@ def _measure(
             )
             prompt = batch.prompts[0]
             yield number, measure_pool(policy, str(prompt.index), prompt.text, batch.responses[0], batch.rollouts, how)
+            how = later
 
 
 class _Progress:
