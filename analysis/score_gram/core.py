@@ -128,12 +128,10 @@ def send_scores(
         sharing: AbstractContextManager[Any] = nullcontext()
         if capture.shared:
             prompt = model_inputs(inner, context.select([0]).columns(slice(capture.shared)))
-            stack.enter_context(
-                prompt_products(lambda: tail.hidden(prompt, lambda: None), context.attention_mask, capture.shared)
-            )
+            sharing = prompt_products(lambda: tail.hidden(prompt, lambda: None), context.attention_mask, capture.shared)
         if recompute:
             stack.enter_context(recomputed_layers(inner, capture, shape, sharing))
-        with capture.batch(*shape):
+        with sharing, capture.batch(*shape):
             hidden_NLD = tail.hidden(model_inputs(inner, context), capture.count_head)
         grad_NLD = Head(tail, terms, batch.temperature, dtype).backward(hidden_NLD, capture)
         if hidden_NLD.requires_grad:

@@ -9,8 +9,8 @@ sum_t b_nt a_t^T is split by the span of the T inputs a_t of the prompt, with an
 The first part has T columns in place of C, the second no prompt tokens.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -91,22 +91,17 @@ class _Reusing(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-@contextmanager
-def prompt_products(
-    run_prompt: Callable[[], Any], attention_NL: Tensor, shared: int
-) -> Iterator[AbstractContextManager[Any]]:
-    """Inside, linear layers take the columns of the prompt from `run_prompt()`, run once here, and leave padding out.
+def prompt_products(run_prompt: Callable[[], Any], attention_NL: Tensor, shared: int) -> AbstractContextManager[Any]:
+    """A context in which linear layers take the columns of the prompt from `run_prompt()`, run once here, and leave padding out.
 
-    Gives a context with the same effect, for what runs inside a backward pass, where autograd puts modes aside.
+    For forward passes alone: autograd puts such contexts aside, so what runs again in a backward pass enters it anew.
     """
     with torch.no_grad(), _Recording() as record:
         run_prompt()
     within_NL = attention_NL.flip(1).cumsum(1).flip(1) > 0  # up to the last attended token
     within_NL[:, :shared] = False
     index_K = within_NL.flatten().nonzero().squeeze(1)
-    mode = _Reusing(record.products, (attention_NL.shape[0], attention_NL.shape[1]), index_K)
-    with mode:
-        yield mode
+    return _Reusing(record.products, (attention_NL.shape[0], attention_NL.shape[1]), index_K)
 
 
 def split_by_span(use: Outer, shared: int) -> tuple[Outer, Outer] | None:

@@ -5,7 +5,6 @@ one that was cut into shards is merged by putting the files in one folder.
 """
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,9 +19,10 @@ from analysis.score_gram.recompute import decoder_layers
 from analysis.variance.between_prompts import prompt_gradient
 from opo.batch import Rollouts
 from opo.errors import UserError
-from opo.model.forward import microbatches, response_hidden
+from opo.model.forward import response_hidden
 from opo.model.logprobs import token_logprobs
 from opo.model.policy import Policy, TokenScores
+from opo.system.atomic import replacing, write_text
 
 GIB = 2**30
 HEAD_LOGITS = 2**23  # logits held at once by `head_norms`
@@ -56,11 +56,8 @@ class PromptPool:
 
     def save(self, path: Path) -> None:
         """Write the file whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        with partial.open("wb") as file:
+        with replacing(path) as partial, partial.open("wb") as file:
             np.savez_compressed(file, **{field.name: getattr(self, field.name) for field in fields(self)})
-        partial.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> "PromptPool":
@@ -121,7 +118,8 @@ def measure_pool(
     options = {"temperature": policy.temperature, "verify": how.verify, **passes}
     parts = score_gram(policy.model, *inputs, split="layer", **options)
     assert isinstance(parts, dict)
-    seen, head_norm2_N = token_pass(policy, rollouts, plan.tokens)
+    policy = policy.with_token_budget(plan.tokens)
+    seen, head_norm2_N = token_pass(policy, rollouts)
     assert seen.energies_MT is not None
     gap = np.nan
     if rollouts.logprobs_NT is not None:
@@ -145,7 +143,7 @@ def measure_pool(
         part_norm2_SR=torch.stack([gram.diagonal() for gram in parts.values()]).cpu().numpy(),
         token_sum_norm2_K=np.array([pair[0] for pair in by_token]),
         token_norm2_sum_K=np.array([pair[1] for pair in by_token]),
-        gradient_D=prompt_gradient(policy, rollouts, plan.tokens),
+        gradient_D=prompt_gradient(policy, rollouts),
         gap_nats=gap,
         entropies_R=seen.entropies_MT.sum(1)[keep].numpy(),
     )
@@ -184,11 +182,11 @@ def token_norms(policy: Policy, inputs: tuple[Tensor, ...], **passes: Any) -> tu
 
 
 @torch.no_grad()
-def token_pass(policy: Policy, rollouts: Rollouts, token_budget: int = 16384) -> tuple[TokenScores, Tensor]:
+def token_pass(policy: Policy, rollouts: Rollouts) -> tuple[TokenScores, Tensor]:
     """Of every response token what `policy.measure` says, with logit energies, and `head_norms`, from the same hidden states."""
     norms_N, shape = torch.zeros(len(rollouts.mask_NT), dtype=torch.float64), rollouts.mask_NT.shape
     stats = [torch.zeros(shape, dtype=torch.float64) for _ in range(3)]
-    for part in microbatches(rollouts, [0], token_budget, distinct=True):
+    for part in policy.parts(rollouts, [0]):
         hidden_KH, mask_MT = response_hidden(policy.decoder, rollouts, part)
         targets_K = rollouts.tokens_NT[part.rows_M, : mask_MT.shape[1]].to(mask_MT.device)[mask_MT]
         found = token_logprobs(
@@ -258,9 +256,7 @@ class PoolFolder:
                         f"{path}: its pools were made with {key}={found.get(key)}, not {setting.get(key)}; choose another output"
                     )
         else:
-            partial = path / f".setting.json.{os.getpid()}"
-            partial.write_text(json.dumps(setting, indent=1, sort_keys=True) + "\n")
-            partial.replace(record)
+            write_text(record, json.dumps(setting, indent=1, sort_keys=True) + "\n")
 
     def file(self, number: int) -> Path:
         return self.path / f"prompt-{number:06d}.npz"
