@@ -23,6 +23,7 @@ from opo.model.forward import response_hidden
 from opo.model.logprobs import token_logprobs
 from opo.model.policy import Policy, TokenScores
 from opo.system.atomic import replacing, write_text
+from opo.system.records import read_json
 
 GIB = 2**30
 HEAD_LOGITS = 2**23  # logits held at once by `head_norms`
@@ -30,7 +31,7 @@ HEAD_LOGITS = 2**23  # logits held at once by `head_norms`
 
 @dataclass(frozen=True, eq=False)
 class PromptPool:
-    """R scorable responses to one prompt. Arrays of float64 or int64 unless said otherwise; K of the responses are seen by token."""
+    """R scored responses to one prompt. Arrays of float64 or int64 unless said otherwise; K of the responses are seen by token."""
 
     prompt_id: str
     prompt: str
@@ -105,7 +106,7 @@ def measure_pool(
     policy: Policy, prompt_id: str, prompt: str, responses: list[str], rollouts: Rollouts, how: Measurement
 ) -> PromptPool:
     """Everything about the responses to one prompt (rollouts of P = 1). Raises UserError where fewer than two have a reward."""
-    keep = rollouts.scorable_N.nonzero().squeeze(1)
+    keep = rollouts.scored_N.nonzero().squeeze(1)
     if len(keep) < 2:
         raise UserError(
             f"prompt {prompt_id}: {len(keep)} of {rollouts.group_size} responses have a reward; a pool needs two"
@@ -244,7 +245,7 @@ class PoolFolder:
         path.mkdir(parents=True, exist_ok=True)
         record = path / "setting.json"
         if record.exists():
-            found = json.loads(record.read_text())
+            found = read_json(record)
             for file, digest in setting.get("content", {}).items():
                 if found.get("content", {}).get(file, digest) != digest:
                     raise UserError(

@@ -73,12 +73,12 @@ QWEN: dict[str, Any] = {
 }
 
 
-def qwen(shape: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Qwen2ForCausalLM:
+def qwen(shape: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
     """Random weights of this shape of Qwen2."""
     torch.manual_seed(0)
     vocabulary = 256 if shape == "tiny" else 151_936
     with torch.device(device):
-        model = Qwen2ForCausalLM(Qwen2Config(**QWEN[shape], vocab_size=vocabulary, tie_word_embeddings=True))
+        model: Any = Qwen2ForCausalLM(Qwen2Config(**QWEN[shape], vocab_size=vocabulary, tie_word_embeddings=True))
     return model.to(dtype).eval()
 
 
