@@ -22,6 +22,8 @@ def main(values: dict[str, Any], folder: Path) -> None:
     write_text(folder / "config.yaml", yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
     study = run_study(load_config(values), folder)
     if study is not None:
+        if study.imported is not None:
+            print(study.imported["text"])
         for policy in dict.fromkeys((study.policies[0]["name"], study.last_policy)):
             for notice in study.notices(policy):
                 print(notice)

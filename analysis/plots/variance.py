@@ -277,6 +277,7 @@ def _log_when_wide(ax: Axes, rows: pl.DataFrame, axis: str) -> None:
     known = [v for column in ("value", "low", "high") for v in rows[column] if v is not None]
     if known and min(known) > 0 and max(known) / min(known) > 8:
         (ax.set_xscale if axis == "x" else ax.set_yscale)("log")
+        (ax.set_xlim if axis == "x" else ax.set_ylim)(min(known) / 1.2, max(known) * 1.2)
         _plain_log_ticks(ax, axis)
 
 

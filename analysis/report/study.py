@@ -123,7 +123,7 @@ def _policies(study: Study) -> Section:
             f"{policy['length_mean']:.1f}",
             str(policy["constant_prompts"]),
             str(policy["unscorable"]),
-            f"{policy['gap_nats']:.1e}",
+            "unknown" if policy["gap_nats"] is None else f"{policy['gap_nats']:.1e}",
         ]
         for policy in study.policies
     ]
@@ -136,6 +136,8 @@ def _policies(study: Study) -> Section:
         "unscorable",
         "largest log-probability gap, nats",
     ]
+    if study.imported is not None:
+        return Section("policies", "The frozen responses", [table(study.imported["text"], columns, rows)])
     return Section(
         "policies", "The frozen responses", [table("Sampled at temperature as trained, untruncated", columns, rows)]
     )

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from analysis.score_gram.layers import Lookup, Outer, Use, as_matrix, row_blocks
+from analysis.score_gram.pairs import Tokens, pair_gram, table_cost, tied_gram
+from analysis.score_gram.shared_prefix import split_by_span
 
 
 class GramSink:
@@ -27,22 +29,49 @@ class GramSink:
         lookups = [use for use in uses if isinstance(use, Lookup)]
         outers = [use for use in uses if isinstance(use, Outer)]
         if len(lookups) == len(uses):  # rows that were never read are zero
-            ids = torch.cat([use.ids_NT.flatten() for use in lookups]).unique()
+            ids = read_ids(lookups)
             uses = [
                 Lookup(torch.searchsorted(ids, use.ids_NT.contiguous()), use.grad_NTC, use.first) for use in lookups
             ]
-            rows, scale = len(ids), None if scale is None else scale[ids]
-        if len(outers) == len(uses) and rows < columns:
-            # More rows than columns make larger products of each chunk; the Gram of the transposed gradients is the same.
-            uses = outers = [use.transposed() for use in outers]
-            rows, columns, scale = columns, rows, None if scale is None else scale.T
-        if len(outers) == len(uses) == 1 and scale is None and self._tokens_are_cheaper(outers[0], rows, columns):
-            gram = token_gram(outers[0].left_NTR, outers[0].right_NTC)
+            gram = self._gram_by_rows(uses, len(ids), columns, None if scale is None else scale[ids], dtype)
+        elif scale is None and len(outers) == len(uses):
+            gram = self._gram_of_outers(outers, rows, columns, dtype)
+        elif scale is None and len(outers) + len(lookups) == len(uses):
+            gram = self._gram_of_table(lookups, outers, rows, columns, dtype)
         else:
             gram = self._gram_by_rows(uses, rows, columns, scale, dtype)
         group = self.group_of(name)
         self.grams[group] = self.grams[group] + gram if group in self.grams else gram
         self.squared_norms[name] = gram.diagonal()
+
+    def _gram_of_outers(self, uses: Sequence[Outer], rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+        """By pairs of tokens, by the span of a shared prompt, or by rows, whichever takes the fewest multiply-adds."""
+        shared = uses[0].shared if len(uses) == 1 else 0
+        if 0 < shared < 0.7 * columns and (parts := split_by_span(uses[0], shared)):
+            along, across = (self._gram_of_outers([x], rows, x.right_NTC.shape[-1], dtype) for x in parts)
+            return along + across
+        tokens = Tokens.of(uses)
+        if tokens.cost(rows, columns) < self._cost_by_rows(uses, rows, columns):
+            return pair_gram(tokens, self.num_responses)
+        if rows < columns:
+            # More rows than columns make larger products of each chunk; the Gram of the transposed gradients is the same.
+            return self._gram_by_rows([use.transposed() for use in uses], columns, rows, None, dtype)
+        return self._gram_by_rows(uses, rows, columns, None, dtype)
+
+    def _gram_of_table(
+        self, lookups: Sequence[Lookup], outers: Sequence[Outer], rows: int, columns: int, dtype: torch.dtype
+    ) -> Tensor:
+        """Of a table that is a matrix besides, such as an embedding tied to the head."""
+        tokens, ids = Tokens.of(outers), read_ids(lookups)
+        by_tokens = tokens.cost(rows, columns) + table_cost(tokens, ids, self.num_responses, columns)
+        if by_tokens < self._cost_by_rows(outers, rows, columns):
+            return tied_gram(lookups, outers, ids, tokens, self.num_responses)
+        return self._gram_by_rows([*lookups, *outers], rows, columns, None, dtype)
+
+    def _cost_by_rows(self, uses: Sequence[Outer], rows: int, columns: int) -> float:
+        """Multiply-adds of gradients and of their products."""
+        places = sum(len(use.right_NTC) * max(use.right_NTC.shape[1], 32) for use in uses)
+        return rows * columns * (places + 0.6 * self.num_responses**2)
 
     def _gram_by_rows(
         self, uses: Sequence[Use], rows: int, columns: int, scale: Tensor | None, dtype: torch.dtype
@@ -57,12 +86,10 @@ class GramSink:
             add_product(gram, block_ND)
         return gram.triu() + gram.triu(1).T
 
-    def _tokens_are_cheaper(self, use: Outer, rows: int, columns: int) -> bool:
-        """Compare the multiply-adds of the two ways; products over fewer than 32 tokens are bound by memory, hence the 32."""
-        n, length = use.right_NTC.shape[:2]
-        by_tokens = (n * length) ** 2 * (rows + columns + 32) * 0.6
-        by_rows = n * rows * columns * (max(length, 32) + 0.6 * n)
-        return n == self.num_responses and by_tokens < by_rows
+
+def read_ids(lookups: Sequence[Lookup]) -> Tensor:
+    """Rows of the table that were read, sorted."""
+    return torch.cat([use.ids_NT.flatten() for use in lookups]).unique()
 
 
 def chunk_elements(device: torch.device) -> int:
@@ -83,17 +110,3 @@ def short_product(x_MD: Tensor, y_ND: Tensor) -> Tensor:
     if x_MD.dtype == torch.float32 and x_MD.device.type == "cpu" and torch.backends.mkldnn.is_available():
         return torch.ops.mkldnn._linear_pointwise(x_MD, y_ND, None, "none", [], "")
     return x_MD @ y_ND.T
-
-
-def token_gram(left_NTR: Tensor, right_NTC: Tensor) -> Tensor:
-    """sum_{t,s} <left_nt, left_ms> <right_nt, right_ms>: the Gram matrix of sum_t left_t right_t^T without any gradient."""
-    n, length, _ = left_NTR.shape
-    left, right = left_NTR.flatten(0, 1), right_NTC.flatten(0, 1)
-    gram = torch.zeros(n, n, dtype=torch.float64, device=left.device)
-    panel = max(1, min(n, 2**22 // (length * n * length)))
-    for low in range(0, n, panel):
-        high = min(low + panel, n)
-        mine = slice(low * length, high * length)
-        product = (left[: high * length] @ left[mine].T).mul_(right[: high * length] @ right[mine].T)
-        gram[:high, low:high] = product.view(high, length, high - low, length).sum((1, 3), dtype=torch.float64)
-    return gram.triu() + gram.triu(1).T

@@ -7,13 +7,14 @@ training step spends on weight gradients is spent on the Gram matrix instead.
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from analysis.score_gram.layers import Call, Use, rule_by_values, rule_of
+from analysis.score_gram.layers import Call, Outer, Rule, Use, linear, rule_by_values, rule_of
 
 # body and head: up to the decoder's last hidden state and after it; again: a layer of the body that is recomputed; census: only
 # note which layers run.
@@ -73,6 +74,7 @@ class Capture:
                     key = f"{last}.{key}"
                 self.owners[modules[path]][key] = p
         self.num_responses = self.length = self.first = 0
+        self.shared = 0  # tokens that all responses in the model begin with
         self.mode: Mode = "off"
         self.census: set[nn.Module] = set()  # layers that ran after the decoder
         self.recomputed: set[nn.Module] = set()  # heads whose weight is dealt with by slices of the vocabulary
@@ -138,46 +140,34 @@ class Capture:
             # One output may be computed from another; clones receive only the gradient that comes from outside the layer.
             leaves = [x.clone() if h else x for x, h in zip(leaves, heard, strict=True)]
             output = tree_unflatten(leaves, spec)
-        self._listen([x for x, h in zip(leaves, heard, strict=True) if h], module, owned, args, kwargs, heard)
+        call = Call(module, (args, kwargs), heard, self.num_responses, self.length)
+        self._listen([x for x, h in zip(leaves, heard, strict=True) if h], call, owned)
         return output
 
-    def _listen(
-        self,
-        outputs: list[Tensor],
-        module: nn.Module,
-        owned: dict[str, nn.Parameter],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        heard: list[bool],
-    ) -> None:
-        rule = rule_of(module)
+    def _listen(self, outputs: list[Tensor], call: Call, owned: dict[str, nn.Parameter]) -> None:
+        """When the gradients of these outputs arrive, keep what the call contributed to each owned parameter."""
+        rule, args = rule_of(call.module), call.arguments[0]
         if rule is None and len(outputs) == 1 and set(owned) == {"weight"} and args:
-            rule = rule_by_values(module, args[0], outputs[0])
-        n, length, first, mode = self.num_responses, self.length, self.first, self.mode
-        saved = [(args, kwargs)]  # a cell, emptied when the gradient arrives: the graph outlives what it saved
-        versions = [x._version for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
+            rule = rule_by_values(call.module, args[0], outputs[0])
+        first, mode, shared = self.first, self.mode, self.shared if self.mode != "head" else 0
+        saved, versions = (
+            [call],
+            call.versions(),
+        )  # a cell, emptied when the gradient arrives: the graph outlives what it saved
 
         def arrived(grads: Iterable[Tensor | None]) -> None:
-            args, kwargs = saved.pop()
-            if versions != [x._version for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]:
-                raise ValueError(f"{self.names[module]}: its input is overwritten in place later; use method='loop'")
-            known = [g is not None for g in grads]
-            kept = [g for g in grads if g is not None]
-            if rule is None:
-                for grad in kept:
-                    self._check_layout(grad, module, n, length)
-                flags = iter(known)
-                is_output = [h and next(flags) for h in heard]
-                detached = {local: p.detach() for local, p in owned.items()}
-                found = Call(module, (args, kwargs), is_output, n, length).uses(detached, kept, self.dtype)
-            else:
-                x = args[0] if args else next(iter(kwargs.values()))
-                found = rule(
-                    module, self._by_response(x, module, n, length), self._by_response(kept[0], module, n, length)
+            call = saved.pop()
+            if versions != call.versions():
+                raise ValueError(
+                    f"{self.names[call.module]}: its input is overwritten in place later; use method='loop'"
                 )
+            found = self._contributions(call, rule, list(grads), owned)
             for local, p in owned.items():
-                found[local].first = first
-                self.uses[p].append(found[local])
+                use = found[local]
+                use.first = first
+                if isinstance(use, Outer) and rule is linear and use.right_NTC.shape[1] == call.length:
+                    use.shared = shared
+                self.uses[p].append(use)
                 if mode != "head":
                     self.expected[p] -= 1
                     if not self.expected[p] and p not in self.waiting:
@@ -188,17 +178,33 @@ class Capture:
         else:
             torch.autograd.graph.register_multi_grad_hook(outputs, arrived)
 
-    def _by_response(self, x: Tensor, module: nn.Module, n: int, length: int) -> Tensor:
-        """(N, T, features), or (N, T) for token ids, whatever dimensions lie between."""
-        self._check_layout(x, module, n, length)
-        if not x.is_floating_point():
-            return x.reshape(n, -1)
-        return x.detach().to(self.dtype).reshape(n, -1, x.shape[-1])
+    def _contributions(
+        self, call: Call, rule: Rule | None, grads: list[Tensor | None], owned: dict[str, nn.Parameter]
+    ) -> dict[str, Use]:
+        """By the layer's closed form, else by running it again."""
+        kept = [g for g in grads if g is not None]
+        if rule is None:
+            for grad in kept:
+                self._check_layout(grad, call)
+            flags = iter(g is not None for g in grads)
+            reached = replace(call, is_output=[heard and next(flags) for heard in call.is_output])
+            return reached.uses({local: p.detach() for local, p in owned.items()}, kept, self.dtype)
+        args, kwargs = call.arguments
+        x = args[0] if args else next(iter(kwargs.values()))
+        return rule(call.module, self._by_response(x, call), self._by_response(kept[0], call))
 
-    def _check_layout(self, x: Tensor, module: nn.Module, n: int, length: int) -> None:
+    def _by_response(self, x: Tensor, call: Call) -> Tensor:
+        """(N, T, features), or (N, T) for token ids, whatever dimensions lie between."""
+        self._check_layout(x, call)
+        if not x.is_floating_point():
+            return x.reshape(call.num_responses, -1)
+        return x.detach().to(self.dtype).reshape(call.num_responses, -1, x.shape[-1])
+
+    def _check_layout(self, x: Tensor, call: Call) -> None:
         """Responses come first, alone or with what follows (tokens, heads) folded into the same dimension."""
+        n, length = call.num_responses, call.length
         if n > 1 and x.shape[0] != n and x.shape[0] % (n * length):
             raise ValueError(
-                f"{self.names[module]}: its input or output of shape {tuple(x.shape)} is not laid out by response "
+                f"{self.names[call.module]}: its input or output of shape {tuple(x.shape)} is not laid out by response "
                 f"(first dimension {n} or a multiple of {n * length}); use method='loop'"
             )

@@ -6,7 +6,7 @@ gradients of a few rows at a time, and their products give K. N gradients are ne
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from itertools import combinations
 from typing import Any, Literal, Protocol
 
@@ -20,6 +20,7 @@ from analysis.score_gram.head import Head, Tail, Terms
 from analysis.score_gram.inputs import Batch, causal_model, log_probability, model_inputs, working_dtype
 from analysis.score_gram.layers import Use
 from analysis.score_gram.recompute import recomputed_layers
+from analysis.score_gram.shared_prefix import common_prefix, prompt_products
 from opo.model.forward import evaluating
 
 # Relative error up to which the norm of a parameter's score may differ from autograd's before the model is refused.
@@ -43,9 +44,9 @@ def score_gram(
     attention_mask: Tensor,
     response_mask: Tensor,
     token_weights: Tensor | None = None,
+    *,
     temperature: float = 1.0,
     method: Literal["hooks", "loop"] = "hooks",
-    *,
     metric: Mapping[str, Tensor] | None = None,
     metric_eps: float = 1e-8,
     split: Split | None = None,
@@ -65,12 +66,13 @@ def score_gram(
     recompute: keep the input of each decoder layer only and run the layer again in the backward pass: a forward pass more in
     time, the activations of one layer in memory. responses_per_pass: at most so many responses are in the model at once; blocks
     of half as many are combined in all pairs, so that time grows with the number of blocks: try recompute first.
+    Responses that are equal, or equal but for a factor of their weights, go through the model once.
     method="loop" is the slow reference, one backward pass per response. verify=True compares the norm of each parameter's
     score for the shortest response with autograd's: a layer that is not captured exactly is refused by name, never missed.
 
     Raises ValueError for shapes, masks, values and layers that it cannot treat exactly.
     """
-    batch = Batch.of(model, input_ids, attention_mask, response_mask, token_weights, temperature)
+    batch = Batch.of(input_ids, attention_mask, response_mask, token_weights, temperature).on(model)
     parameters = trainable_parameters(model)
     scales = metric_scales(parameters, metric, metric_eps)
     group_of = grouping(model, split)
@@ -82,20 +84,28 @@ def score_gram(
     if method == "loop":
         grams = loop_grams(model, batch, parameters, group_of, scales)
     else:
-        grams = {}
-        for rows in passes(n, responses_per_pass or n):
-            sink = GramSink(len(rows), group_of, scales)
-            part = batch.select(rows)
+        rows, of_N, factor_N = batch.distinct()
+        grams, m = {}, len(rows)
+        for places in passes(m, responses_per_pass or m):
+            part = rows.select(places)
+            sink = GramSink(len(part), group_of, scales)
             send_scores(model, part, parameters, sink, recompute)
             if verify and not grams:
                 verify_norms(model, part, parameters, scales, sink)
+            index = torch.tensor(places)
             for group, gram in sink.grams.items():
-                target = grams.setdefault(group, torch.zeros(n, n, dtype=torch.float64, device=gram.device))
-                target[torch.tensor(rows)[:, None], torch.tensor(rows)] = gram
+                target = grams.setdefault(group, torch.zeros(m, m, dtype=torch.float64, device=gram.device))
+                target[index[:, None], index] = gram
+        grams = {group: repeat_rows(gram, of_N, factor_N) for group, gram in grams.items()}
     total = sum(grams.values(), torch.zeros(n, n, dtype=torch.float64, device=batch.input_ids.device))
     if not total.isfinite().all():
         raise ValueError(f"response {int((~total.diagonal().isfinite()).nonzero()[0])}: its score is not finite")
     return total if split is None else grams
+
+
+def repeat_rows(gram_MM: Tensor, of_N: Tensor, factor_N: Tensor) -> Tensor:
+    """K_nm = f_n f_m <z_of(n), z_of(m)>, (N, N), for scores that are multiples of M others."""
+    return gram_MM[of_N[:, None], of_N] * torch.outer(factor_N, factor_N)
 
 
 def send_scores(
@@ -110,17 +120,22 @@ def send_scores(
 
     kept = batch.context()
     whole, context = batch.columns(slice(kept.start, None)), batch.columns(kept)
-    terms, shape = Terms.of(whole.input_ids, whole.weights_NL), context.input_ids.shape
-    with evaluating(model), torch.enable_grad(), frozen(parameters):
+    terms, shape = Terms.of(whole), (len(context), context.input_ids.shape[1])
+    with evaluating(model), torch.enable_grad(), frozen(parameters), ExitStack() as stack:
         capture = Capture(model, parameters, dtype, emit)
-        with capture.hooked():
-            rerun = recomputed_layers(inner, capture, *shape) if recompute else nullcontext()
-            with rerun, capture.batch(shape[0], shape[1]):
-                hidden_NLD = tail.hidden(model_inputs(inner, context), capture.count_head)
-            grad_NLD = Head(tail, terms, batch.temperature, dtype).backward(hidden_NLD, capture)
-            if hidden_NLD.requires_grad:
-                hidden_NLD.backward(grad_NLD)
-            capture.flush(list(capture.uses))
+        capture.shared = common_prefix(context)
+        stack.enter_context(capture.hooked())
+        if capture.shared:
+            prompt = model_inputs(inner, context.select([0]).columns(slice(capture.shared)))
+            stack.enter_context(prompt_products(lambda: tail.hidden(prompt, lambda: None), shape))
+        if recompute:
+            stack.enter_context(recomputed_layers(inner, capture, *shape))
+        with capture.batch(*shape):
+            hidden_NLD = tail.hidden(model_inputs(inner, context), capture.count_head)
+        grad_NLD = Head(tail, terms, batch.temperature, dtype).backward(hidden_NLD, capture)
+        if hidden_NLD.requires_grad:
+            hidden_NLD.backward(grad_NLD)
+        capture.flush(list(capture.uses))
 
 
 def trainable_parameters(model: nn.Module) -> dict[nn.Parameter, str]:
@@ -211,6 +226,6 @@ def verify_norms(
         found = float(sink.squared_norms[name][n].clamp(min=0).sqrt()) if name in sink.squared_norms else 0.0
         if abs(found - norm) > tolerance * (norm + floor):
             raise ValueError(
-                f"{name}: the norm of its score for response {n} is {norm:.6g} by autograd but {found:.6g} by hooks; "
+                f"{name}: the norm of its score for response {int(batch.number_N[n])} is {norm:.6g} by autograd but {found:.6g} by hooks; "
                 "this model needs method='loop'"
             )

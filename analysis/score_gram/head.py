@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from analysis.score_gram.capture import Capture, replaced_forward
-from analysis.score_gram.inputs import logits_of
+from analysis.score_gram.inputs import Batch, logits_of
 from analysis.score_gram.layers import RecomputedOuter, linear, rule_of
 
 CHUNK_LOGITS = 2**22  # logits computed at once
@@ -29,13 +29,15 @@ class Terms:
     place_NS: Tensor
     token_NS: Tensor
     weight_NS: Tensor  # zero where a response has fewer than S terms
+    number_N: Tensor  # of the response, for messages
 
     @classmethod
-    def of(cls, input_ids: Tensor, weights_NL: Tensor) -> "Terms":
-        is_term = weights_NL[:, 1:] != 0
+    def of(cls, batch: Batch) -> "Terms":
+        is_term = batch.weights_NL[:, 1:] != 0
         size = max(int(is_term.sum(1).max()), 1)
         place_NS = is_term.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :size]
-        return cls(place_NS, input_ids[:, 1:].gather(1, place_NS), weights_NL[:, 1:].gather(1, place_NS))
+        token_NS, weight_NS = (x[:, 1:].gather(1, place_NS) for x in (batch.input_ids, batch.weights_NL))
+        return cls(place_NS, token_NS, weight_NS, batch.number_N)
 
 
 class Tail:
@@ -121,7 +123,7 @@ class Head:
         weight = (weight / self.temperature)[..., None]
         if not softmax.isfinite().all():
             bad = int((~softmax.isfinite()).flatten(1).any(1).nonzero()[0]) + first
-            raise ValueError(f"response {bad}: the log-probabilities are not finite")
+            raise ValueError(f"response {int(self.terms.number_N[bad])}: the log-probabilities are not finite")
         token = token[..., None]
         inside = (token >= 0) & (token < softmax.shape[-1])
         return softmax.mul_(-weight).scatter_add_(-1, token.clamp(0, softmax.shape[-1] - 1), weight * inside)

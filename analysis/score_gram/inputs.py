@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -11,39 +11,27 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Batch:
-    """N padded sequences of L tokens; weights are zero where a token has no term."""
+    """N sequences of L tokens that begin at the left end; weights are zero where a token has no term."""
 
     input_ids: Tensor
     attention_mask: Tensor
     weights_NL: Tensor
-    temperature: float
+    number_N: Tensor  # which response of the caller's each of them is, for messages; int64, on the CPU
+    temperature: float = 1.0
 
     @classmethod
     def of(
         cls,
-        model: nn.Module,
         input_ids: Tensor,
         attention_mask: Tensor,
         response_mask: Tensor,
-        token_weights: Tensor | None,
-        temperature: float,
+        token_weights: Tensor | None = None,
+        temperature: float = 1.0,
     ) -> Self:
-        """Check shapes and masks and move everything to the model's device. Raises ValueError in one line."""
-        if input_ids.dim() != 2 or 0 in input_ids.shape or input_ids.is_floating_point():
-            raise ValueError(
-                f"input_ids must be a non-empty (N, L) integer tensor, not {tuple(input_ids.shape)} {input_ids.dtype}"
-            )
-        given = {"attention_mask": attention_mask, "response_mask": response_mask, "token_weights": token_weights}
-        for name, x in given.items():
-            if x is not None and x.shape != input_ids.shape:
-                raise ValueError(
-                    f"{name} has shape {tuple(x.shape)}, input_ids {tuple(input_ids.shape)}: they must be equal"
-                )
-        for name, x in (("attention_mask", attention_mask), ("response_mask", response_mask)):
-            if not ((x == 0) | (x == 1)).all():
-                raise ValueError(f"{name} may hold only zeros and ones")
+        """Check shapes, masks and values, and turn every row until it begins at the left. Raises ValueError in one line."""
         if not 0 < temperature < float("inf"):
             raise ValueError(f"temperature is {temperature}: it must be positive and finite")
+        check_shapes(input_ids, attention_mask, response_mask, token_weights)
         attended, response = attention_mask.bool(), response_mask.bool()
         if (response & ~attended).any():
             raise ValueError(f"response_mask marks padding at (n, t) = {first_index(response & ~attended)}")
@@ -56,24 +44,54 @@ class Batch:
         weights = response.double() if token_weights is None else token_weights.double().where(response, 0.0)
         if not weights.isfinite().all():
             raise ValueError(f"token_weights is not finite at (n, t) = {first_index(~weights.isfinite())}")
-        device = next(model.parameters()).device
-        order_NL = from_the_left(attended)
-        return cls(
-            input_ids.gather(1, order_NL).to(device),
-            attended.gather(1, order_NL).long().to(device),
-            weights.gather(1, order_NL).to(device, working_dtype(model)),
-            temperature,
+        order_NL, numbers = from_the_left(attended), torch.arange(len(input_ids))
+        ids, mask, weights = (x.gather(1, order_NL) for x in (input_ids, attended.long(), weights))
+        return cls(ids, mask, weights, numbers, temperature)
+
+    def on(self, model: nn.Module) -> "Batch":
+        """The same on the model's device, weights in the precision that its scores are summed in."""
+        device, dtype = next(model.parameters()).device, working_dtype(model)
+        ids, mask, weights = (
+            self.input_ids.to(device),
+            self.attention_mask.to(device),
+            self.weights_NL.to(device, dtype),
         )
+        return replace(self, input_ids=ids, attention_mask=mask, weights_NL=weights)
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    def distinct(self) -> tuple["Batch", Tensor, Tensor]:
+        """The responses whose scores are no multiples of each other; for each of the N which of these it is, and how many times it.
+
+        Scores are proportional where tokens and attention are equal and weights are proportional, up to the last token with a term:
+        a causal decoder sees no more. Equal responses have a factor of exactly 1.
+        """
+        is_term = (self.weights_NL != 0).cpu()
+        within = is_term.flip(1).cumsum(1).flip(1) > 0
+        weights = self.weights_NL.cpu().double()
+        scale_N = weights.gather(1, is_term.long().argmax(1, keepdim=True)).squeeze(
+            1
+        )  # the first weight that is not zero
+        scale_N = scale_N.where(scale_N != 0, 1.0)
+        told = (self.input_ids.cpu(), self.attention_mask.cpu(), weights / scale_N[:, None])
+        columns = [x.where(within, 0).numpy() for x in told]
+        seen: dict[bytes, int] = {}
+        of = [seen.setdefault(b"".join(x.tobytes() for x in row), len(seen)) for row in zip(*columns, strict=True)]
+        first = [of.index(i) for i in range(len(seen))]
+        of_N, device = torch.tensor(of), self.input_ids.device
+        factor_N = scale_N / scale_N[first][of_N]
+        return self.select(first), of_N.to(device), factor_N.to(device)
+
     def select(self, rows: Iterable[int]) -> "Batch":
-        index = torch.tensor(list(rows), device=self.input_ids.device)
-        return Batch(self.input_ids[index], self.attention_mask[index], self.weights_NL[index], self.temperature)
+        index = torch.tensor(list(rows))
+        there = index.to(self.input_ids.device)
+        ids, mask, weights = (x[there] for x in (self.input_ids, self.attention_mask, self.weights_NL))
+        return Batch(ids, mask, weights, self.number_N[index], self.temperature)
 
     def columns(self, kept: slice) -> "Batch":
-        return Batch(self.input_ids[:, kept], self.attention_mask[:, kept], self.weights_NL[:, kept], self.temperature)
+        ids, mask, weights = (x[:, kept] for x in (self.input_ids, self.attention_mask, self.weights_NL))
+        return Batch(ids, mask, weights, self.number_N, self.temperature)
 
     def context(self) -> slice:
         """Columns that a term depends on: from where the first response begins to just before the last scored token."""
@@ -84,6 +102,25 @@ class Batch:
         """Response n without its padding."""
         places = self.attention_mask[n].nonzero().flatten()
         return self.select([n]).columns(slice(int(places[0]), int(places[-1]) + 1))
+
+
+def check_shapes(
+    input_ids: Tensor, attention_mask: Tensor, response_mask: Tensor, token_weights: Tensor | None
+) -> None:
+    """Raises ValueError unless all are (N, L) and the masks hold zeros and ones."""
+    if input_ids.dim() != 2 or 0 in input_ids.shape or input_ids.is_floating_point():
+        raise ValueError(
+            f"input_ids must be a non-empty (N, L) integer tensor, not {tuple(input_ids.shape)} {input_ids.dtype}"
+        )
+    masks = {"attention_mask": attention_mask, "response_mask": response_mask}
+    for name, x in {**masks, "token_weights": token_weights}.items():
+        if x is not None and x.shape != input_ids.shape:
+            raise ValueError(
+                f"{name} has shape {tuple(x.shape)}, input_ids {tuple(input_ids.shape)}: they must be equal"
+            )
+    for name, x in masks.items():
+        if not ((x == 0) | (x == 1)).all():
+            raise ValueError(f"{name} may hold only zeros and ones")
 
 
 def from_the_left(attended_NL: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ class Outer:
     left_NTR: Tensor
     right_NTC: Tensor
     first: int = 0
+    shared: int = 0  # of the T: the first so many have the same right_NTC in every response
 
     @property
     def device(self) -> torch.device:
@@ -225,6 +226,10 @@ class Call:
     is_output: list[bool]
     num_responses: int
     length: int
+
+    def versions(self) -> list[int]:
+        """Of its arguments: they change where one is overwritten in place."""
+        return [x._version for x in tree_flatten(self.arguments)[0] if isinstance(x, Tensor)]
 
     def uses(self, parameters: dict[str, Tensor], grads: list[Tensor], dtype: torch.dtype) -> dict[str, Use]:
         """Gradient of each parameter of the layer for each response, by a vector-Jacobian product of the layer alone."""

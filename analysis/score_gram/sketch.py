@@ -75,8 +75,8 @@ def sketch_gram(
     attention_mask: Tensor,
     response_mask: Tensor,
     token_weights: Tensor | None = None,
-    temperature: float = 1.0,
     *,
+    temperature: float = 1.0,
     dim: int = 4096,
     seed: int = 0,
     metric: Mapping[str, Tensor] | None = None,
@@ -89,7 +89,9 @@ def sketch_gram(
 
     Peak memory grows with responses_per_pass, time with N; the same seed gives the same projection whatever the blocks.
     """
-    batch = Batch.of(model, input_ids, attention_mask, response_mask, token_weights, temperature)
+    batch, of_N, factor_N = (
+        Batch.of(input_ids, attention_mask, response_mask, token_weights, temperature).on(model).distinct()
+    )
     parameters = trainable_parameters(model)
     scales = metric_scales(parameters, metric, metric_eps)
     step = len(batch) if responses_per_pass is None else responses_per_pass
@@ -104,7 +106,7 @@ def sketch_gram(
             verify_norms(model, part, parameters, scales, sink)
         sketches.append(sink.sketch_ND)
         norms.append(sum(sink.squared_norms.values(), torch.zeros_like(sink.sketch_ND[:, 0])))
-    return summary(torch.cat(sketches), torch.cat(norms))
+    return summary(torch.cat(sketches)[of_N] * factor_N[:, None], torch.cat(norms)[of_N] * factor_N**2)
 
 
 def summary(sketch_ND: Tensor, squared_norms_N: Tensor) -> Sketch:

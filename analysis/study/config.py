@@ -1,23 +1,40 @@
 """What a variance study is asked for: the schema of `opo variance`, its rules, and which weights its checkpoints stand for."""
 
+import dataclasses
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from omegaconf import OmegaConf
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
+from analysis.study.external.record import RewardChoice
 from analysis.variance.estimators import known_names, resolve
 from opo.algorithms import ALGORITHMS
 from opo.config.build import build
 from opo.config.schema import ModelConfig
 from opo.errors import UserError, near
+from opo.keys import (
+    LARGEST,
+    STRICT,
+    AtLeastTwo,
+    Count,
+    Device,
+    Positive,
+    Seed,
+    Share,
+    Split,
+    Temperature,
+    Threads,
+    ZeroOrMore,
+)
 from opo.run.checkpoint import checkpoints
 from opo.tasks import TASKS
-from opo.tasks.base import SPLITS
 
 ESTIMATORS = (
     "none",
@@ -32,22 +49,36 @@ ESTIMATORS = (
     "group_standardized",
 )
 GROUP_SIZES = (2, 4, 8, 16)
+AtLeastFour = Annotated[int, Field(ge=4, le=LARGEST)]
+Resamples = Annotated[int, Field(ge=100, le=1_000_000)]
 NOT_IN_POOLS = ("greedy_rewards_P", "answers")  # what algorithms may need and a study does not keep
 NOT_IN_NAME = ("shard", "threads", "device", "memory_gib", "reward_timeout_s", "hydra")
 
 
-@dataclass
+@dataclass(config=STRICT)
 class StudyRollout:
     """How responses are sampled. Null: as the run of the checkpoint sampled (else 48 tokens at temperature 1)."""
 
-    max_new_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float = 1.0
-    top_k: int = 0
-    max_sequences: int = 256
+    max_new_tokens: Count | None = None
+    temperature: Temperature | None = None
+    top_p: Share = 1.0  # a study that weighs what it samples refuses other values
+    top_k: ZeroOrMore = 0  # likewise
+    max_sequences: Count = 256  # responses sampled at once
 
 
-@dataclass
+@dataclass(config=STRICT)
+class RewardColumns:
+    """Which columns of rollouts from elsewhere are the reward; neither: the format's own."""
+
+    column: str | None = None
+    columns: dict[str, float] | None = None  # name -> weight, summed
+
+    @property
+    def choice(self) -> RewardChoice:
+        return RewardChoice(self.column, self.columns)
+
+
+@dataclass(config=STRICT)
 class VarianceConfig:
     """One study: every estimator at every group size, on the same frozen responses of every policy."""
 
@@ -55,30 +86,54 @@ class VarianceConfig:
     model: ModelConfig | None = None  # null: the run's own, else the built-in one
     task: Any = None  # null: the run's own, else arithmetic
     rollout: StudyRollout = field(default_factory=StudyRollout)
-    rollouts: str | None = None  # a file of rollouts from elsewhere, in place of sampling
-    append_eos: bool = True  # to responses of that file that are text
-    estimators: list[str] = field(default_factory=lambda: list(ESTIMATORS))
-    reference: str = "leave_one_out"
-    group_sizes: list[int] = field(default_factory=lambda: list(GROUP_SIZES))
-    prompts: int = 24
-    responses: int = 64
-    first_prompt: int = 0
-    split: str = "eval"
-    prompts_per_batch: int | None = None
-    token_responses: int = 1
-    num_bootstrap: int = 2000
-    num_partitions: int = 20
-    shard: str | None = None
-    memory_gib: float = 4.0
-    reward_timeout_s: float = 10.0
-    seed: int = 0
-    device: str = "auto"
-    threads: int = 2
+    rollouts: Any = None  # a file of rollouts from elsewhere, or a list of files, in place of sampling
+    append_eos: bool = True  # to responses of these files that are text, have no end and were not cut
+    reward: RewardColumns = field(default_factory=RewardColumns)
+    step: Any = None  # of training, of these files: one, a list, or all
+    estimators: Annotated[list[str], Field(min_length=1)] = field(default_factory=lambda: list(ESTIMATORS))
+    reference: str = "leave_one_out"  # what the others are compared with
+    group_sizes: Annotated[list[AtLeastTwo], Field(min_length=1)] = field(default_factory=lambda: list(GROUP_SIZES))
+    prompts: AtLeastTwo | None = None  # null: 24, or all of a file
+    responses: AtLeastFour | None = None  # null: 64, or all of a file
+    first_prompt: ZeroOrMore = 0  # in the task's stream, or the file
+    split: Split | None = None  # null: eval
+    prompts_per_batch: AtLeastTwo | None = None  # for estimators that couple the prompts of a batch
+    token_responses: Count = 1  # responses of each prompt that are also measured token by token
+    num_bootstrap: Resamples = 2000
+    num_partitions: Count = 20  # random cuts of a pool into disjoint groups
+    shard: str | None = None  # WHICH/COUNT, such as 0/4: measure this part of the prompts
+    memory_gib: Positive = 4.0  # about what one pass may take beyond the model
+    reward_timeout_s: Positive = 10.0
+    seed: Seed = 0
+    device: Device = "auto"
+    threads: Threads = 2  # of torch, on the CPU
 
     @property
     def checkpoint_list(self) -> list[str]:
         given = self.checkpoint if isinstance(self.checkpoint, list) else [self.checkpoint]
         return [str(item) for item in given if item is not None]
+
+    @property
+    def rollout_files(self) -> list[Path]:
+        given = self.rollouts if isinstance(self.rollouts, list) else [self.rollouts]
+        return [Path(str(item)) for item in given if item is not None]
+
+    @property
+    def steps(self) -> list[int] | None:
+        """Steps to take from the files; none given: there must be one; empty: all."""
+        if self.step is None:
+            return None
+        return [] if self.step == "all" else list(self.step) if isinstance(self.step, list) else [self.step]
+
+    @property
+    def num_prompts(self) -> int:
+        """How many prompts of a task are studied."""
+        return 24 if self.prompts is None else self.prompts
+
+    @property
+    def num_responses(self) -> int:
+        """How many responses to each are sampled."""
+        return 64 if self.responses is None else self.responses
 
     @property
     def shard_of(self) -> tuple[int, int]:
@@ -110,31 +165,9 @@ def _complaints(config: VarianceConfig) -> Iterator[str]:
     for key, value, neutral in (("top_p", rollout.top_p, 1), ("top_k", rollout.top_k, 0)):
         if value != neutral:
             yield f"rollout.{key}={value}: a variance study samples what it differentiates, so truncation is refused; allowed is {neutral}"
-    if rollout.temperature is not None and not rollout.temperature > 0:
-        yield f"rollout.temperature={rollout.temperature}: must be above 0"
-    if rollout.max_new_tokens is not None and rollout.max_new_tokens < 1:
-        yield f"rollout.max_new_tokens={rollout.max_new_tokens}: must be at least 1"
-    for key, least in {
-        "prompts": 2,
-        "responses": 4,
-        "first_prompt": 0,
-        "token_responses": 1,
-        "num_bootstrap": 100,
-        "num_partitions": 1,
-        "threads": 1,
-    }.items():
-        if getattr(config, key) < least:
-            yield f"{key}={getattr(config, key)}: must be at least {least}"
-    for key in ("memory_gib", "reward_timeout_s"):
-        if not getattr(config, key) > 0:
-            yield f"{key}={getattr(config, key)}: must be above 0"
-    if config.split not in SPLITS:
-        yield f"split={config.split}: choose one of {', '.join(SPLITS)}"
-    if not config.group_sizes:
-        yield "group_sizes=[]: give at least one group size"
     for size in config.group_sizes:
-        if size < 2 or (config.rollouts is None and 2 * size > config.responses):
-            yield f"group_sizes has {size}: allowed are 2 to responses / 2 = {config.responses // 2}, since a variance needs two groups a prompt"
+        if config.rollouts is None and 2 * size > config.num_responses:
+            yield f"group_sizes has {size}: allowed are 2 to responses / 2 = {config.num_responses // 2}, since a variance needs two groups a prompt"
     names = [
         name for name in known_names() if name not in ALGORITHMS or not {*ALGORITHMS[name].needs} & {*NOT_IN_POOLS}
     ]
@@ -154,23 +187,58 @@ def _complaints(config: VarianceConfig) -> Iterator[str]:
         estimator.name for estimator in resolve(list(dict.fromkeys(config.estimators))) if estimator.couples_prompts
     ]
     if coupled and config.prompts_per_batch is None:
-        yield f"prompts_per_batch=null: {', '.join(coupled)} couples the prompts of a batch; say how many it has (2 to {config.prompts})"
-    if config.prompts_per_batch is not None and not 2 <= config.prompts_per_batch <= config.prompts:
-        yield f"prompts_per_batch={config.prompts_per_batch}: must lie between 2 and prompts={config.prompts}"
+        yield f"prompts_per_batch=null: {', '.join(coupled)} couples the prompts of a batch; say how many it has (2 to {config.num_prompts})"
+    known = config.prompts if config.rollouts else config.num_prompts
+    if config.prompts_per_batch is not None and not 2 <= config.prompts_per_batch <= (
+        known or config.prompts_per_batch
+    ):
+        yield f"prompts_per_batch={config.prompts_per_batch}: must lie between 2 and prompts={known}"
     if config.shard is not None:
         found = re.fullmatch(r"(\d+)/(\d+)", config.shard)
         if not found or int(found[1]) >= int(found[2]):
             yield f"shard={config.shard}: give WHICH/COUNT with WHICH from 0, such as 0/4"
-    if config.rollouts is not None and not Path(config.rollouts).is_file():
-        yield f"rollouts={config.rollouts}: no such file"
-    if config.rollouts is not None and len(config.checkpoint_list) > 1:
-        yield "checkpoint: rollouts from a file belong to one policy; give one checkpoint or a model"
+    yield from _about_rollouts(config)
     for path in config.checkpoint_list:
         if not Path(path).is_dir():
             yield f"checkpoint={path}: no such folder; give a run folder, a checkpoint or a folder of transformers"
 
 
-@dataclass(frozen=True)
+def _about_rollouts(config: VarianceConfig) -> Iterator[str]:
+    """What goes with rollouts from elsewhere, and what needs them."""
+    if config.rollouts is None:
+        for key, given in {
+            "step": config.step,
+            "reward.column": config.reward.column,
+            "reward.columns": config.reward.columns,
+        }.items():
+            if given is not None:
+                yield f"{key}={given}: it chooses among the rows or columns of rollouts=FILE, and there are none"
+        return
+    files = config.rollout_files
+    for file in files:
+        if not file.is_file():
+            yield f"rollouts={file}: no such file"
+    if len(set(files)) < len(files) or not files:
+        yield f"rollouts={config.rollouts}: give one file or several different ones"
+    if config.model is None and not config.checkpoint_list:
+        yield (
+            f"model: rollouts={files[0]} was sampled by a model that has to be named, as in model=FOLDER or checkpoint=RUN; "
+            f"what rewards and lengths alone say needs none: opo audit rollouts={files[0]}"
+        )
+    if len(config.checkpoint_list) > 1:
+        yield "checkpoint: rollouts from a file belong to one policy; give one checkpoint or a model"
+    if config.task is not None:
+        yield "task: rollouts from a file bring their own prompts and rewards; leave task out"
+    if config.split is not None:
+        yield f"split={config.split}: rollouts from a file have no splits; leave split out"
+    if config.reward.column is not None and config.reward.columns is not None:
+        yield "reward.column and reward.columns: give one of them"
+    steps = config.step if isinstance(config.step, list) else [config.step]
+    if config.step is not None and config.step != "all" and not all(type(step) is int for step in steps):
+        yield f"step={config.step}: a step of training, a list of steps, or all is needed"
+
+
+@dataclasses.dataclass(frozen=True)
 class Weights:
     """One set of weights: the model they fill, and the folder they are in (null: as the model comes)."""
 
@@ -179,7 +247,7 @@ class Weights:
     run: dict[str, Any] | None  # the config of the run that made them
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Stage:
     """A policy of the study. Where it stands for several runs, the prompts are dealt to their weights in turn."""
 

@@ -45,7 +45,12 @@ class PromptPool:
     token_sum_norm2_K: np.ndarray  # |sum_t z_t|^2
     token_norm2_sum_K: np.ndarray  # sum_t |z_t|^2
     gradient_D: np.ndarray  # random projection of the unbiased gradient of the whole pool, float32
-    gap_nats: float  # mean absolute difference between the sampler's log-probabilities and the trainer's
+    gap_nats: (
+        float  # mean absolute difference between the sampler's log-probabilities and the trainer's; NaN: not known
+    )
+    entropies_R: (
+        np.ndarray
+    )  # nats, sum over the response's tokens of the entropy of the distribution each was drawn from
 
     def save(self, path: Path) -> None:
         """Write the file whole or not at all."""
@@ -106,16 +111,17 @@ def measure_pool(
             f"prompt {prompt_id}: {len(keep)} of {rollouts.group_size} responses have a reward; a pool needs two"
         )
     ids_NL, attended_NL, response_NL = sequences(rollouts)
-    plan = how.plan(policy, len(keep), ids_NL.shape[1])
+    first_R = rollouts.first_N[keep]
+    plan = how.plan(policy, len(first_R.unique()), ids_NL.shape[1])
     passes = {"responses_per_pass": plan.responses, "recompute": plan.recompute}
     inputs = (ids_NL[keep], attended_NL[keep], response_NL[keep])
     parts = score_gram(policy.model, *inputs, temperature=policy.temperature, split="layer", **passes)
     assert isinstance(parts, dict)
     seen = policy.measure(rollouts, [0], token_budget=plan.tokens, energy=True)
     assert seen.energies_MT is not None
-    gap = 0.0
+    gap = np.nan
     if rollouts.logprobs_NT is not None:
-        gap = float((seen.logprobs_MT - rollouts.logprobs_NT).abs()[rollouts.mask_NT].mean())
+        gap = float((seen.logprobs_MT - rollouts.logprobs_NT).abs()[rollouts.mask_NT].nanmean())
     by_token = [
         token_norms(policy, tuple(x[n : n + 1] for x in inputs), **passes)
         for n in range(min(how.token_responses, len(keep)))
@@ -137,6 +143,7 @@ def measure_pool(
         token_norm2_sum_K=np.array([pair[1] for pair in by_token]),
         gradient_D=prompt_gradient(policy, rollouts, plan.tokens),
         gap_nats=gap,
+        entropies_R=seen.entropies_MT.sum(1)[keep].numpy(),
     )
 
 
@@ -181,7 +188,7 @@ def head_norms(policy: Policy, rollouts: Rollouts, token_budget: int = 16384) ->
     """
     head, norms_N = Head.of(policy.causal_lm), torch.zeros(rollouts.mask_NT.shape[0], dtype=torch.float64)
     slope = head.scale / policy.temperature
-    for part in microbatches(rollouts, [0], token_budget):
+    for part in microbatches(rollouts, [0], token_budget, distinct=True):
         hidden_KH, mask_MT = response_hidden(policy.decoder, rollouts, part)
         per_response = hidden_KH.split(mask_MT.sum(1).tolist())
         for n, hidden_TH in zip(part.rows_M.tolist(), per_response, strict=True):  # V numbers for each token of one
@@ -194,7 +201,7 @@ def head_norms(policy: Policy, rollouts: Rollouts, token_budget: int = 16384) ->
                 error_TV *= 1 - (capped_TV / head.softcap) ** 2
             products_TT = (error_TV @ error_TV.T).double() * (hidden_TH @ hidden_TH.T).double()
             norms_N[n] = products_TT.sum() * slope**2
-    return norms_N
+    return norms_N[rollouts.first_N]
 
 
 class PoolFolder:
@@ -207,6 +214,11 @@ class PoolFolder:
         record = path / "setting.json"
         if record.exists():
             found = json.loads(record.read_text())
+            for file, digest in setting.get("content", {}).items():
+                if found.get("content", {}).get(file, digest) != digest:
+                    raise UserError(
+                        f"{file} has changed since the pools of {path} were measured; remove that folder to measure again, or choose another output"
+                    )
             for key in sorted({*found, *setting}):
                 if found.get(key) != setting.get(key):
                     raise UserError(

@@ -99,6 +99,7 @@ class Study:
     prompts: pl.DataFrame
     audit_terms: pl.DataFrame
     responses: pl.DataFrame
+    imported: dict[str, Any] | None = None  # rollouts from elsewhere: what was read, left out, added and assumed
 
     @classmethod
     def of(cls, rows: Mapping[str, Iterable[Mapping[str, Any]]], **others: Any) -> "Study":
@@ -184,6 +185,7 @@ class Study:
         """Write the files, each whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
         content = {"schema": SCHEMA, "settings": self.settings, "versions": self.versions, "policies": self.policies}
+        content |= {} if self.imported is None else {"import": self.imported}
         content |= {name: getattr(self, name).to_dicts() for name in TABLES}
         text = json.dumps(content, indent=1, allow_nan=False)
         writers = {
@@ -209,7 +211,12 @@ def load(folder: Path | str) -> Study:
         raise UserError(f"{path}: schema {content.get('schema')!r}, this version reads {SCHEMA!r}")
     material = {name: pl.read_parquet(path.with_name(f"{name}.parquet")) for name in MATERIAL}
     return Study.of(
-        content, **material, settings=content["settings"], policies=content["policies"], versions=content["versions"]
+        content,
+        **material,
+        settings=content["settings"],
+        policies=content["policies"],
+        versions=content["versions"],
+        imported=content.get("import"),
     )
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from analysis.claims.files import write_ledgers
 from analysis.study.config import Stage, VarianceConfig, Weights, stages
-from analysis.study.external import ForeignPrompt, read_rollouts
+from analysis.study.external.imported import Imported
+from analysis.study.inputs import contents
 from analysis.study.pools import Measurement, PoolFolder, PromptPool, measure_pool
 from analysis.study.result import Study
 from analysis.study.tables import analyse, meter_pools, write_figures
@@ -35,19 +36,21 @@ LINE_EVERY_S = 10.0
 
 def run_study(config: VarianceConfig, folder: Path) -> Study | None:
     """Measure what is missing of this shard; where no pool is missing after that, write the result and return it."""
-    waiting = measure(config, folder)
+    foreign = Imported.of(config) if config.rollouts else None
+    if foreign is not None:
+        config = foreign.bounded(config)
+    waiting = measure(config, folder, foreign)
     if waiting:
         print(
             f"{folder}: this shard is done, {waiting} pools of others are missing; the last to finish writes the result"
         )
         return None
-    return conclude(config, folder)
+    return conclude(config, folder, foreign)
 
 
-def measure(config: VarianceConfig, folder: Path) -> int:
+def measure(config: VarianceConfig, folder: Path, foreign: Imported | None = None) -> int:
     """Make this shard's missing pools; returns how many pools of all shards are missing after that."""
     use_machine(config.threads)
-    foreign = read_rollouts(Path(config.rollouts)) if config.rollouts else None
     numbers, planned = prompt_numbers(config, foreign), stages(config)
     folders = {stage.name: PoolFolder(folder / "pools" / stage.name, setting_of(config, stage)) for stage in planned}
     which, count = config.shard_of
@@ -61,12 +64,15 @@ def measure(config: VarianceConfig, folder: Path) -> int:
     return sum(len(pools.missing(numbers)) for pools in folders.values())
 
 
-def conclude(config: VarianceConfig, folder: Path) -> Study:
+def conclude(config: VarianceConfig, folder: Path, foreign: Imported | None = None) -> Study:
     """From pools to result.json, parquet, ledgers and figures."""
-    foreign = read_rollouts(Path(config.rollouts)) if config.rollouts else None
     numbers, planned = prompt_numbers(config, foreign), stages(config)
     folders = {stage.name: PoolFolder(folder / "pools" / stage.name, setting_of(config, stage)) for stage in planned}
-    study = analyse(config, planned, {name: pools.load(numbers) for name, pools in folders.items()})
+    found = {name: pools.load(numbers) for name, pools in folders.items()}
+    study = analyse(config, planned, found)
+    if foreign is not None:
+        temperature = _sampling(config, planned[0].weights[0]).temperature
+        study = replace(study, imported=foreign.told(found[planned[0].name], temperature))
     study.save(folder)
     write_figures(study, folder / "figures")
     write_ledgers(study, folder)
@@ -84,25 +90,16 @@ def load_pools(folder: Path | str, policy: str) -> list[Pool]:
     return meter_pools([PromptPool.load(file) for file in files])
 
 
-def prompt_numbers(config: VarianceConfig, foreign: list[ForeignPrompt] | None) -> list[int]:
+def prompt_numbers(config: VarianceConfig, foreign: Imported | None) -> list[int]:
     """Which prompts of the task's stream, or of the file, are studied."""
-    if foreign is None:
-        return list(range(config.first_prompt, config.first_prompt + config.prompts))
-    least = 2 * max(config.group_sizes)
-    for prompt in foreign:
-        if len(prompt.responses) < least:
-            raise UserError(
-                f"rollouts={config.rollouts}: prompt_id {prompt.prompt_id} has {len(prompt.responses)} responses; "
-                f"group_sizes up to {least // 2} need {least}"
-            )
-    if len(foreign) < 2:
-        raise UserError(f"rollouts={config.rollouts}: has one prompt; the variance between prompts needs two")
-    return list(range(len(foreign)))
+    if foreign is not None:
+        return foreign.numbers(config)
+    return list(range(config.first_prompt, config.first_prompt + config.num_prompts))
 
 
 def setting_of(config: VarianceConfig, stage: Stage) -> dict[str, Any]:
     """What the pools of a stage depend on; the estimators and group sizes are not among it."""
-    keys = ("rollouts", "append_eos", "responses", "split", "token_responses", "seed")
+    keys = ("append_eos", "steps", "token_responses", "seed") if config.rollouts else ("token_responses", "seed")
     task, rollout = _task(config, stage.weights[0]), _sampling(config, stage.weights[0])
     models = [asdict(weights.model) for weights in stage.weights]
     return {key: getattr(config, key) for key in keys} | {
@@ -111,6 +108,10 @@ def setting_of(config: VarianceConfig, stage: Stage) -> dict[str, Any]:
         "task": None if config.rollouts else asdict(task),
         "max_new_tokens": rollout.max_new_tokens,
         "temperature": rollout.temperature,
+        "reward": asdict(config.reward),
+        "responses": config.responses if config.rollouts else config.num_responses,
+        "split": config.split or "eval",
+        "content": contents(config, stage),
     }
 
 
@@ -128,11 +129,11 @@ def _sampling(config: VarianceConfig, weights: Weights) -> Sampling:
     own, run = config.rollout, weights.run["rollout"] if weights.run else {}
     tokens = own.max_new_tokens if own.max_new_tokens is not None else run.get("max_new_tokens", 48)
     temperature = own.temperature if own.temperature is not None else run.get("temperature", 1.0)
-    return Sampling(config.responses, tokens, temperature)
+    return Sampling(config.num_responses, tokens, temperature)
 
 
 def _measure(
-    config: VarianceConfig, weights: Weights, numbers: list[int], foreign: list[ForeignPrompt] | None
+    config: VarianceConfig, weights: Weights, numbers: list[int], foreign: Imported | None
 ) -> Iterator[tuple[int, PromptPool]]:
     """Sample (or take from the file) and measure these prompts under one set of weights."""
     if not numbers:
@@ -145,10 +146,8 @@ def _measure(
     how = Measurement(config.memory_gib, config.token_responses)
     if foreign is not None:
         for number in numbers:
-            prompt = foreign[number]
-            rollouts = prompt.rollouts(policy.tokenizer, config.append_eos)
-            texts, text = prompt.texts(policy.tokenizer), prompt.prompt_text(policy.tokenizer)
-            yield number, measure_pool(policy, prompt.prompt_id, text, texts, rollouts, how)
+            prompt = foreign.prompts[number]
+            yield number, measure_pool(policy, prompt.prompt_id, prompt.text, prompt.texts, prompt.rollouts(), how)
         return
     task = make_task(_task(config, weights))
     policy = replace(policy, stop_token_ids=stop_token_ids(policy.tokenizer, task.stop))
@@ -158,7 +157,9 @@ def _measure(
     with RewardRunner(task, config.reward_timeout_s) as rewards:
         collector = Collector(task, policy.tokenizer, sampler, rewards, max_length(policy.model))
         for number in numbers:
-            batch = collector.collect(number, 1, sampling, generator_for(config.seed, "study", number), config.split)
+            batch = collector.collect(
+                number, 1, sampling, generator_for(config.seed, "study", number), config.split or "eval"
+            )
             prompt = batch.prompts[0]
             yield number, measure_pool(policy, str(prompt.index), prompt.text, batch.responses[0], batch.rollouts, how)
 

@@ -37,13 +37,16 @@ def analyse(config: VarianceConfig, planned: Sequence[Stage], pools: Mapping[str
     for stage in planned:
         mine, where = pools[stage.name], {"policy": stage.name, "step": stage.step}
         for size in config.group_sizes:
-            table = _compare(config, mine, size)
-            found = table.to_dicts() + _batch_rows(table, mine)
+            able = [
+                pool for pool in mine if len(pool.rewards_R) >= 2 * size
+            ]  # rollouts from elsewhere differ in number
+            table = _compare(config, able, size)
+            found = table.to_dicts() + _batch_rows(table, able)
             rows["moments"] += [where | row | estimate(row["value"], row["low"], row["high"]) for row in found]
             rows["moments"] += [where | row for row in _sample_size_rows(table)]
             rows["comparisons"] += [where | row for row in _comparisons(table, config.reference)]
             rows["prompts"] += [
-                {"policy": stage.name} | row for row in _prompt_rows(table, [pool.prompt_id for pool in mine])
+                {"policy": stage.name} | row for row in _prompt_rows(table, [pool.prompt_id for pool in able])
             ]
         rows["equal_variance"] += [where | row for row in _equal_variance(config, mine)]
         terms = audit_terms(mine)
@@ -51,7 +54,10 @@ def analyse(config: VarianceConfig, planned: Sequence[Stage], pools: Mapping[str
         rows["audits"] += [where | row for row in _audits(config, terms)]
         rows["responses"] += [row for pool in mine for row in _responses(stage.name, pool)]
     return Study.of(
-        rows, settings=_settings(config), policies=[_policy(s, pools[s.name]) for s in planned], versions=versions()
+        rows,
+        settings=_settings(config),
+        policies=[_policy(config, s, pools[s.name]) for s in planned],
+        versions=versions(),
     )
 
 
@@ -79,7 +85,8 @@ def _resamples(config: VarianceConfig, num_prompts: int) -> Array:
 
 def _equal_variance(config: VarianceConfig, pools: Sequence[PromptPool]) -> list[dict[str, Any]]:
     """The reference's group size of equal relative variance; open where that lies outside the sizes measured."""
-    meter, size = meter_pools(pools), default_group_size(config.group_sizes)
+    size = default_group_size(config.group_sizes)
+    meter = meter_pools([pool for pool in pools if len(pool.rewards_R) >= 2 * size])
     coupled = {e.name for e in resolve(config.estimators) if e.couples_prompts}
     rows = []
     for name in config.estimators:
@@ -181,13 +188,13 @@ def _settings(config: VarianceConfig) -> dict[str, Any]:
         "num_bootstrap",
         "num_partitions",
         "seed",
-        "split",
-        "rollouts",
     )
-    return {key: getattr(config, key) for key in keys}
+    settings = {key: getattr(config, key) for key in keys}
+    rollouts = [str(file) for file in config.rollout_files]
+    return settings | {"split": None if rollouts else config.split or "eval", "rollouts": rollouts or None}
 
 
-def _policy(stage: Stage, pools: Sequence[PromptPool]) -> dict[str, Any]:
+def _policy(config: VarianceConfig, stage: Stage, pools: Sequence[PromptPool]) -> dict[str, Any]:
     def mean(arrays: Sequence[Array]) -> float:
         return float(np.concatenate(arrays).mean())
 
@@ -205,7 +212,8 @@ def _policy(stage: Stage, pools: Sequence[PromptPool]) -> dict[str, Any]:
         "entropy_like_nats": float(
             -np.concatenate([p.logprobs_R for p in pools]).sum() / sum(p.lengths_R.sum() for p in pools)
         ),
-        "gap_nats": max(pool.gap_nats for pool in pools),
+        "gap_nats": max((pool.gap_nats for pool in pools if not np.isnan(pool.gap_nats)), default=None),
+        "prompts_at": {str(size): sum(count >= 2 * size for count in sizes) for size in config.group_sizes},
         "constant_prompts": sum(bool(np.ptp(pool.rewards_R) == 0) for pool in pools),
     }
 
@@ -214,7 +222,7 @@ def moments_table(study: Study, policy_name: str | None = None, group_size: int 
     """One policy (the last) at one group size (the default), for the terminal."""
     policy, size = study.policy(policy_name or study.last_policy), group_size or study.default_group_size
     shown = ("relative_variance", "bias")
-    title = f"{policy['label']}: G = {size}, {policy['prompts']} prompts x {policy['responses']} responses, 95 % intervals over prompts"
+    title = f"{policy['label']}: G = {size}, {policy.get('prompts_at', {}).get(str(size), policy['prompts'])} prompts x {policy['responses']} responses, 95 % intervals over prompts"
     table = RichTable(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for column in ("estimator", "relative variance", "bias", f"relative variance over {study.settings['reference']}'s"):
         table.add_column(column, justify="left" if column == "estimator" else "right")

@@ -86,7 +86,7 @@ def compare_token_weights(
                 plain_KN[k, place_KM.reshape(rows_KM.shape)[k]] = ratio_M * _leave_one_out(replicate)
             inputs = [sequences(record, weights_NT) for weights_NT in weights_ENT]
             ids, attended, response, weights = (torch.cat([x[used_N] for x in c]) for c in zip(*inputs, strict=True))
-            gram = score_gram(model, ids, attended, response, weights, temperature, **passes)
+            gram = score_gram(model, ids, attended, response, weights, temperature=temperature, **passes)
             for name, moments in _moments(gram, plain_KN, place_KM.reshape(rows_KM.shape), list(weigh)).items():
                 found[name].append(moments)
     return _table(found, group_size, num_partitions, num_bootstrap, rng)
@@ -218,7 +218,7 @@ def _leave_one_out_gradient(
 ) -> Tensor:
     weights_NT = _leave_one_out(replicate)[:, None] * replicate.mask_NT
     with evaluating(model), torch.enable_grad():
-        batch = Batch.of(model, *sequences(replicate, weights_NT), temperature)
+        batch = Batch.of(*sequences(replicate, weights_NT), temperature).on(model)
         return _vector(score_of(causal_model(model), batch, parameters).values())
 
 

@@ -25,3 +25,24 @@ def batch() -> dict[str, Any]:
 
 def relative(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
+
+
+def batch_of_one_prompt() -> dict[str, Any]:
+    """Eight responses to one prompt: two equal ones, one of them again with the padding on the left and one with three times the weight;
+    four others, of which one is the beginning of another.
+    """
+    rng = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, 29, (8, 14), generator=rng)
+    ids[:, :7] = ids[0, :7].clone()
+    ids[1:4] = ids[0].clone()
+    ids[5] = ids[4].clone()
+    lengths = torch.tensor([4, 4, 4, 4, 7, 2, 3, 1])
+    places = torch.arange(14).expand(8, -1)
+    attention = (places < 7 + lengths[:, None]).long()
+    response = attention * (places >= 7)
+    weights = torch.rand(ids.shape, generator=rng, dtype=torch.float64) - 0.3
+    weights[1:4] = weights[0] * torch.tensor([1.0, 1.0, 3.0], dtype=torch.float64)[:, None]
+    found = {"input_ids": ids, "attention_mask": attention, "response_mask": response, "token_weights": weights}
+    for x in found.values():
+        x[2] = x[2].roll(3)
+    return found

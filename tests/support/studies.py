@@ -38,6 +38,7 @@ def bandit_pool(seed: int, responses: int = 32, reward: float | None = None) -> 
         token_norm2_sum_K=norms[:1] * 1.1,
         gradient_D=np.array([1.0 + 0.1 * (seed % 5), 0.2 * (seed % 3), float(pool.rewards.mean())], dtype=np.float32),
         gap_nats=0.0,
+        entropies_R=pool.lengths * 1.0,
     )
 
 
@@ -52,7 +53,7 @@ def bandit_study(reward: float | None = None, **changes: object) -> Study:
     stages = [Stage("step-000000", "start", 0, weights), Stage("step-000020", "step 20", 20, weights)]
     asked = config(**changes)
     pools = {
-        stage.name: [bandit_pool(100 * i + p, reward=reward) for p in range(asked.prompts)]
+        stage.name: [bandit_pool(100 * i + p, reward=reward) for p in range(asked.num_prompts)]
         for i, stage in enumerate(stages)
     }
     pools["step-000020"] = [

@@ -1,94 +1,19 @@
 """The one-pass Gram against one backward pass per response, and against autograd written out here."""
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import transformers as tf
+from architectures import CONFIGS, GPT2, SHAPE, build
 from scores import batch, relative
 from small import small_gpt2, small_llama
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 
 from analysis.score_gram import head as gram_head
-from analysis.score_gram.accumulate import GramSink, token_gram
 from analysis.score_gram.core import passes, score_gram
-from analysis.score_gram.layers import Outer
-
-SHAPE: dict[str, Any] = {
-    "vocab_size": 29,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 48,
-    "max_position_embeddings": 32,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-GPT2: dict[str, Any] = {
-    "vocab_size": 29,
-    "n_embd": 32,
-    "n_layer": 2,
-    "n_head": 4,
-    "n_positions": 32,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-DEEPSEEK: dict[str, Any] = SHAPE | {
-    "num_key_value_heads": 4,
-    "q_lora_rank": 16,
-    "kv_lora_rank": 16,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 8,
-    "v_head_dim": 8,
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 16,
-    "first_k_dense_replace": 1,
-    "n_group": 1,
-    "topk_group": 1,
-    "n_shared_experts": 1,
-}
-CONFIGS: dict[str, Callable[[], tf.PreTrainedConfig]] = {
-    "llama-tied": lambda: tf.LlamaConfig(**SHAPE, tie_word_embeddings=True),
-    "llama": lambda: tf.LlamaConfig(**SHAPE, attention_bias=True),
-    "gpt2": lambda: tf.GPT2Config(**GPT2),
-    "qwen2": lambda: tf.Qwen2Config(**SHAPE),
-    "qwen3": lambda: tf.Qwen3Config(**SHAPE, head_dim=8),
-    "gpt-neox": lambda: tf.GPTNeoXConfig(**SHAPE),
-    "opt": lambda: tf.OPTConfig(**SHAPE, ffn_dim=48, word_embed_proj_dim=16),
-    "phi": lambda: tf.PhiConfig(**SHAPE),
-    "gemma2": lambda: tf.Gemma2Config(**SHAPE, head_dim=8, final_logit_softcapping=2.0),
-    "gemma3": lambda: tf.Gemma3TextConfig(**SHAPE, head_dim=8),
-    "cohere": lambda: tf.CohereConfig(**SHAPE, use_qk_norm=True, logit_scale=0.3),
-    "granite": lambda: tf.GraniteConfig(**SHAPE, logits_scaling=3.0),
-    "bloom": lambda: tf.BloomConfig(vocab_size=29, hidden_size=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2),
-    "mixtral": lambda: tf.MixtralConfig(**SHAPE, num_local_experts=4),
-    "granite-moe": lambda: tf.GraniteMoeConfig(**SHAPE, num_local_experts=4, num_experts_per_tok=2),
-    "olmo2": lambda: tf.Olmo2Config(**SHAPE),
-    "falcon-alibi": lambda: tf.FalconConfig(
-        vocab_size=29, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, alibi=True, parallel_attn=False
-    ),
-    "deepseek": lambda: tf.DeepseekV3Config(**DEEPSEEK),
-    "gpt-oss": lambda: tf.GptOssConfig(**SHAPE, head_dim=8, num_local_experts=4, num_experts_per_tok=2),
-}
-
-
-def build(name: str) -> PreTrainedModel:
-    """A random float64 model of this architecture, every parameter away from its initial value."""
-    torch.manual_seed(0)
-    extra = (
-        {"experts_implementation": "eager"} if name in ("mixtral", "gpt-oss", "granite-moe", "deepseek") else {}
-    )  # grouped kernels have no float64
-    model = AutoModelForCausalLM.from_config(CONFIGS[name](), **extra).double()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-    return model
 
 
 def written_out(model: nn.Module, n: int, temperature: float, **inputs: Tensor) -> Tensor:
@@ -460,14 +385,3 @@ def test_a_hole_before_a_response_token_is_refused():
     inputs["attention_mask"][2, 6] = inputs["response_mask"][2, 6] = 0
     with pytest.raises(ValueError, match=r"hole just before the response token \(n, t\) = \(2, 7\)"):
         score_gram(small_gpt2(), **inputs)
-
-
-def test_the_cheaper_of_two_ways_is_taken_and_both_are_right():
-    rng = torch.Generator().manual_seed(0)
-    for tokens, rows, columns in ((2, 300, 200), (40, 6, 5)):
-        left, right = (torch.randn(5, tokens, size, generator=rng, dtype=torch.float64) for size in (rows, columns))
-        gradients = torch.einsum("ntr,ntc->nrc", left, right).flatten(1)
-        sink = GramSink(5, lambda name: name, {})
-        sink.take("w", torch.Size((rows, columns)), [Outer(left, right)], torch.float64)
-        assert relative(sink.grams["w"], gradients @ gradients.T) < 1e-12
-        assert relative(token_gram(left, right), gradients @ gradients.T) < 1e-12

@@ -1,0 +1,303 @@
+"""From text, ids and messages to the token ids that the policy saw, before any model is loaded."""
+
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+
+from analysis.study.external.groups import Group
+from analysis.study.external.messages import (
+    as_messages,
+    restored,
+    said_by_assistant,
+    special_tokens,
+    turn_end,
+    without_markers,
+)
+from analysis.study.external.notes import Notes
+from analysis.study.external.record import Messages, Record
+from opo.batch import Rollouts
+from opo.errors import UserError
+
+UNLIKE_SHARE = 0.1  # of texts that the tokenizer may change before the file is refused
+LIMIT_SHARE = 0.1  # of responses at the greatest length, above which it may have been the limit
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What token ids mean to a model."""
+
+    source: str
+    tokenizer: PreTrainedTokenizerBase
+    positions: int
+    vocabulary: int
+    ends: tuple[int, ...]  # tokens that end a response
+
+    @classmethod
+    def of(cls, source: str) -> "Reader":
+        """From a folder or hub id; no weights are read. Raises UserError where there is no tokenizer or config."""
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            config = AutoConfig.from_pretrained(source).get_text_config()
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise UserError(f"model.path={source}: {(str(error).splitlines() or ['cannot be read'])[0]}") from error
+        try:
+            given = GenerationConfig.from_pretrained(source).eos_token_id
+        except (OSError, ValueError):
+            given = None
+        more = [given] if isinstance(given, int) else list(given or [])
+        ends = dict.fromkeys(end for end in (tokenizer.eos_token_id, *more) if end is not None)
+        positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2**20
+        return cls(source, tokenizer, int(positions), int(config.vocab_size), tuple(ends))
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """One prompt and its responses as token ids."""
+
+    prompt_id: str
+    text: str
+    prompt_ids: list[int]
+    texts: list[str]
+    response_ids: list[list[int]]
+    rewards: list[float]  # NaN: unscored
+    logprobs: list[list[float] | None]
+
+    @property
+    def scored(self) -> int:
+        return sum(not math.isnan(reward) for reward in self.rewards)
+
+    def rollouts(self) -> Rollouts:
+        """As one record of P = 1; log-probabilities are NaN where the file has none."""
+        made = Rollouts.from_lists([self.prompt_ids], [self.response_ids], [self.rewards])
+        if not any(self.logprobs):
+            return made
+        logprobs_NT = torch.full(made.mask_NT.shape, math.nan, dtype=torch.float64)
+        for n, row in enumerate(self.logprobs):
+            if row is not None:
+                logprobs_NT[n, : len(row)] = torch.tensor(row, dtype=torch.float64)
+        return made.with_(logprobs_NT=logprobs_NT)
+
+
+class Encoder:
+    """Encodes groups one after another and counts what it had to do."""
+
+    def __init__(self, reader: Reader, notes: Notes, append_eos: bool = True, limit: int | None = None) -> None:
+        self.reader, self.append_eos, self.limit, self.notes = reader, append_eos, limit, notes
+        self.lengths = Counter[int]()  # tokens of responses that got an end
+        self.special = {*special_tokens(reader.tokenizer).values()}
+        self.texts = self.mismatched = 0
+        self.first_mismatch = ""
+        self.unmarked = ""
+
+    def encode(self, group: Group, rewards: list[float]) -> EncodedPrompt | None:
+        """The group as ids, or None where nothing of it is left. Raises UserError naming the row at fault."""
+        rows, keep = group.records, self._kept(group.records)
+        if not keep:
+            return None
+        first = rows[keep[0]]
+        prompt_ids, chat = self._prompt(first)
+        end = self._end(chat)
+        found = EncodedPrompt(group.name, self._shown(prompt_ids), prompt_ids, [], [], [], [])
+        for n in keep:
+            ids, text = self._response(rows[n], end)
+            if not ids:
+                self.notes.left_out["without a token"] += 1
+                continue
+            self._check(rows[n], prompt_ids, ids)
+            found.response_ids.append(ids)
+            found.texts.append(text)
+            found.rewards.append(rewards[n])
+            found.logprobs.append(self._logprobs(rows[n], ids))
+        return found if found.response_ids else None
+
+    def finish(self) -> None:
+        """Raise UserError where too many texts do not survive the tokenizer; else say what was unlike."""
+        notes = self.notes
+        if notes.unlike > UNLIKE_SHARE * max(1, self.texts):
+            raise UserError(
+                f"rollouts: {notes.unlike} of {self.texts} texts do not survive the tokenizer of {self.reader.source} "
+                f"(such as {notes.unlike_example}), more than {UNLIKE_SHARE:.0%}; is this the model that sampled them?"
+            )
+        longest = max(self.lengths, default=0)
+        if self.limit is None and self.lengths[longest] > 1 and self.lengths[longest] > LIMIT_SHARE * notes.ends_added:
+            notes.warnings.append(
+                f"{self.lengths[longest]} responses have the greatest length, {longest} tokens; where that was the limit they were cut, "
+                f"and rollout.max_new_tokens={longest} adds no end to them"
+            )
+        if self.mismatched:
+            notes.warnings.append(
+                f"the log-probabilities of {self.mismatched} responses are left out, since they are not as many as tokens ({self.first_mismatch})"
+            )
+        if self.unmarked:
+            notes.warnings.append(
+                f"prompts look like a chat template without its markers ({self.unmarked}) and could not be put back in this "
+                "model's template: the policy that sampled saw others, so log-probabilities and scores are of another prompt"
+            )
+
+    def _kept(self, records: list[Record]) -> list[int]:
+        reasons = ["without a response" if r.response is None else r.left_out for r in records]
+        reasons = [r.left_out or why for r, why in zip(records, reasons, strict=True)]
+        reasons = [
+            "without a prompt" if r.prompt is None and not why else why for r, why in zip(records, reasons, strict=True)
+        ]
+        self.notes.left_out.update(why for why in reasons if why)
+        return [n for n, why in enumerate(reasons) if not why]
+
+    def _prompt(self, record: Record) -> tuple[list[int], Messages | None]:
+        """Token ids of a prompt, and its messages where it is a conversation."""
+        tokenizer, content = self.reader.tokenizer, record.prompt
+        messages = as_messages(content, record.where, "prompt")
+        form = "messages in the model's chat template"
+        if messages is None and isinstance(content, str) and without_markers(content, tokenizer):
+            messages = restored(content, tokenizer)
+            form = "text of a chat template without its markers, put back and checked"
+            if messages is None:
+                self.unmarked = self.unmarked or record.where
+        if messages is not None:
+            self.notes.prompt_form[form] += 1
+            return self._templated(messages, record), messages
+        if isinstance(content, str):
+            self.notes.prompt_form["text"] += 1
+            ids = list(tokenizer.encode(self._sound(content, record, "prompt")))
+            if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
+                ids = ids[1:]
+            self._survives(content, ids, record, "prompt")
+        else:
+            self.notes.prompt_form["token ids"] += 1
+            ids = self._ids(content, record, "prompt")
+        if not ids:
+            raise UserError(
+                f"{record.where} has an empty prompt, and the tokenizer of {self.reader.source} puts no token before it"
+            )
+        return ids, None
+
+    def _templated(self, messages: Messages, record: Record) -> list[int]:
+        from jinja2.exceptions import TemplateError
+
+        tokenizer = self.reader.tokenizer
+        if not tokenizer.chat_template:
+            raise UserError(
+                f"{record.where} has messages as prompt, and the tokenizer of {self.reader.source} has no chat template; give text or token ids"
+            )
+        try:
+            text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        except (TemplateError, TypeError, ValueError, KeyError) as error:
+            raise UserError(
+                f"{record.where}: the chat template of {self.reader.source} does not take its messages: {error}"
+            ) from error
+        return list(tokenizer.encode(self._sound(str(text), record, "prompt"), add_special_tokens=False))
+
+    def _end(self, chat: Messages | None) -> list[int]:
+        """The token that ends a response: of a turn where the template has one that the model stops at, else end of text."""
+        tokenizer, ends = self.reader.tokenizer, self.reader.ends
+        if not ends or not self.append_eos:
+            return []
+        if chat is not None and (turn := turn_end(tokenizer, chat)) in ends:
+            return [turn]
+        return [ends[0]]  # the tokenizer's, where it has one
+
+    def _response(self, record: Record, end: list[int]) -> tuple[list[int], str]:
+        """Token ids and text of a response; an end is added to text that has none and was not cut."""
+        tokenizer, content = self.reader.tokenizer, record.response
+        messages = as_messages(content, record.where, "response")
+        if messages is not None:
+            content = said_by_assistant(messages, record.where)
+        if not isinstance(content, str):
+            ids = self._ids(content, record, "response")
+            self.notes.cut += bool(record.truncated)
+            return ids, str(tokenizer.decode(ids, skip_special_tokens=True))
+        ids = list(tokenizer.encode(self._sound(content, record, "response"), add_special_tokens=False))
+        self._survives(content, ids, record, "response")
+        self.notes.specials += any(i in self.special for i in ids[:-1])
+        if ids and ids[-1] in self.reader.ends:
+            self.notes.ends_there += 1
+            return ids, content
+        at_limit = record.truncated is None and self.limit is not None and len(ids) >= self.limit
+        if record.truncated or at_limit:
+            self.notes.cut += 1
+            return ids, content
+        if isinstance(record.logprobs, list) and len(record.logprobs) == len(ids) and end:
+            self.notes.cut += 1  # a log-probability for each token of the text and none for an end
+            return ids, content
+        if end:
+            self.notes.ends_added += 1
+            self.lengths[len(ids)] += 1
+        return ids + end, content
+
+    def _ids(self, content: Any, record: Record, what: str) -> list[int]:
+        if not isinstance(content, list):
+            raise UserError(
+                f"{record.where} has a {what} that is a {type(content).__name__}; text, token ids or messages are needed"
+            )
+        for i in content:
+            if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < self.reader.vocabulary:
+                raise UserError(
+                    f"{record.where} has token {json.dumps(i, default=str)[:40]} in its {what}; the vocabulary of {self.reader.source} is 0 to {self.reader.vocabulary - 1}"
+                )
+        return list(content)
+
+    def _sound(self, text: str, record: Record, what: str) -> str:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UserError(f"{record.where} has half a surrogate pair in its {what}, which is no text") from error
+        return text
+
+    def _survives(self, text: str, ids: list[int], record: Record, what: str) -> None:
+        tokenizer = self.reader.tokenizer
+        self.texts += 1
+        back = str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        for mark in map(str, filter(None, (tokenizer.bos_token, tokenizer.eos_token))):
+            if not text.startswith(mark):
+                back = back.removeprefix(mark)
+            if not text.endswith(mark):
+                back = back.removesuffix(mark)
+        if back.lstrip(" ") != text.lstrip(" "):
+            self.notes.unlike += 1
+            if not self.notes.unlike_example:
+                place = next((k for k, (a, b) in enumerate(zip(back, text, strict=False)) if a != b), 0)
+                window = slice(max(0, place - 8), place + 8)
+                self.notes.unlike_example = f"{record.where}, {what}: {text[window]!r} becomes {back[window]!r}"
+
+    def _check(self, record: Record, prompt_ids: list[int], ids: list[int]) -> None:
+        length = len(prompt_ids) + len(ids)
+        if length > self.reader.positions:
+            raise UserError(
+                f"{record.where}: prompt and response have {len(prompt_ids)} + {len(ids)} = {length} tokens; {self.reader.source} has "
+                f"{self.reader.positions} positions"
+            )
+        for i in (*prompt_ids, *ids):
+            if i >= self.reader.vocabulary:
+                raise UserError(
+                    f"{record.where} has token {i}; the vocabulary of {self.reader.source} is 0 to {self.reader.vocabulary - 1}"
+                )
+
+    def _logprobs(self, record: Record, ids: list[int]) -> list[float] | None:
+        """One a token, or None where the file has none that fit."""
+        values = record.logprobs
+        if values is None:
+            return None
+        if not isinstance(values, list) or not all(isinstance(v, int | float) for v in values):
+            raise UserError(
+                f"{record.where} has logprobs that are no list of numbers; one for each token of the response is needed, or null"
+            )
+        if any(math.isnan(v) or v > 1e-4 or v == -math.inf for v in values):
+            bad = next(v for v in values if math.isnan(v) or v > 1e-4 or v == -math.inf)
+            raise UserError(f"{record.where} has a log-probability of {bad}; finite ones up to 0 are needed")
+        if len(values) != len(ids):
+            text = f"{record.where}: {len(values)} log-probabilities, {len(ids)} tokens"
+            if isinstance(record.response, list):
+                raise UserError(text)
+            self.mismatched += 1
+            self.first_mismatch = self.first_mismatch or text
+            return None
+        self.notes.with_logprobs += 1
+        return [float(v) for v in values]
+
+    def _shown(self, ids: list[int]) -> str:
+        return str(self.reader.tokenizer.decode(ids))

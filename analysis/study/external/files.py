@@ -1,0 +1,55 @@
+"""Parquet and JSONL as rows of plain Python, so that a damaged file ends in one line that names the row."""
+
+import io
+import json
+from pathlib import Path
+
+import polars as pl
+
+from analysis.study.external.record import Table
+from opo.errors import UserError
+
+KINDS = (".parquet", ".jsonl")
+BOM = b"\xef\xbb\xbf"
+
+
+def read_table(file: Path) -> Table:
+    """The rows of a file. A path is a path: brackets and stars in it are letters. Raises UserError naming the row at fault."""
+    if file.suffix not in KINDS:
+        raise UserError(f"rollouts={file}: a .parquet or .jsonl file is needed (or a list of them)")
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"rollouts={file}: {error.strerror or error}") from error
+    table = _parquet(file, content) if file.suffix == ".parquet" else _jsonl(file, content)
+    if not table.rows:
+        raise UserError(f"rollouts={file}: has no rows")
+    return table
+
+
+def _parquet(file: Path, content: bytes) -> Table:
+    try:
+        rows = pl.read_parquet(io.BytesIO(content), hive_partitioning=False).to_dicts()
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
+        line = next(iter(str(error).splitlines()), "damaged")
+        raise UserError(f"rollouts={file}: cannot be read as parquet: {line}") from error
+    return Table(file, rows, list(range(1, len(rows) + 1)))
+
+
+def _jsonl(file: Path, content: bytes) -> Table:
+    """One object a line, blank lines aside; lines end at a line feed alone, so U+2028 and U+0085 are part of the text."""
+    rows, numbers = [], []
+    for number, line in enumerate(content.removeprefix(BOM).split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise UserError(f"rollouts={file}: row {number} is not UTF-8 ({error.reason})") from error
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise UserError(f"rollouts={file}: row {number} is no JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise UserError(f"rollouts={file}: row {number} is a {type(row).__name__}; one object a line is needed")
+        rows.append(row)
+        numbers.append(number)
+    return Table(file, rows, numbers)

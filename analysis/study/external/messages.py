@@ -1,0 +1,110 @@
+"""Conversations: as messages, as JSON text of messages, and as text that a template left behind without its markers."""
+
+import json
+import re
+from typing import Any
+
+from analysis.study.external.record import Messages
+from opo.errors import UserError
+
+ROLES = ("system", "user", "assistant", "model", "tool", "developer")
+_TURN = re.compile(rf"(?:^|(?<=\n))({'|'.join(ROLES)})\n+")
+_OPEN = re.compile(r"(?:assistant|model)\s*(?:<think>\s*)?$")
+
+
+def as_messages(content: Any, where: str, what: str) -> Messages | None:
+    """The messages, or None where the content is text or ids. Raises UserError on messages that are no role and text."""
+    if isinstance(content, str) and re.match(r"\s*\[\s*\{", content):
+        try:
+            parsed = json.loads(content)
+        except ValueError:
+            return None
+        if not all(isinstance(item, dict) and {"role", "content"} <= {*item} for item in parsed):
+            return None
+        content = parsed
+    if not isinstance(content, list) or not content or not isinstance(content[0], dict):
+        return None
+    return [_message(item, where, what) for item in content]
+
+
+def _message(item: Any, where: str, what: str) -> dict[str, Any]:
+    if not isinstance(item, dict) or not isinstance(item.get("role"), str):
+        raise UserError(f"{where} has a {what} with a message without a role; messages are {{role, content}}")
+    content = item.get("content")
+    if isinstance(content, list):
+        if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+            raise UserError(f"{where} has a {what} with a message that is not text alone; text is read")
+        content = "".join(str(part.get("text") or "") for part in content)
+    if item.get("tool_calls"):
+        raise UserError(f"{where} has a {what} with a tool call; conversations of text are read")
+    if not isinstance(content, str):
+        raise UserError(f"{where} has a {what} with a message without text; messages are {{role, content}}")
+    return {"role": item["role"], "content": content}
+
+
+def said_by_assistant(messages: Messages, where: str) -> str:
+    """The text of a response of one message. Raises UserError on several turns."""
+    if len(messages) != 1 or messages[0]["role"] != "assistant":
+        roles = ", ".join(message["role"] for message in messages)
+        raise UserError(f"{where} has a response of several turns ({roles}); one message of the assistant is read")
+    return messages[0]["content"]
+
+
+def turn_end(tokenizer: Any, messages: Messages) -> int | None:
+    """The token that the template writes after what the assistant says, None where it writes none."""
+    said = "opo"
+    try:
+        text = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": said}], tokenize=False)
+    except Exception:  # a template may raise anything, and then says nothing about its ends
+        return None
+    after = str(text).rpartition(said)[2]
+    ids = tokenizer.encode(after, add_special_tokens=False)
+    return next(
+        (i for i in ids[:1] if i in tokenizer.all_special_ids or i in tokenizer.get_added_vocab().values()), None
+    )
+
+
+def special_tokens(tokenizer: Any) -> dict[str, int]:
+    """Tokens that `skip_special_tokens` leaves out of text, with their ids."""
+    return {
+        token: i
+        for token, i in tokenizer.get_added_vocab().items()
+        if not tokenizer.decode([i], skip_special_tokens=True)
+    }
+
+
+def without_markers(text: str, tokenizer: Any) -> bool:
+    """Whether the text ends in the name of who speaks next, with a user before, and none of the tokenizer's markers."""
+    marked = any(token in text for token in special_tokens(tokenizer))
+    return not marked and bool(_OPEN.search(text)) and bool(re.search(r"(?:^|\n)?user\n", text))
+
+
+def restored(text: str, tokenizer: Any) -> Messages | None:
+    """The messages whose template, decoded without special tokens, is this very text; None where there are none."""
+    if not tokenizer.chat_template:
+        return None
+    parts = _TURN.split(text)
+    if parts[0].strip() or len(parts) < 3:
+        return None
+    turns = [(role, content) for role, content in zip(parts[1::2], parts[2::2], strict=True)]
+    for trim in (lambda content: content.removesuffix("\n"), str.strip):
+        messages = [{"role": _role(role), "content": trim(content)} for role, content in turns]
+        if messages and messages[-1]["role"] == "assistant":
+            messages.pop()
+        for candidate in (messages, messages[1:] if messages and messages[0]["role"] == "system" else []):
+            if candidate and _stripped(candidate, tokenizer) == text:
+                return candidate
+    return None
+
+
+def _role(name: str) -> str:
+    return "assistant" if name == "model" else name
+
+
+def _stripped(messages: Messages, tokenizer: Any) -> str | None:
+    try:
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    except Exception:  # a template may raise anything; it does not take these messages
+        return None
+    ids = tokenizer.encode(str(text), add_special_tokens=False)
+    return str(tokenizer.decode(ids, skip_special_tokens=True))

@@ -1,0 +1,101 @@
+"""What was read, left out, added and assumed, counted, and the same as one paragraph."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+NEAR = 0.02  # nats a token: weights a few updates away
+
+
+@dataclass
+class Notes:
+    """The import of one study. `result.json` holds it under `import`."""
+
+    files: list[dict[str, Any]] = field(default_factory=list)  # path, format, rows
+    steps: list[int] = field(default_factory=list)
+    prompts: int = 0
+    responses: int = 0
+    reward: str = "as the format has it"
+    left_out: Counter[str] = field(default_factory=Counter)  # responses, by reason
+    prompts_left_out: Counter[str] = field(default_factory=Counter)
+    ends_added: int = 0
+    ends_there: int = 0  # text that brought its end of text
+    cut: int = 0  # the file says that they were cut: no end added
+    with_logprobs: int = 0
+    temperature: float | None = None  # as the file says
+    prompt_form: Counter[str] = field(default_factory=Counter)  # of prompts: text, token ids, messages ...
+    unlike: int = 0  # texts that the tokenizer does not give back
+    unlike_example: str = ""
+    specials: int = 0  # responses whose text holds special tokens
+    warnings: list[str] = field(default_factory=list)
+    measured_at: float | None = None
+    gap_nats: float | None = None
+    fit: dict[str, float] | None = None  # nats_per_token, z, p_value
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        plain = dict(vars(self))
+        return {key: dict(value) if isinstance(value, Counter) else value for key, value in plain.items()}
+
+    def paragraph(self) -> str:
+        """One paragraph for a reader."""
+        forms = sorted({entry["format"] for entry in self.files})
+        name = self.files[0]["path"] if len(self.files) == 1 else f"{len(self.files)} files"
+        said = [
+            f"Read {name} as {' and '.join(forms)}: {self.prompts} prompts with {self.responses} responses"
+            + (f" of step {', '.join(map(str, self.steps))}" if self.steps else "")
+            + f"; reward: {self.reward}."
+        ]
+        out = [f"{count} responses {why}" for why, count in self.left_out.items()]
+        out += [f"{count} prompts {why}" for why, count in self.prompts_left_out.items()]
+        said.append(f"Left out: {'; '.join(out)}." if out else "Nothing was left out.")
+        forms = ", ".join(f"{count} as {form}" for form, count in self.prompt_form.items())
+        said.append(f"Prompts: {forms}.")
+        said.append(self._ends())
+        if self.unlike:
+            said.append(f"{self.unlike} texts do not survive the tokenizer (such as {self.unlike_example}).")
+        if self.specials:
+            said.append(f"{self.specials} responses have special tokens in their text, which are read as such.")
+        at = "" if self.measured_at is None else f", measured at {self.measured_at:g}"
+        known = "unknown" if self.temperature is None else f"{self.temperature:g}"
+        said.append(f"Temperature of sampling: {known}{at}; truncation (top-p, top-k): unknown, taken as none.")
+        said += [f"Warning: {warning}." for warning in self.warnings]
+        said += self._fit()
+        return " ".join(said)
+
+    def _ends(self) -> str:
+        parts = [f"added to {self.ends_added} responses"]
+        parts += [f"there already in {self.ends_there}"] if self.ends_there else []
+        parts += [f"not added to {self.cut} that were cut"] if self.cut else []
+        text = f"End of text: {', '.join(parts)}."
+        if self.ends_added and not self.cut:
+            text += " The file does not say which responses were cut at the limit (append_eos=false adds none)."
+        return text
+
+    def _fit(self) -> list[str]:
+        if self.gap_nats is not None:
+            said = [
+                f"Log-probability gap to this model: {self.gap_nats:.2g} nats a token, over {self.with_logprobs} responses that bring theirs."
+            ]
+        else:
+            said = ["Log-probability gap to this model: unknown, since the file has no log-probabilities."]
+        if self.fit is None:
+            return said
+        z, p = self.fit["z"], self.fit["p_value"]
+        found = (
+            f"log-probability plus entropy, zero in the mean under the policy that sampled, is "
+            f"{self.fit['nats_per_token']:+.3f} nats a token (z = {z:.1f} over prompts, p = {p:.2g})"
+        )
+        if self.doubtful:
+            said.append(
+                f"Warning: these responses were hardly sampled from this model as it was read here: {found}. "
+                "Other weights, template, temperature or truncation?"
+            )
+        else:
+            said.append(f"In line with sampling from this model, or one near it: {found}.")
+        return said
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the responses are unlike what the model samples."""
+        return self.fit is not None and self.fit["p_value"] < 1e-3 and abs(self.fit["nats_per_token"]) > NEAR

@@ -1,0 +1,56 @@
+"""The plain table: prompt and response as text, token ids or messages, reward, and optionally prompt_id, logprobs, answer, finish_reason, step."""
+
+from typing import Any
+
+from analysis.study.external.record import Record, RewardChoice, Table, hashable, numeric_columns, text_of, whole
+from opo.errors import UserError
+
+NAME = "plain table"
+RESPONSES = ("response", "completion")
+REWARDS = ("reward", "score")
+STEPS = ("step", "policy_version")
+IDS = ("prompt_id", "group_id")
+
+
+def matches(columns: set[str]) -> bool:
+    return "prompt" in columns and bool(columns & {*RESPONSES})
+
+
+def records(table: Table, choice: RewardChoice) -> list[Record]:
+    """Raises UserError where no column is the reward."""
+    columns = table.columns
+    response = next(name for name in RESPONSES if name in columns)
+    reward = next((name for name in REWARDS if name in columns), None)
+    if reward is None and not choice.weights:
+        some = numeric_columns(table, (*IDS, *STEPS))
+        hint = f"; reward.column=NAME takes another (numbers are in {', '.join(some)})" if some else ""
+        raise UserError(f"rollouts={table.file}: column reward is missing{hint}")
+    identity = next((name for name in IDS if name in columns), None)
+    step = next((name for name in STEPS if name in columns), None)
+
+    def record(n: int, row: dict[str, Any]) -> Record:
+        where = table.where(n)
+        if identity is not None and row.get(identity) is None:
+            raise UserError(
+                f"{where} has no {identity}; give every row one, or none (equal prompts are then one group)"
+            )
+        return Record(
+            where=where,
+            group=None if identity is None else hashable(row[identity]),
+            prompt=row.get("prompt"),
+            response=row.get(response),
+            reward=row.get(reward) if reward else None,
+            numbers=row,
+            logprobs=row.get("logprobs"),
+            answer=text_of(row.get("answer")),
+            truncated=finish(row.get("finish_reason")),
+            step=whole(row.get(step), where, step) if step else None,
+            temperature=row.get("temperature"),
+        )
+
+    return [record(n, row) for n, row in enumerate(table.rows)]
+
+
+def finish(reason: Any) -> bool | None:
+    """Whether a response was cut, where `finish_reason` says so."""
+    return None if reason is None else reason in ("length", "max_tokens", "max_length")

@@ -1,0 +1,41 @@
+"""prime-rl, April to June 2026: `rollouts/step_<n>/train_rollouts.jsonl`, one RolloutOutput of verifiers a line.
+
+A group is (env_name, example_id). Prompt and completion are messages. A rollout that failed has `error`, often no completion and
+reward 0.0, which says nothing about the answer.
+"""
+
+import re
+from pathlib import Path
+
+from analysis.study.external.record import Record, RewardChoice, Table, text_of
+
+NAME = "prime-rl rollouts"
+
+
+def matches(columns: set[str]) -> bool:
+    return {"example_id", "prompt", "completion", "reward"} <= columns
+
+
+def records(table: Table, choice: RewardChoice) -> list[Record]:
+    step = step_of(table.file)
+    return [
+        Record(
+            where=table.where(n),
+            group=(row.get("env_name"), row.get("example_id")),
+            prompt=row.get("prompt"),
+            response=row.get("completion"),
+            reward=row.get("reward"),
+            numbers=(row.get("metrics") or {}) | row,
+            answer=text_of(row.get("answer")),
+            truncated=row.get("is_truncated"),
+            step=step,
+            left_out="of rollouts that failed (error)" if row.get("error") else None,
+        )
+        for n, row in enumerate(table.rows)
+    ]
+
+
+def step_of(file: Path) -> int | None:
+    """The training step in a folder's name, `step_12/train_rollouts.jsonl`."""
+    found = re.search(r"(?:^|/)step_(\d+)/", file.as_posix())
+    return int(found[1]) if found else None

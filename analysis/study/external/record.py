@@ -1,0 +1,134 @@
+"""One response as some trainer wrote it down, and the table it stands in."""
+
+import json
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from opo.errors import UserError, near
+
+Messages = list[dict[str, Any]]
+Content = str | list[int] | Messages  # text, token ids, or a conversation
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of one file, with the number of each, from 1."""
+
+    file: Path
+    rows: list[dict[str, Any]]
+    numbers: list[int]
+
+    @property
+    def columns(self) -> list[str]:
+        """Every column, in the order in which it is first seen."""
+        return list(dict.fromkeys(name for row in self.rows for name in row))
+
+    def where(self, n: int) -> str:
+        """How row n is called in a message."""
+        return f"{self.file}: row {self.numbers[n]}"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One response. What a format does not say is None."""
+
+    where: str
+    group: Hashable | None  # of the prompt among those of its step; None: responses to equal prompts are one group
+    prompt: Content | None
+    response: Content | None
+    reward: Any  # the format's own reward, before `reward.column` is asked
+    numbers: Mapping[str, Any] = field(default_factory=dict)  # what else could be the reward, by name
+    logprobs: Any = None
+    answer: str | None = None
+    truncated: bool | None = None  # cut at a limit, so that no end of text was sampled
+    step: int | None = None  # of training, or the version of the policy that sampled
+    temperature: float | None = None
+    left_out: str | None = None  # why it does not count
+
+
+@dataclass(frozen=True)
+class RewardChoice:
+    """Which columns are the reward: one, or a weighted sum of several; neither: the format's own."""
+
+    column: str | None = None
+    columns: Mapping[str, float] | None = None
+
+    @property
+    def weights(self) -> dict[str, float]:
+        return {self.column: 1.0} if self.column is not None else dict(self.columns or {})
+
+    def check(self, file: Path, known: Sequence[str]) -> None:
+        """Raise UserError where a column is named that no row of the file has."""
+        for name in self.weights:
+            if name not in known:
+                key = "reward.column" if self.column is not None else "reward.columns"
+                raise UserError(
+                    f"{key}: {file} has no column {name}{near(name, known)}; it has {', '.join(map(str, known))}"
+                )
+
+    def of(self, record: Record) -> float:
+        """The reward of one response, NaN where it has none: sum of weight times value over the columns that are not null."""
+        if not self.weights:
+            return number(record.reward, record.where, "reward")
+        values = {name: number(record.numbers.get(name), record.where, name) for name in self.weights}
+        known = [self.weights[name] * value for name, value in values.items() if not math.isnan(value)]
+        return math.fsum(known) if known else math.nan
+
+
+def number(value: Any, where: str, name: str) -> float:
+    """A finite number, or NaN for null and NaN; true is 1, text that reads as a number is that number."""
+    if value is None:
+        return math.nan
+    if isinstance(value, str):
+        try:
+            value = {"true": 1.0, "false": 0.0}[value.strip().lower()]
+        except KeyError:
+            try:
+                value = float(value)
+            except ValueError:
+                raise UserError(
+                    f"{where} has {name} {value[:40]!r}; a number is needed, or null for unscored"
+                ) from None
+    if isinstance(value, Mapping):
+        parts = ", ".join(map(str, value))
+        raise UserError(f"{where} has {name} in parts ({parts}); one number is needed, so write their sum as a column")
+    if isinstance(value, list) or not isinstance(value, int | float):
+        raise UserError(
+            f"{where} has a {name} that is a {type(value).__name__}; a number is needed, or null for unscored"
+        )
+    if math.isinf(value):
+        raise UserError(f"{where} has {name} {value}; a finite number is needed, or null for unscored")
+    return float(value)
+
+
+def numeric_columns(table: Table, but: Sequence[str]) -> list[str]:
+    """Columns that hold numbers or null alone, at least one number among them."""
+
+    def numeric(name: str) -> bool:
+        values = [row.get(name) for row in table.rows]
+        known = [value for value in values if value is not None]
+        return bool(known) and all(isinstance(value, int | float) for value in known)
+
+    return [name for name in table.columns if name not in but and numeric(name)]
+
+
+def whole(value: Any, where: str, name: str) -> int | None:
+    """A whole number or None."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+        raise UserError(f"{where} has {name} {value!r}; a whole number is needed")
+    return int(value)
+
+
+def hashable(value: Any) -> Hashable:
+    """An id as something that can be compared: lists and dicts by their JSON."""
+    return json.dumps(value, sort_keys=True, default=str) if isinstance(value, list | dict) else value
+
+
+def text_of(value: Any) -> str | None:
+    """A gold answer as text."""
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
