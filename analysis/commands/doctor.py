@@ -20,6 +20,7 @@ from analysis.score_gram.core import score_gram
 from analysis.study.pools import sequences
 from opo.batch import Rollouts
 from opo.config.build import build
+from opo.config.load import task_config
 from opo.config.schema import (
     ModelConfig,
     OptimConfig,
@@ -37,7 +38,7 @@ from opo.rollout.collect import Collector, stop_token_ids
 from opo.rollout.factory import make_sampler
 from opo.system.seeding import generator_for
 from opo.system.threads import use_machine
-from opo.tasks import TASKS, make_task
+from opo.tasks import make_task
 from opo.train.mismatch import measure_gap
 
 # Bounds by the precision of the model: nats for log-probabilities, relative error for gradients.
@@ -83,10 +84,8 @@ def load_config(values: Mapping[str, Any]) -> DoctorConfig:
     """The typed config; raises UserError, one line, naming the first key that is wrong."""
     values = dict(values)
     task = values.pop("task", None) or {}
-    if task.get("name") not in TASKS:
-        raise UserError(f"task={task.get('name')}: choose one of {', '.join(TASKS)}")
     config = build(DoctorConfig, values)
-    config.task = build(TASKS[task["name"]][0], task, "task")
+    config.task = task_config(task)
     for key, least in {"prompts": 1, "responses": 4, "threads": 1}.items():
         if getattr(config, key) < least:
             raise UserError(f"{key}={getattr(config, key)}: must be at least {least}")

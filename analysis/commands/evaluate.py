@@ -11,7 +11,9 @@ from rich.table import Table
 
 from analysis.evaluation.measures import MOST, Estimate, evaluate
 from analysis.study.config import StudyRollout, VarianceConfig, Weights, stages
+from analysis.study.run import reward_function
 from opo.config.build import build
+from opo.config.load import task_config
 from opo.config.schema import ModelConfig
 from opo.errors import UserError
 from opo.model.load import load_policy, max_length, restore_model
@@ -22,8 +24,15 @@ from opo.rollout.hf import HfSampler
 from opo.system.atomic import write_text
 from opo.system.seeding import generator_for, rng_for
 from opo.system.threads import use_machine
-from opo.tasks import TASKS, make_task
+from opo.tasks import make_task
 from opo.tasks.arithmetic import ArithmeticConfig
+
+
+@dataclass
+class OwnReward:
+    """Whose reward is measured."""
+
+    function: str | None = None  # module:name of a reward of one's own; null: the run's, else the task's
 
 
 @dataclass
@@ -39,6 +48,7 @@ class EvaluateConfig:
     ks: list[int] = field(default_factory=lambda: [1, 4, 16])
     split: str = "eval"
     num_bootstrap: int = 2000
+    reward: OwnReward = field(default_factory=OwnReward)
     reward_timeout_s: float = 10.0
     seed: int = 0
     device: str = "auto"
@@ -49,9 +59,7 @@ def load_config(values: Mapping[str, Any]) -> EvaluateConfig:
     """The typed config; raises UserError naming the first key that is wrong."""
     task = values.get("task")
     if task is not None:
-        if not isinstance(task, Mapping) or task.get("name") not in TASKS:
-            raise UserError(f"task={task}: choose one of {', '.join(TASKS)}")
-        task = build(TASKS[task["name"]][0], task, "task")
+        task = task_config(task)
     config = build(EvaluateConfig, {**{k: v for k, v in values.items() if k != "task"}, "task": None})
     config.task = task
     if config.prompts < 2:
@@ -97,8 +105,9 @@ def _evaluate(config: EvaluateConfig, weights: Weights) -> dict[str, Estimate]:
     if weights.folder is not None and weights.model.path != str(weights.folder):
         restore_model(policy, weights.folder)
     values = weights.run["task"] if weights.run else None
-    own_task = build(TASKS[values["name"]][0], values, "task") if values else ArithmeticConfig()
-    task = make_task(config.task if config.task is not None else own_task)
+    own_task = task_config(values) if values else ArithmeticConfig()
+    reward = reward_function(config.reward.function, weights)
+    task = make_task(config.task if config.task is not None else own_task, reward)
     sampling = replace(sampling, stop_token_ids=stop_token_ids(policy.tokenizer, task.stop))
     sampler = HfSampler(own.max_sequences, policy.compute)
     sampler.load_weights(policy.model, 0)

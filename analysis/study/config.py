@@ -17,6 +17,7 @@ from analysis.study.external.record import RewardChoice
 from analysis.variance.estimators import known_names, resolve
 from opo.algorithms import ALGORITHMS
 from opo.config.build import build
+from opo.config.load import task_config
 from opo.config.schema import ModelConfig
 from opo.errors import UserError, near
 from opo.keys import (
@@ -34,7 +35,6 @@ from opo.keys import (
     ZeroOrMore,
 )
 from opo.run.checkpoint import checkpoints
-from opo.tasks import TASKS
 
 ESTIMATORS = (
     "none",
@@ -72,6 +72,7 @@ class RewardColumns:
 
     column: str | None = None
     columns: dict[str, float] | None = None  # name -> weight, summed
+    function: str | None = None  # of a task: module:name of a reward of one's own; null: the run's
 
     @property
     def choice(self) -> RewardChoice:
@@ -151,10 +152,7 @@ def load_config(values: Mapping[str, Any]) -> VarianceConfig:
     values["rollout"] = {k: v for k, v in rollout.items() if k not in ("num_prompts", "group_size", "engine")}
     config = build(VarianceConfig, values)
     if task is not None:
-        name = task.get("name") if isinstance(task, Mapping) else task
-        if name not in TASKS:
-            raise UserError(f"task={name}: unknown task{near(str(name), TASKS)}; choose one of {', '.join(TASKS)}")
-        config.task = build(TASKS[name][0], task, "task")
+        config.task = task_config(task)
     for complaint in _complaints(config):
         raise UserError(complaint)
     return config
@@ -229,6 +227,8 @@ def _about_rollouts(config: VarianceConfig) -> Iterator[str]:
         yield "checkpoint: rollouts from a file belong to one policy; give one checkpoint or a model"
     if config.task is not None:
         yield "task: rollouts from a file bring their own prompts and rewards; leave task out"
+    if config.reward.function is not None:
+        yield "reward.function: rollouts from a file bring their own rewards; choose among them with reward.column"
     if config.split is not None:
         yield f"split={config.split}: rollouts from a file have no splits; leave split out"
     if config.reward.column is not None and config.reward.columns is not None:

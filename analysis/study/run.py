@@ -19,7 +19,7 @@ from analysis.study.pools import Measurement, PoolFolder, PromptPool, measure_po
 from analysis.study.result import Study
 from analysis.study.tables import analyse, meter_pools, write_figures
 from analysis.variance.pool import Pool
-from opo.config.build import build
+from opo.config.load import task_config
 from opo.errors import UserError
 from opo.model.load import load_policy, max_length, restore_model
 from opo.rewards.runner import RewardRunner
@@ -28,7 +28,7 @@ from opo.rollout.collect import Collector, stop_token_ids
 from opo.rollout.hf import HfSampler
 from opo.system.seeding import generator_for
 from opo.system.threads import use_machine
-from opo.tasks import TASKS, make_task
+from opo.tasks import make_task
 from opo.tasks.arithmetic import ArithmeticConfig
 
 LINE_EVERY_S = 10.0
@@ -106,6 +106,7 @@ def setting_of(config: VarianceConfig, stage: Stage) -> dict[str, Any]:
         "weights": stage.paths,
         "models": models,
         "task": None if config.rollouts else asdict(task),
+        "reward_function": reward_function(config.reward.function, stage.weights[0]),
         "max_new_tokens": rollout.max_new_tokens,
         "temperature": rollout.temperature,
         "reward": asdict(config.reward),
@@ -120,8 +121,12 @@ def _task(config: VarianceConfig, weights: Weights) -> Any:
         return config.task
     if weights.run is None:
         return ArithmeticConfig()
-    values = weights.run["task"]
-    return build(TASKS[values["name"]][0], values, "task")
+    return task_config(weights.run["task"])
+
+
+def reward_function(given: str | None, weights: Weights) -> str | None:
+    """The reward of one's own that is asked for, else the run's."""
+    return given or ((weights.run or {}).get("reward") or {}).get("function")
 
 
 def _sampling(config: VarianceConfig, weights: Weights) -> Sampling:
@@ -149,7 +154,7 @@ def _measure(
             prompt = foreign.prompts[number]
             yield number, measure_pool(policy, prompt.prompt_id, prompt.text, prompt.texts, prompt.rollouts(), how)
         return
-    task = make_task(_task(config, weights))
+    task = make_task(_task(config, weights), reward_function(config.reward.function, weights))
     policy = replace(policy, stop_token_ids=stop_token_ids(policy.tokenizer, task.stop))
     sampling = replace(sampling, stop_token_ids=policy.stop_token_ids)
     sampler = HfSampler(config.rollout.max_sequences)

@@ -180,6 +180,7 @@ def take_apart(name: str, arguments: list[str]) -> "tuple[Invocation, bool]":
         part for flag in ("cfg", "info", "package") if (value := getattr(given, flag)) for part in (f"--{flag}", value)
     ]
     overrides = [part for override in given.overrides for part in rewritten(override)]
+    offer_own_tasks(overrides)
     if given.config_dir is not None:
         if not Path(given.config_dir).is_dir():
             raise UserError(f"--config-dir {given.config_dir}: no such folder")
@@ -207,6 +208,18 @@ def rewritten(override: str) -> list[str]:
     if equals and plain_path and "=" in value:
         return [f"{key}=" + ",".join(map(quoted, value.split(",")))]
     return [override]
+
+
+def offer_own_tasks(overrides: Sequence[str]) -> None:
+    """Make `task=my_module:MyTask` a choice of the group, with the options of the class and their defaults as its keys."""
+    for override in overrides:
+        key, _, value = override.partition("=")
+        for reference in (part for part in value.split(",") if key == "task" and ":" in part):
+            from hydra.core.config_store import ConfigStore
+
+            from opo.tasks.own import defaults_of
+
+            ConfigStore.instance().store(group="task", name=reference, node=defaults_of(reference))
 
 
 def quoted(text: str) -> str:

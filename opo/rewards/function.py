@@ -130,4 +130,5 @@ def value_of(result: Any) -> Any:
         result = result[0]
     if isinstance(result, Mapping) and "score" in result:
         result = result["score"]
-    return result.item() if hasattr(result, "item") else result
+    item = getattr(result, "item", None)
+    return item() if callable(item) else result

@@ -6,9 +6,8 @@ import site
 import sys
 from dataclasses import MISSING, fields, is_dataclass, make_dataclass
 from functools import cache
-from hashlib import sha256
 from importlib import import_module
-from inspect import getsourcefile, signature
+from inspect import signature
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -66,11 +65,10 @@ def said(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
 
 
-def source_hash(reference: str, key: str) -> str:
-    """SHA-256 of the file that defines what `reference` names: results that depend on it are not those of another version."""
-    found = load_object(reference, key)
-    file = getsourcefile(found if hasattr(found, "__module__") and callable(found) else type(found))
-    return sha256(Path(file).read_bytes()).hexdigest() if file else ""
+def source_file(reference: str, key: str) -> Path:
+    """The file of the module that `reference` names: what depends on it is not what another version would give."""
+    load_object(reference, key)
+    return Path(sys.modules[reference.partition(":")[0]].__file__ or "")
 
 
 def options_of(reference: str) -> type | None:

@@ -57,7 +57,7 @@ def train(config: RunConfig, path: Path) -> None:
 def _train(config: RunConfig, folder: RunFolder) -> None:
     """The run itself, in its open folder."""
     path = folder.path
-    task = make_task(config.task)
+    task = make_task(config.task, config.reward.function)
     policy = load_policy(config.model, config.rollout.temperature, config.device)
     policy = replace(policy, stop_token_ids=stop_token_ids(policy.tokenizer, task.stop))
     keep_initial = config.kl_init_every > 0 or needs_reference(config.algo)
