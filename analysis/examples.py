@@ -1,11 +1,8 @@
 """Small studies and runs that are made in seconds, for the notebooks; give a path to look at your own in their place."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from hydra import compose, initialize_config_module
-from hydra.core.global_hydra import GlobalHydra
 
 from analysis.runs.load import Runs
 from analysis.runs.load import load as load_runs
@@ -14,7 +11,7 @@ from analysis.study.result import Study
 from analysis.study.result import load as load_study
 from analysis.study.run import run_study
 from analysis.variance.exact import Population, softmax_bandit
-from opo.cli.launch import plain
+from opo.cli.compose import composed
 from opo.config.load import load_config as load_run_config
 from opo.train.loop import train
 
@@ -23,18 +20,11 @@ SMALL_STUDY = {"prompts": 8, "responses": 16, "group_sizes": [2, 4, 8], "threads
 SMALL_RUN = ["rollout.num_prompts=4", "rollout.group_size=4", "tracking=off", "threads=1", "study=notebooks"]
 
 
-def configured(root: str, overrides: list[str]) -> dict[str, Any]:
-    """What `opo ROOT OVERRIDES...` would run."""
-    GlobalHydra.instance().clear()
-    with initialize_config_module("conf", version_base="1.3"):
-        return plain(compose(root, overrides), root)
-
-
 def study(path: str | None = None) -> Study:
     """The study at `path`, or a small one of the built-in policy: few prompts and responses, so wide intervals."""
     if path is not None:
         return load_study(path)
-    made = run_study(load_config(configured("variance", []) | SMALL_STUDY), FOLDER / "variance")
+    made = run_study(load_config(composed("variance") | SMALL_STUDY), FOLDER / "variance")
     assert made is not None
     return made
 
@@ -53,7 +43,7 @@ def runs(
         for seed in seeds:
             overrides = [f"algo={algo}", f"seed={seed}", f"steps={steps}", *SMALL_RUN]
             folders.append(FOLDER / f"{algo}-s{seed}")
-            train(load_run_config(configured("train", overrides)), folders[-1])
+            train(load_run_config(composed("train", overrides)), folders[-1])
     return load_runs(*folders)
 
 

@@ -68,7 +68,7 @@ def shrinkage(rewards_PG: Tensor, weights_PG: Tensor | None = None) -> Tensor:
     """b_ij = (1 - a_i) m_i^(-j) + a_i M_(-i): James-Stein across prompts, leave-one-out twice (arXiv 2511.03710).
 
     m_i^(-j) is the group's mean without response j, M_(-i) the mean of the other prompts' means m_k, and
-    a_i = (1 - 1/P) v / (v + s) with v the mean of var(r_k) / G_k and s the mean of (m_k - M_(-i))^2, both over k != i.
+    a_i = (1 - 1/P) v / (v + s) over the P prompts with two scored responses or more, with v the mean of var(r_k) / G_k and s the mean of (m_k - M_(-i))^2, both over k != i.
     Nothing of response j enters b_ij: unbiased. Couples the prompts of a batch. Prompts with fewer than two scorable
     responses tell nothing about v and are left out of it and of s and M; a lone response takes M_(-i). ValueError
     where P = 1.
@@ -92,7 +92,7 @@ def shrinkage(rewards_PG: Tensor, weights_PG: Tensor | None = None) -> Tensor:
     within_P = (share_PP * noise_P[..., None, :]).sum(-1)
     between_P = (share_PP * (mean_P[..., None, :] - grand_mean_P[..., :, None]).square()).sum(-1)
     total_P = within_P + between_P
-    shrink_P = (1 - 1 / num_prompts) * within_P / torch.where(total_P > 0, total_P, 1.0)
+    shrink_P = num_others_P / (num_others_P + 1) * within_P / torch.where(total_P > 0, total_P, 1.0)
     # A lone response has no group to lean on; a prompt alone among unscorable ones has no batch to lean on.
     shrink_P = torch.where(count_P < 2, 1.0, shrink_P)
     shrink_P1 = torch.where(num_others_P > 0, shrink_P, 0.0)[..., None]

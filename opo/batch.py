@@ -30,6 +30,8 @@ class Rollouts:
     values_NT: Tensor | None = None  # the critic's value before each token
     entropies_NT: Tensor | None = None  # nats, of the policy that sampled
     logit_energy_NT: Tensor | None = None  # 1 - 2 pi + sum pi^2 of each sampled token
+    score_norm2_PG: Tensor | None = None  # squared norm of each response's score, over the trained parameters
+    position_PG: Tensor | None = None  # a position in each response, in tokens
     greedy_rewards_P: Tensor | None = None  # reward of the greedy response to each prompt
     answers: list[list[str | None]] | None = None  # extracted answers, P lists of G
     finished_PG: Tensor | None = None  # bool, true where the response ended by itself, not at the token limit
@@ -146,6 +148,22 @@ class Rollouts:
             else:
                 picked[field.name] = value
         return type(self)(**picked)
+
+    def pick(self, index_PG: Tensor) -> Self:
+        """The same prompts with responses `index_PG` of each group, in this order; a response may come several times."""
+        rows = (torch.arange(self.num_prompts)[:, None] * self.group_size + index_PG).view(-1)
+        picked: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor) and field.name.endswith("_NT"):
+                picked[field.name] = value[rows]
+            elif isinstance(value, Tensor) and field.name.endswith("_PG"):
+                picked[field.name] = value.gather(1, index_PG)
+            elif field.name == "answers" and value is not None:
+                picked[field.name] = [
+                    [row[g] for g in index] for row, index in zip(value, index_PG.tolist(), strict=True)
+                ]
+        return self.with_(**picked)
 
     def with_(self, **changes: Any) -> Self:
         """A copy with these fields replaced."""

@@ -30,6 +30,17 @@ class Entry:
     on_policy_only: bool = False
     couples_prompts: bool = False
     token_level: bool = False
+    kl_reward: bool = True
+
+
+@cache
+def baseline_names() -> tuple[str, ...]:
+    """The keys of `opo.baselines.BASELINES`."""
+    for node in ast.parse((FOLDER.parent / "baselines.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "BASELINES":
+            table = next(part for part in ast.walk(node) if isinstance(part, ast.Dict))
+            return tuple(ast.literal_eval(key) for key in table.keys if key is not None)
+    raise ValueError("opo/baselines.py: no BASELINES")
 
 
 @cache

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from opo.batch import Rollouts
 from opo.keys import KLEstimator
-from opo.losses import Aggregation, aggregate, needed
+from opo.losses import needed
 
 
 def kl_estimate(logprobs_NT: Tensor, reference_logprobs_NT: Tensor, estimator: KLEstimator) -> Tensor:
@@ -38,13 +38,7 @@ def kl_estimate(logprobs_NT: Tensor, reference_logprobs_NT: Tensor, estimator: K
     raise ValueError(f"kl_estimator {estimator!r} is unknown: choose one of k1, k2, k3")
 
 
-def kl_penalty(
-    logprobs_NT: Tensor, rollouts: Rollouts, estimator: KLEstimator, how: Aggregation = "sequence_sum"
-) -> Tensor:
-    """The estimate, aggregated as the loss is that kl_coef times it joins (its `aggregation` knob where it has one).
-
-    Only sequence_sum weighs KL against reward as E[r] - kl_coef KL does. Raises ValueError without a reference.
-    """
+def kl_penalty(logprobs_NT: Tensor, rollouts: Rollouts, estimator: KLEstimator) -> Tensor:
+    """The estimate for each token, (N, T), zero outside responses. Raises ValueError without a reference."""
     reference_NT = needed(rollouts, "reference_logprobs_NT")
-    inside_NT = torch.where(rollouts.mask_NT, logprobs_NT, reference_NT)
-    return aggregate(kl_estimate(inside_NT, reference_NT, estimator), rollouts, how)
+    return kl_estimate(torch.where(rollouts.mask_NT, logprobs_NT, reference_NT), reference_NT, estimator)

@@ -2,14 +2,18 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from run_folders import SMALL
 
 ROOT = Path(__file__).parent.parent
 LOCKS = {file.stem: file.read_text().splitlines() for file in (ROOT / ".lock").glob("*.txt")}
@@ -94,3 +98,44 @@ sys.exit("zebra puzzles were made without their solver")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """An interpreter that finds the project's wheel and this environment's packages, but not the checkout; and a folder to run in."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    for package in ("opo", "analysis", "conf"):
+        shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), str(source)]
+    subprocess.run(build, check=True, capture_output=True)
+    environment = folder / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    (packages,) = (environment / "lib").glob("python*/site-packages")
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+        wheel.extractall(packages)
+    # as paths, not by addsitedir: the editable install of the checkout stays out
+    (packages / "others.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    (folder / "work").mkdir()
+    return environment / "bin" / "python", folder / "work"
+
+
+def test_the_wheel_trains_reports_and_verifies_in_another_folder(elsewhere: tuple[Path, Path]) -> None:
+    python, folder = elsewhere
+    clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTEST_CURRENT_TEST")}
+
+    def run(*arguments: str) -> str:
+        ran = subprocess.run([python, *arguments], cwd=folder, env=clean, capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout
+
+    assert run("-c", "import opo, analysis, conf; print(opo.__file__)").startswith(str(python.parents[1]))
+    run("-m", "opo", "train", "debug=tiny_steps", *(line for line in SMALL if line.startswith("model.")), "threads=1")
+    (done,) = (folder / "runs").rglob("DONE")
+    run("-m", "opo", "report", f"path={done.parent}")
+    (page,) = (folder / "runs").rglob("report.html")
+    assert "train/reward_mean" in page.read_text(encoding="utf-8") or "<svg" in page.read_text(encoding="utf-8")
+    assert "steps:" in run("-m", "opo", "verify", "--cfg", "job")

@@ -5,8 +5,8 @@ Each check compares two ways to compute the same thing that differ only in round
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +15,17 @@ from rich import box
 from rich.table import Table as RichTable
 from torch import Tensor
 
+from analysis.config.doctor import DoctorConfig, load_config
 from analysis.report.terminal import wide_console
 from analysis.score_gram.core import score_gram
 from analysis.study.pools import sequences
 from opo.batch import Rollouts
-from opo.config.build import build
-from opo.config.load import task_config
-from opo.config.schema import (
-    ModelConfig,
-    OptimConfig,
-    RolloutConfig,
-    RunConfig,
-    TrackingConfig,
-)
-from opo.errors import StoppedRun, UserError
+from opo.config.schema import RewardConfig
+from opo.errors import StoppedRun
 from opo.model.gradient import accumulate
-from opo.model.load import load_policy, max_length
+from opo.model.load import load_policy
 from opo.model.policy import Policy
-from opo.rewards.runner import RewardRunner
-from opo.rollout.base import Sampler, Sampling
-from opo.rollout.collect import Collector, stop_token_ids
-from opo.rollout.factory import make_sampler
+from opo.rollout.collect import Collector, open_collector
 from opo.system.seeding import generator_for
 from opo.system.threads import use_machine
 from opo.tasks import make_task
@@ -47,22 +37,6 @@ GRADIENT = {"float64": 1e-8, "float32": 1e-3, "bfloat16": 0.1}
 MEAN_GAP = {"float64": 1e-9, "float32": 1e-5, "bfloat16": 0.05}
 FLOOR = {"float64": 1e-12, "float32": 1e-3, "bfloat16": 0.2}
 DEVIATIONS = 4.5  # of a sum that is zero in the mean: chance 7e-6
-
-
-@dataclass
-class DoctorConfig:
-    """Which model, sampled how, and how many responses the checks look at."""
-
-    model: ModelConfig = field(default_factory=ModelConfig)
-    task: Any = None
-    rollout: RolloutConfig = field(default_factory=RolloutConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    prompts: int = 2
-    responses: int = 8
-    float64_limit: float = 5e8
-    seed: int = 0
-    device: str = "auto"
-    threads: int = 2
 
 
 @dataclass(frozen=True)
@@ -78,24 +52,6 @@ class Check:
     @property
     def passed(self) -> bool:
         return self.bound is None or self.value <= self.bound
-
-
-def load_config(values: Mapping[str, Any]) -> DoctorConfig:
-    """The typed config; raises UserError, one line, naming the first key that is wrong."""
-    values = dict(values)
-    task = values.pop("task", None) or {}
-    config = build(DoctorConfig, values)
-    config.task = task_config(task)
-    for key, least in {"prompts": 1, "responses": 4, "threads": 1}.items():
-        if getattr(config, key) < least:
-            raise UserError(f"{key}={getattr(config, key)}: must be at least {least}")
-    if config.rollout.top_p != 1 or config.rollout.top_k != 0:
-        raise UserError(
-            "rollout.top_p, rollout.top_k: truncated sampling cannot agree with the trainer; allowed are 1 and 0"
-        )
-    if not config.rollout.temperature > 0:
-        raise UserError(f"rollout.temperature={config.rollout.temperature}: must be above 0")
-    return config
 
 
 def main(values: dict[str, Any], folder: Path) -> None:
@@ -123,29 +79,22 @@ def examine(config: DoctorConfig) -> list[Check]:
     use_machine(config.threads)
     task = make_task(config.task)
     policy = load_policy(config.model, config.rollout.temperature, config.device)
-    policy = replace(policy, stop_token_ids=stop_token_ids(policy.tokenizer, task.stop))
-    run = RunConfig.of(config.task, model=config.model, rollout=config.rollout, optim=config.optim)
-    run = replace(run, device=config.device, threads=config.threads, tracking=TrackingConfig(mode="off"))
-    with make_sampler(run, policy) as sampler, RewardRunner(task) as rewards:
-        sampler.load_weights(policy.model, 0)
-        collector = Collector(task, policy.tokenizer, sampler, rewards, max_length(policy.model))
-        return list(_checks(config, policy, sampler, collector))
+    policy = replace(policy, shared_prefix=config.optim.shared_prefix)
+    rollout = replace(config.rollout, group_size=config.responses)
+    with open_collector(policy, task, config.model, rollout, RewardConfig()) as collector:
+        return list(_checks(config, policy, collector))
 
 
-def _checks(config: DoctorConfig, policy: Policy, sampler: Sampler, collector: Collector) -> Iterator[Check]:
+def _checks(config: DoctorConfig, policy: Policy, collector: Collector) -> Iterator[Check]:
     model, temperature = config.model, config.rollout.temperature
     dtype = "bfloat16" if model.compute == "bfloat16" else model.dtype
     backward = "bfloat16" if model.compute != "float32" else model.dtype  # of the products that make gradients
-    sampling = Sampling(
-        config.responses, config.rollout.max_new_tokens, temperature, stop_token_ids=policy.stop_token_ids
-    )
-    rollouts = collector.collect(0, config.prompts, sampling, generator_for(config.seed, "doctor")).rollouts
+    rollouts = collector.collect(0, config.prompts, generator_for(config.seed, "doctor")).rollouts
     yield from _gap("sampler against trainer", policy, rollouts, dtype)
     other = 0.7 if temperature == 1 else 1.0
     cool = replace(policy, temperature=other)
-    cooled = collector.collect(
-        0, config.prompts, replace(sampling, temperature=other), generator_for(config.seed, "cool")
-    ).rollouts
+    cold = replace(collector.sampling, temperature=other)
+    cooled = collector.collect(0, config.prompts, generator_for(config.seed, "cool"), cold).rollouts
     yield from _gap(f"the same at temperature {other:g}", cool, cooled, dtype)
 
     together = _logprobs(policy, rollouts, 10**9, shared=False)
@@ -189,14 +138,14 @@ def _checks(config: DoctorConfig, policy: Policy, sampler: Sampler, collector: C
     _gradient(policy, rollouts, 10**9, keep=True)
     torch.optim.AdamW(policy.parameters(), lr=0.0, weight_decay=0.0).step()
     policy.model.zero_grad(set_to_none=True)
-    sampler.load_weights(policy.model, 1)
+    collector.sampler.load_weights(policy.model, 1)
     yield Check(
         "log-probabilities after an update at learning rate 0",
         _largest(_logprobs(policy, rollouts, 10**9, shared=True) - before),
         0.0,
         "nats",
     )
-    again = collector.collect(0, config.prompts, sampling, generator_for(config.seed, "doctor")).rollouts
+    again = collector.collect(0, config.prompts, generator_for(config.seed, "doctor")).rollouts
     yield from _gap("sampler against trainer after that update", policy, again, dtype)
 
 
@@ -208,14 +157,16 @@ def _gap(name: str, policy: Policy, rollouts: Rollouts, dtype: str) -> Iterator[
 
 
 def _logprobs(policy: Policy, rollouts: Rollouts, token_budget: int, shared: bool) -> Tensor:
-    return policy.measure(rollouts, list(range(rollouts.num_prompts)), token_budget, shared_prefix=shared).logprobs_MT
+    asked = replace(policy, token_budget=token_budget, shared_prefix=shared)
+    return asked.measure(rollouts, list(range(rollouts.num_prompts))).logprobs_MT
 
 
 def _gradient(policy: Policy, rollouts: Rollouts, token_budget: int, keep: bool = False) -> Tensor:
     """The gradient of the mean log-probability with alternating signs, as one float64 vector; a plain sum would nearly cancel."""
     signs_N1 = 1.0 - 2.0 * (torch.arange(rollouts.mask_NT.shape[0]) % 2)[:, None]
     weights_NT = signs_N1 * rollouts.mask_NT / rollouts.mask_NT.shape[0]
-    accumulate(policy, rollouts, list(range(rollouts.num_prompts)), weights_NT.double(), token_budget=token_budget)
+    asked = replace(policy, token_budget=token_budget)
+    accumulate(asked, rollouts, list(range(rollouts.num_prompts)), weights_NT.double())
     vector = torch.cat([p.grad.detach().double().flatten().cpu() for p in policy.parameters() if p.grad is not None])
     if not keep:
         policy.model.zero_grad(set_to_none=True)

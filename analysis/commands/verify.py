@@ -8,15 +8,14 @@ what came out and what it does not say. What is finished is recognised, so the s
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-from hydra import compose, initialize_config_module
 from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -24,6 +23,7 @@ from rich.table import Table as RichTable
 from analysis.claims.evidence import Material
 from analysis.claims.ledger import judge, save
 from analysis.claims.records import evidence_of
+from analysis.config.verify import VerifyConfig, load_config, study_values
 from analysis.plots import runs as figures_runs
 from analysis.plots.style import save as save_figure
 from analysis.report.page import write_report
@@ -32,12 +32,10 @@ from analysis.report.terminal import ledger_table, wide_console
 from analysis.runs.groups import with_groups
 from analysis.runs.load import load as load_runs
 from analysis.study import run as study
-from analysis.study.config import GROUP_SIZES, VarianceConfig
+from analysis.study.config import VarianceConfig
 from analysis.study.config import load_config as load_study_config
 from analysis.study.tables import moments_table
-from opo.cli.launch import plain, run_name
-from opo.config.build import build
-from opo.errors import UserError
+from opo.cli.compose import composed, run_name
 
 TRAININGS: dict[str, list[str]] = {
     "opo": [],
@@ -45,18 +43,6 @@ TRAININGS: dict[str, list[str]] = {
     "grpo off-policy": ["algo.updates_per_rollout=4", "algo.minibatches=4"],
     "ppo": [],
 }
-
-
-@dataclass
-class VerifyConfig:
-    """How long the trainings are and how much is measured."""
-
-    steps: int = 30
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    prompts: int = 24
-    responses: int = 64
-    group_sizes: list[int] = field(default_factory=lambda: list(GROUP_SIZES))
-    jobs: int = 2
 
 
 @dataclass(frozen=True)
@@ -69,20 +55,6 @@ class Training:
     @property
     def command(self) -> str:
         return " ".join(["opo train", *self.overrides])
-
-
-def load_config(values: Mapping[str, Any]) -> VerifyConfig:
-    """The typed config; raises UserError, one line, naming the first key that is wrong."""
-    config = build(VerifyConfig, values)
-    for key, least in {"steps": 2, "prompts": 8, "responses": 4, "jobs": 1}.items():
-        if getattr(config, key) < least:
-            raise UserError(f"{key}={getattr(config, key)}: must be at least {least}")
-    if len(set(config.seeds)) < 2 or len(set(config.seeds)) < len(config.seeds):
-        raise UserError(
-            f"seeds={config.seeds}: at least two different ones are needed, three for a verdict on training"
-        )
-    load_study_config(study_values(config, []))
-    return config
 
 
 def main(values: dict[str, Any], folder: Path) -> None:
@@ -151,25 +123,12 @@ def trainings(config: VerifyConfig) -> list[Training]:
     return plans
 
 
-def study_values(config: VerifyConfig, checkpoints: list[str]) -> dict[str, Any]:
-    """The config of the variance study on these runs."""
-    return {
-        "checkpoint": checkpoints,
-        "prompts": config.prompts,
-        "responses": config.responses,
-        "group_sizes": config.group_sizes,
-        "threads": 1,
-    }
-
-
 def _train(plan: Training, path: Path) -> None:
     """In a worker: compose as `opo train` would and run."""
     from opo.config.load import load_config as load_run_config
     from opo.train.loop import train
 
-    with initialize_config_module("conf", version_base="1.3"):
-        values = plain(compose("train", plan.overrides), "train")
-    train(load_run_config(values), path)
+    train(load_run_config(composed("train", plan.overrides)), path)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import comb
 
+from analysis.config.evaluate import MOST
 from analysis.evaluation.diversity import distinct_n, repetition_n, self_bleu
 from analysis.evaluation.intervals import Array, difference_interval, p_value, rate_interval
 from analysis.variance.intervals import critical_values, holm, resample_counts, studentised_means
@@ -22,7 +23,6 @@ from analysis.variance.intervals import critical_values, holm, resample_counts, 
 LEVEL = 0.95  # of the intervals
 CORRECT = 0.99  # a reward from which a response counts as correct
 UNBOUNDED = ("tokens",)  # measures that may exceed one, and never fall below zero
-MOST = 1000  # responses to a prompt, beyond which binomials leave float64
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def differences(policies: Mapping[str, Mapping[str, Array]]) -> list[Difference]
             value = float(x_P.mean() - y_P.mean())
             found.append((name, reference, measure, value, *interval(0.95), p_value(interval), len(x_P)))
     adjusted = holm([row[6] for row in found])
-    return [Difference(*row[:7], float(p), row[7]) for row, p in zip(found, adjusted, strict=True)]
+    return [Difference(*row[:7], float(p), row[7]) for row, p in zip(found, adjusted, strict=True)]  # pyright: ignore[reportCallIssue]  nine: the interval is a pair
 
 
 DIVERSITY = {

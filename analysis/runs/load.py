@@ -66,13 +66,17 @@ def load(*paths: Path | str) -> Runs:
 
 
 def certificate(folder: Path) -> str:
-    """What the run's certificate says: `exact`, `corrected in N of M steps` (by truncated importance sampling), `breached`, or `-`."""
+    """What the run's certificate says: `exact`, `N updates per rollout` (sampled on-policy, then updated N times), `corrected in N of M
+    steps` (by truncated importance sampling), `breached`, or `-`.
+    """
     file = folder / FILE
     if not file.exists():
         return "-"
     record = json.loads(file.read_text(encoding="utf-8"))
     if record["exactly_on_policy"]:
         return "exact"
+    if record.get("sampled_on_policy"):
+        return f"{record['updates_per_rollout']} updates per rollout"
     return (
         f"corrected in {len(record['breaches'])} of {record['steps_checked']} steps"
         if record["corrected"]

@@ -1,23 +1,21 @@
-"""What a variance study is asked for: the schema of `opo variance`, its rules, and which weights its checkpoints stand for."""
+"""What a variance study is asked for: the schema of `opo variance`, its rules."""
 
-import dataclasses
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import yaml
 from omegaconf import OmegaConf
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from analysis.study.external.record import RewardChoice
-from analysis.variance.estimators import known_names, resolve
-from opo.algorithms import ALGORITHMS
-from opo.config.build import build
+from analysis.variance.names import couples_prompts, known_names
+from opo.catalogue import catalogue
 from opo.config.load import task_config
+from opo.config.read import read, shown
+from opo.config.rules import usable_device
 from opo.config.schema import ModelConfig
 from opo.errors import UserError, near
 from opo.keys import (
@@ -34,7 +32,10 @@ from opo.keys import (
     Threads,
     ZeroOrMore,
 )
-from opo.run.checkpoint import checkpoints
+from opo.run.policies import evaluated_policies, listed
+
+if TYPE_CHECKING:
+    from analysis.study.external import RewardChoice
 
 ESTIMATORS = (
     "none",
@@ -75,7 +76,9 @@ class RewardColumns:
     function: str | None = None  # of a task: module:name of a reward of one's own; null: the run's
 
     @property
-    def choice(self) -> RewardChoice:
+    def choice(self) -> "RewardChoice":
+        from analysis.study.external import RewardChoice  # with the readers of all formats
+
         return RewardChoice(self.column, self.columns)
 
 
@@ -111,8 +114,7 @@ class VarianceConfig:
 
     @property
     def checkpoint_list(self) -> list[str]:
-        given = self.checkpoint if isinstance(self.checkpoint, list) else [self.checkpoint]
-        return [str(item) for item in given if item is not None]
+        return listed(self.checkpoint)
 
     @property
     def rollout_files(self) -> list[Path]:
@@ -147,15 +149,20 @@ def load_config(values: Mapping[str, Any]) -> VarianceConfig:
     """The typed config of a study; raises UserError, one line, naming the first key that is wrong."""
     values = dict(values)
     task = values.pop("task", None)
-    values.pop("optim", None)  # a model's config may bring the learning rate and batch it is trained with
-    rollout = dict(values.get("rollout") or {})
-    values["rollout"] = {k: v for k, v in rollout.items() if k not in ("num_prompts", "group_size", "engine")}
-    config = build(VarianceConfig, values)
-    if task is not None:
-        config.task = task_config(task)
+    config = read(VarianceConfig, sampling_alone(values))
+    config.task = None if task is None else task_config(task)
     for complaint in _complaints(config):
         raise UserError(complaint)
     return config
+
+
+def sampling_alone(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what a model's config may bring for its training: the optimizer and the size of a rollout batch."""
+    values = {key: value for key, value in values.items() if key != "optim"}
+    rollout = values.get("rollout", {})
+    if isinstance(rollout, Mapping):
+        values["rollout"] = {k: v for k, v in rollout.items() if k not in ("num_prompts", "group_size", "engine")}
+    return values
 
 
 def _complaints(config: VarianceConfig) -> Iterator[str]:
@@ -166,26 +173,7 @@ def _complaints(config: VarianceConfig) -> Iterator[str]:
     for size in config.group_sizes:
         if config.rollouts is None and 2 * size > config.num_responses:
             yield f"group_sizes has {size}: allowed are 2 to responses / 2 = {config.num_responses // 2}, since a variance needs two groups a prompt"
-    names = [
-        name for name in known_names() if name not in ALGORITHMS or not {*ALGORITHMS[name].needs} & {*NOT_IN_POOLS}
-    ]
-    for name in [*config.estimators, config.reference]:
-        if name in ALGORITHMS and ALGORITHMS[name].token_level:
-            yield f"estimators has {name}: it weighs tokens, not responses; analysis.variance.token_level.compare_token_weights measures it"
-        elif name in ALGORITHMS and name not in names:
-            need = next(need for need in ALGORITHMS[name].needs if need in NOT_IN_POOLS)
-            yield f"estimators has {name}: it needs {need}, which a study does not keep; analysis.variance.compare.compare takes it in its pools"
-        elif name not in names:
-            yield f"estimators has {name}: not one that weighs responses{near(name, names)}; allowed are {', '.join(names)}"
-    if config.reference not in config.estimators:
-        yield f"reference={config.reference}: must be one of the estimators, {', '.join(config.estimators)}"
-    if len(set(config.estimators)) < len(config.estimators):
-        yield "estimators names one twice"
-    coupled = [
-        estimator.name for estimator in resolve(list(dict.fromkeys(config.estimators))) if estimator.couples_prompts
-    ]
-    if coupled and config.prompts_per_batch is None:
-        yield f"prompts_per_batch=null: {', '.join(coupled)} couples the prompts of a batch; say how many it has (2 to {config.num_prompts})"
+    yield from _about_estimators(config)
     known = config.prompts if config.rollouts else config.num_prompts
     if config.prompts_per_batch is not None and not 2 <= config.prompts_per_batch <= (
         known or config.prompts_per_batch
@@ -196,9 +184,8 @@ def _complaints(config: VarianceConfig) -> Iterator[str]:
         if not found or int(found[1]) >= int(found[2]):
             yield f"shard={config.shard}: give WHICH/COUNT with WHICH from 0, such as 0/4"
     yield from _about_rollouts(config)
-    for path in config.checkpoint_list:
-        if not Path(path).is_dir():
-            yield f"checkpoint={path}: no such folder; give a run folder, a checkpoint or a folder of transformers"
+    yield from usable_device(config)
+    evaluated_policies(config.checkpoint, config.model)  # says itself what is wrong with a path or its weights
 
 
 def _about_rollouts(config: VarianceConfig) -> Iterator[str]:
@@ -238,78 +225,27 @@ def _about_rollouts(config: VarianceConfig) -> Iterator[str]:
         yield f"step={config.step}: a step of training, a list of steps, or all is needed"
 
 
-@dataclasses.dataclass(frozen=True)
-class Weights:
-    """One set of weights: the model they fill, and the folder they are in (null: as the model comes)."""
-
-    model: ModelConfig
-    folder: Path | None
-    run: dict[str, Any] | None  # the config of the run that made them
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """A policy of the study. Where it stands for several runs, the prompts are dealt to their weights in turn."""
-
-    name: str
-    label: str
-    step: int | None
-    weights: list[Weights]
-
-    @property
-    def paths(self) -> list[str]:
-        return [str(w.folder) if w.folder else w.model.path or w.model.name for w in self.weights]
-
-
-def stages(config: VarianceConfig) -> list[Stage]:
-    """The policies that `checkpoint` names, in order of training step. Raises UserError for a folder that holds none."""
-    if not config.checkpoint_list:
-        model = config.model or ModelConfig()
-        return [Stage("model", model.path or model.name, None, [Weights(model, None, None)])]
-    found: list[tuple[int | None, Weights]] = []
-    for path in map(Path, config.checkpoint_list):
-        found += _weights(path, config.model)
-    many = len(config.checkpoint_list) > 1 and len({w.run["seed"] if w.run else None for _, w in found}) > 1
-    if many and all(step is not None for step, _ in found):
-        steps = sorted({step for step, _ in found if step is not None})
-        return [_stage(step, [w for s, w in found if s == step]) for step in steps]
-    return [
-        _stage(step, [w]) if step is not None else Stage(_name(w), _name(w), None, [w])
-        for step, w in found
-        if w.folder or step == 0
+def _about_estimators(config: VarianceConfig) -> Iterator[str]:
+    """Each is known, weighs responses and has what it needs; prompts are coupled in batches of a given size."""
+    algorithms = catalogue()
+    names = [
+        name for name in known_names() if name not in algorithms or not {*algorithms[name].needs} & {*NOT_IN_POOLS}
     ]
-
-
-def _name(weights: Weights) -> str:
-    return weights.folder.name if weights.folder else weights.model.name
-
-
-def _stage(step: int, weights: list[Weights]) -> Stage:
-    return Stage(f"step-{step:06d}", "start" if step == 0 else f"step {step}", step, weights)
-
-
-def _weights(path: Path, model: ModelConfig | None) -> list[tuple[int | None, Weights]]:
-    """A run folder stands for its start and its checkpoints, any other folder for itself."""
-    if (path / "checkpoints").is_dir():
-        run = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-        base = model or build(ModelConfig, run["model"], "model")
-        saved = [
-            (int(c.name.rpartition("-")[2]), Weights(base, c / "policy", run))
-            for c in checkpoints(path / "checkpoints")
-        ]
-        return [(0, Weights(base, None, run)), *saved]
-    if (path / "policy").is_dir():
-        run_file = path.parent.parent / "config.yaml"
-        run = yaml.safe_load(run_file.read_text(encoding="utf-8")) if run_file.is_file() else None
-        base = model or (
-            build(ModelConfig, run["model"], "model") if run else ModelConfig("pretrained", str(path / "policy"))
-        )
-        return [(int(path.name.rpartition("-")[2]), Weights(base, path / "policy", run))]
-    if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
-        return [(None, Weights(model or ModelConfig("pretrained", str(path)), path, None))]
-    raise UserError(
-        f"checkpoint={path}: neither a run folder (checkpoints/), a checkpoint (policy/) nor a folder of transformers (config.json)"
-    )
+    for name in [*config.estimators, config.reference]:
+        if name in algorithms and algorithms[name].token_level:
+            yield f"estimators has {name}: it weighs tokens, not responses; analysis.variance.token_level.compare_token_weights measures it"
+        elif name in algorithms and name not in names:
+            need = next(need for need in algorithms[name].needs if need in NOT_IN_POOLS)
+            yield f"estimators has {name}: it needs {need}, which a study does not keep; analysis.variance.compare.compare takes it in its pools"
+        elif name not in names:
+            yield f"estimators has {shown(name)}: not one that weighs responses{near(name, names)}; allowed are {', '.join(names)}"
+    if config.reference not in config.estimators:
+        yield f"reference={config.reference}: must be one of the estimators, {', '.join(config.estimators)}"
+    if len(set(config.estimators)) < len(config.estimators):
+        yield "estimators names one twice"
+    coupled = [name for name in dict.fromkeys(config.estimators) if couples_prompts(name)]
+    if coupled and config.prompts_per_batch is None:
+        yield f"prompts_per_batch=null: {', '.join(coupled)} couples the prompts of a batch; say how many it has (2 to {config.num_prompts})"
 
 
 def study_name(overrides: Any) -> str:

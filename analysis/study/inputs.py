@@ -6,14 +6,15 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.study.config import Stage, VarianceConfig
+from analysis.study.config import VarianceConfig
 from opo.model.load import model_source
+from opo.run.policies import EvaluatedPolicy
 from opo.tasks.own import is_reference, source_file
 
 READ = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")  # of a model folder
 
 
-def contents(config: VarianceConfig, stage: Stage) -> dict[str, str]:
+def contents(config: VarianceConfig, stage: EvaluatedPolicy) -> dict[str, str]:
     """File -> digest of everything that the pools of a stage depend on; a hub id stands for its commit."""
     files = list(config.rollout_files)
     found: dict[str, str] = {}
@@ -26,7 +27,7 @@ def contents(config: VarianceConfig, stage: Stage) -> dict[str, str]:
     task = config.task if config.task is not None else (stage.weights[0].run or {}).get("task")
     if not config.rollouts:
         files += [Path(text) for text in _texts(task) if _is_file(text)]
-        own = config.reward.function or ((stage.weights[0].run or {}).get("reward") or {}).get("function")
+        own = stage.weights[0].reward_function(config.reward.function)
         files += [source_file(text, "task") for text in (*_texts(task), own or "") if is_reference(text)]
     return found | {str(file): digest(file) for file in files}
 
@@ -41,7 +42,7 @@ def _commit(name: str) -> str:
     """The commit of a hub model as it lies in the cache, empty where that is not known."""
     from transformers import AutoConfig
 
-    return str(getattr(AutoConfig.from_pretrained(name), "_commit_hash", None) or "")
+    return str(getattr(AutoConfig.from_pretrained(name, trust_remote_code=False), "_commit_hash", None) or "")
 
 
 def _texts(value: Any) -> Iterator[str]:

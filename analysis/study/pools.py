@@ -5,7 +5,6 @@ one that was cut into shards is merged by putting the files in one folder.
 """
 
 import json
-import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,9 +18,10 @@ from analysis.score_gram.recompute import decoder_layers
 from analysis.variance.between_prompts import prompt_gradient
 from opo.batch import Rollouts
 from opo.errors import UserError
-from opo.model.forward import microbatches, response_hidden
+from opo.model.forward import response_hidden
 from opo.model.logprobs import Head
 from opo.model.policy import Policy
+from opo.system.atomic import replacing, write_text
 
 GIB = 2**30
 
@@ -54,11 +54,8 @@ class PromptPool:
 
     def save(self, path: Path) -> None:
         """Write the file whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        with partial.open("wb") as file:
+        with replacing(path) as partial, partial.open("wb") as file:
             np.savez_compressed(file, **{field.name: getattr(self, field.name) for field in fields(self)})
-        partial.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> "PromptPool":
@@ -117,7 +114,8 @@ def measure_pool(
     inputs = (ids_NL[keep], attended_NL[keep], response_NL[keep])
     parts = score_gram(policy.model, *inputs, temperature=policy.temperature, split="layer", **passes)
     assert isinstance(parts, dict)
-    seen = policy.measure(rollouts, [0], token_budget=plan.tokens, energy=True)
+    policy = policy.with_token_budget(plan.tokens)
+    seen = policy.measure(rollouts, [0], energy=True)
     assert seen.energies_MT is not None
     gap = np.nan
     if rollouts.logprobs_NT is not None:
@@ -136,12 +134,12 @@ def measure_pool(
         logprobs_R=seen.logprobs_MT.sum(1)[keep].numpy(),
         gram_RR=torch.stack(list(parts.values())).sum(0).cpu().numpy(),
         logit_energy_R=seen.energies_MT.sum(1)[keep].numpy(),
-        head_norm2_R=head_norms(policy, rollouts, plan.tokens)[keep].numpy(),
+        head_norm2_R=head_norms(policy, rollouts)[keep].numpy(),
         parts=np.array(list(parts), dtype=np.str_),
         part_norm2_SR=torch.stack([gram.diagonal() for gram in parts.values()]).cpu().numpy(),
         token_sum_norm2_K=np.array([pair[0] for pair in by_token]),
         token_norm2_sum_K=np.array([pair[1] for pair in by_token]),
-        gradient_D=prompt_gradient(policy, rollouts, plan.tokens),
+        gradient_D=prompt_gradient(policy, rollouts),
         gap_nats=gap,
         entropies_R=seen.entropies_MT.sum(1)[keep].numpy(),
     )
@@ -180,7 +178,7 @@ def token_norms(policy: Policy, inputs: tuple[Tensor, ...], **passes: Any) -> tu
 
 
 @torch.no_grad()
-def head_norms(policy: Policy, rollouts: Rollouts, token_budget: int = 16384) -> Tensor:
+def head_norms(policy: Policy, rollouts: Rollouts) -> Tensor:
     """|d log pi(y) / d W|_F^2 of the output matrix W as if it were untied, (N,): no backward pass through the model.
 
     With e_t = d log pi(y_t) / d logits and h_t the hidden state, the gradient is sum_t e_t h_t^T and its squared norm
@@ -188,7 +186,7 @@ def head_norms(policy: Policy, rollouts: Rollouts, token_budget: int = 16384) ->
     """
     head, norms_N = Head.of(policy.causal_lm), torch.zeros(rollouts.mask_NT.shape[0], dtype=torch.float64)
     slope = head.scale / policy.temperature
-    for part in microbatches(rollouts, [0], token_budget, distinct=True):
+    for part in policy.parts(rollouts, [0]):
         hidden_KH, mask_MT = response_hidden(policy.decoder, rollouts, part)
         per_response = hidden_KH.split(mask_MT.sum(1).tolist())
         for n, hidden_TH in zip(part.rows_M.tolist(), per_response, strict=True):  # V numbers for each token of one
@@ -225,9 +223,7 @@ class PoolFolder:
                         f"{path}: its pools were made with {key}={found.get(key)}, not {setting.get(key)}; choose another output"
                     )
         else:
-            partial = path / f".setting.json.{os.getpid()}"
-            partial.write_text(json.dumps(setting, indent=1, sort_keys=True) + "\n")
-            partial.replace(record)
+            write_text(record, json.dumps(setting, indent=1, sort_keys=True) + "\n")
 
     def file(self, number: int) -> Path:
         return self.path / f"prompt-{number:06d}.npz"

@@ -23,7 +23,6 @@ One row a prompt or a response, without intervals:
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -34,6 +33,7 @@ import polars as pl
 from analysis.variance.intervals import FEWEST, Array, resample_counts
 from analysis.variance.moments import Moments
 from opo.errors import UserError
+from opo.system.atomic import replacing
 from opo.system.seeding import rng_for
 
 SCHEMA = "opo.variance/1"
@@ -196,9 +196,8 @@ class Study:
         for name in sorted(
             writers, key=lambda name: name == "result.json"
         ):  # the result last: it says that all is there
-            partial = folder / f".{name}.{os.getpid()}"
-            writers[name](partial)
-            partial.replace(folder / name)
+            with replacing(folder / name) as partial:
+                writers[name](partial)
 
 
 def load(folder: Path | str) -> Study:

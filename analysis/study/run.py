@@ -5,33 +5,28 @@ that was interrupted goes on where it stopped, shards (`shard=0/4` .. `shard=3/4
 exactly, and whichever process finds the last pool in place writes the result.
 """
 
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from analysis.claims.files import write_ledgers
-from analysis.study.config import Stage, VarianceConfig, Weights, stages
+from analysis.study.config import VarianceConfig
 from analysis.study.external.imported import Imported
 from analysis.study.inputs import contents
 from analysis.study.pools import Measurement, PoolFolder, PromptPool, measure_pool
 from analysis.study.result import Study
 from analysis.study.tables import analyse, meter_pools, write_figures
 from analysis.variance.pool import Pool
-from opo.config.load import task_config
+from opo.config.schema import RewardConfig
 from opo.errors import UserError
-from opo.model.load import load_policy, max_length, restore_model
-from opo.rewards.runner import RewardRunner
-from opo.rollout.base import Sampling
-from opo.rollout.collect import Collector, stop_token_ids
-from opo.rollout.hf import HfSampler
+from opo.model.load import load_policy
+from opo.rollout.collect import open_collector
+from opo.run.policies import EvaluatedPolicy, Weights, evaluated_policies
+from opo.system.pace import Pace
 from opo.system.seeding import generator_for
 from opo.system.threads import use_machine
 from opo.tasks import make_task
-from opo.tasks.arithmetic import ArithmeticConfig
-
-LINE_EVERY_S = 10.0
 
 
 def run_study(config: VarianceConfig, folder: Path) -> Study | None:
@@ -51,27 +46,30 @@ def run_study(config: VarianceConfig, folder: Path) -> Study | None:
 def measure(config: VarianceConfig, folder: Path, foreign: Imported | None = None) -> int:
     """Make this shard's missing pools; returns how many pools of all shards are missing after that."""
     use_machine(config.threads)
-    numbers, planned = prompt_numbers(config, foreign), stages(config)
+    numbers, planned = prompt_numbers(config, foreign), evaluated_policies(config.checkpoint, config.model)
     folders = {stage.name: PoolFolder(folder / "pools" / stage.name, setting_of(config, stage)) for stage in planned}
     which, count = config.shard_of
-    progress = _Progress(sum(len(pools.missing(numbers[which::count])) for pools in folders.values()))
+    pace = Pace(sum(len(pools.missing(numbers[which::count])) for pools in folders.values()))
+    made = 0
     for stage in planned:
         for turn, weights in enumerate(stage.weights):
             mine = [n for i, n in enumerate(numbers) if i % len(stage.weights) == turn and i % count == which]
             for number, pool in _measure(config, weights, folders[stage.name].missing(mine), foreign):
                 pool.save(folders[stage.name].file(number))
-                progress.done(stage.label)
+                made += 1
+                if pace.due(made):
+                    print(f"{stage.label}: pool {made}/{pace.total}  {pace.line(made, 'pool')}", flush=True)
     return sum(len(pools.missing(numbers)) for pools in folders.values())
 
 
 def conclude(config: VarianceConfig, folder: Path, foreign: Imported | None = None) -> Study:
     """From pools to result.json, parquet, ledgers and figures."""
-    numbers, planned = prompt_numbers(config, foreign), stages(config)
+    numbers, planned = prompt_numbers(config, foreign), evaluated_policies(config.checkpoint, config.model)
     folders = {stage.name: PoolFolder(folder / "pools" / stage.name, setting_of(config, stage)) for stage in planned}
     found = {name: pools.load(numbers) for name, pools in folders.items()}
     study = analyse(config, planned, found)
     if foreign is not None:
-        temperature = _sampling(config, planned[0].weights[0]).temperature
+        temperature = planned[0].weights[0].rollout(config.rollout, config.num_responses).temperature
         study = replace(study, imported=foreign.told(found[planned[0].name], temperature))
     study.save(folder)
     write_figures(study, folder / "figures")
@@ -97,16 +95,16 @@ def prompt_numbers(config: VarianceConfig, foreign: Imported | None) -> list[int
     return list(range(config.first_prompt, config.first_prompt + config.num_prompts))
 
 
-def setting_of(config: VarianceConfig, stage: Stage) -> dict[str, Any]:
+def setting_of(config: VarianceConfig, stage: EvaluatedPolicy) -> dict[str, Any]:
     """What the pools of a stage depend on; the estimators and group sizes are not among it."""
     keys = ("append_eos", "steps", "token_responses", "seed") if config.rollouts else ("token_responses", "seed")
-    task, rollout = _task(config, stage.weights[0]), _sampling(config, stage.weights[0])
+    task = stage.weights[0].task(config.task)
+    rollout = stage.weights[0].rollout(config.rollout, config.num_responses)
     models = [asdict(weights.model) for weights in stage.weights]
     return {key: getattr(config, key) for key in keys} | {
         "weights": stage.paths,
         "models": models,
         "task": None if config.rollouts else asdict(task),
-        "reward_function": reward_function(config.reward.function, stage.weights[0]),
         "max_new_tokens": rollout.max_new_tokens,
         "temperature": rollout.temperature,
         "reward": asdict(config.reward),
@@ -116,71 +114,29 @@ def setting_of(config: VarianceConfig, stage: Stage) -> dict[str, Any]:
     }
 
 
-def _task(config: VarianceConfig, weights: Weights) -> Any:
-    if config.task is not None:
-        return config.task
-    if weights.run is None:
-        return ArithmeticConfig()
-    return task_config(weights.run["task"])
-
-
-def reward_function(given: str | None, weights: Weights) -> str | None:
-    """The reward of one's own that is asked for, else the run's."""
-    return given or ((weights.run or {}).get("reward") or {}).get("function")
-
-
-def _sampling(config: VarianceConfig, weights: Weights) -> Sampling:
-    """The study's own limits, else those of the run."""
-    own, run = config.rollout, weights.run["rollout"] if weights.run else {}
-    tokens = own.max_new_tokens if own.max_new_tokens is not None else run.get("max_new_tokens", 48)
-    temperature = own.temperature if own.temperature is not None else run.get("temperature", 1.0)
-    return Sampling(config.num_responses, tokens, temperature)
-
-
 def _measure(
     config: VarianceConfig, weights: Weights, numbers: list[int], foreign: Imported | None
 ) -> Iterator[tuple[int, PromptPool]]:
     """Sample (or take from the file) and measure these prompts under one set of weights."""
     if not numbers:
         return
-    sampling = _sampling(config, weights)
-    model = replace(weights.model, compute="float32")  # scores are taken in full precision, however the run was trained
-    policy = load_policy(model, sampling.temperature, config.device)
-    if weights.folder is not None and weights.model.path != str(weights.folder):
-        restore_model(policy, weights.folder)
+    # scores are taken in full precision, however the run was trained
+    model = replace(weights.source, compute="float32")
+    rollout = weights.rollout(config.rollout, config.num_responses)
+    policy = load_policy(model, rollout.temperature, config.device, weights.adapters)
     how = Measurement(config.memory_gib, config.token_responses)
     if foreign is not None:
         for number in numbers:
             prompt = foreign.prompts[number]
             yield number, measure_pool(policy, prompt.prompt_id, prompt.text, prompt.texts, prompt.rollouts(), how)
         return
-    task = make_task(_task(config, weights), reward_function(config.reward.function, weights))
-    policy = replace(policy, stop_token_ids=stop_token_ids(policy.tokenizer, task.stop))
-    sampling = replace(sampling, stop_token_ids=policy.stop_token_ids)
-    sampler = HfSampler(config.rollout.max_sequences)
-    sampler.load_weights(policy.model, 0)
-    with RewardRunner(task, config.reward_timeout_s) as rewards:
-        collector = Collector(task, policy.tokenizer, sampler, rewards, max_length(policy.model))
+    task, reward = (
+        make_task(weights.task(config.task), weights.reward_function(config.reward.function)),
+        RewardConfig(timeout_s=config.reward_timeout_s),
+    )
+    with open_collector(policy, task, model, rollout, reward) as collector:
         for number in numbers:
-            batch = collector.collect(
-                number, 1, sampling, generator_for(config.seed, "study", number), config.split or "eval"
-            )
+            number_rng = generator_for(config.seed, "study", number)
+            batch = collector.collect(number, 1, number_rng, split=config.split or "eval")
             prompt = batch.prompts[0]
             yield number, measure_pool(policy, str(prompt.index), prompt.text, batch.responses[0], batch.rollouts, how)
-
-
-class _Progress:
-    """A line now and then: pools done, pace, time left."""
-
-    def __init__(self, total: int) -> None:
-        self.total, self.count = total, 0
-        self.start = self.shown = time.monotonic()
-
-    def done(self, label: str) -> None:
-        self.count += 1
-        now = time.monotonic()
-        if now - self.shown >= LINE_EVERY_S or self.count == self.total:
-            pace = (now - self.start) / self.count
-            left = round(pace * (self.total - self.count))
-            print(f"{label}: pool {self.count}/{self.total}  {pace:.1f} s a pool  {left} s left", flush=True)
-            self.shown = now

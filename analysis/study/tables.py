@@ -13,7 +13,7 @@ from analysis.plots import variance as figures
 from analysis.plots.audits import audit_by_part, audits_over_training
 from analysis.plots.style import save
 from analysis.study.audits import audit_interval, audit_terms, audit_value
-from analysis.study.config import Stage, VarianceConfig
+from analysis.study.config import VarianceConfig
 from analysis.study.pools import PromptPool
 from analysis.study.result import Study, default_group_size, estimate, prompt_resamples
 from analysis.variance.between_prompts import batch_measures
@@ -24,11 +24,12 @@ from analysis.variance.intervals import Array, if_enough
 from analysis.variance.pool import Pool
 from analysis.variance.table import COMPARABLE, Table
 from analysis.variance.text import interval_text
+from opo.run.policies import EvaluatedPolicy
 from opo.run.provenance import versions
 from opo.system.seeding import rng_for
 
 
-def analyse(config: VarianceConfig, planned: Sequence[Stage], pools: Mapping[str, list[PromptPool]]) -> Study:
+def analyse(config: VarianceConfig, planned: Sequence[EvaluatedPolicy], pools: Mapping[str, list[PromptPool]]) -> Study:
     """All tables of a study. The same partitions and resamples for every estimator, so that comparisons are paired."""
     rows: dict[str, list[dict[str, Any]]] = {
         name: [] for name in ("moments", "comparisons", "equal_variance", "audits")
@@ -194,7 +195,7 @@ def _settings(config: VarianceConfig) -> dict[str, Any]:
     return settings | {"split": None if rollouts else config.split or "eval", "rollouts": rollouts or None}
 
 
-def _policy(config: VarianceConfig, stage: Stage, pools: Sequence[PromptPool]) -> dict[str, Any]:
+def _policy(config: VarianceConfig, stage: EvaluatedPolicy, pools: Sequence[PromptPool]) -> dict[str, Any]:
     def mean(arrays: Sequence[Array]) -> float:
         return float(np.concatenate(arrays).mean())
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from analysis.variance.names import COUPLED_BASELINES, known_names
 from opo.algorithms import ALGORITHMS, score_weights
 from opo.baselines import BASELINES
 from opo.batch import Rollouts
@@ -26,7 +27,6 @@ from opo.batch import Rollouts
 Array = NDArray[np.float64]
 WeightFunction = Callable[[Array, Array], Array]
 
-_COUPLED_BASELINES = {"shrinkage", "batch_mean", "batch_length_weighted"}
 _WEIGHTED_BY = {
     "length_weighted": "lengths",
     "score_norm_weighted": "score_norms",
@@ -87,19 +87,13 @@ def resolve(estimators: Sequence[str | Estimator] | Mapping[str, str | WeightFun
     return found
 
 
-def known_names() -> list[str]:
-    """Every name `resolve` takes."""
-    per_response = [name for name, algorithm in ALGORITHMS.items() if not algorithm.token_level]
-    return sorted({*BASELINES, "group_standardized", *per_response})
-
-
 def _one(name: str, what: str | WeightFunction | Estimator) -> Estimator:
     if isinstance(what, Estimator):
         return Estimator(name, what.weights, what.couples_prompts, what.averaging)
     if callable(what):
         return Estimator(name, partial(_custom, name, what))
     if what in BASELINES:
-        coupled = what in _COUPLED_BASELINES
+        coupled = what in COUPLED_BASELINES
         field = next((f for prefix, f in _WEIGHTED_BY.items() if prefix in what), None)
         averaging = None if coupled or what == "none" else field or "equal"
         return Estimator(name, partial(_minus_baseline, what, field), coupled, averaging)

@@ -15,12 +15,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from opo.batch import Rollouts
+from opo.keys import Aggregation
+from opo.losses import aggregate
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,18 @@ class Algorithm:
 
     name: str
     loss: Callable[..., Tensor]
-    needs: tuple[str, ...]  # fields of Rollouts beyond tokens, mask, rewards and log-probabilities
-    on_policy_only: bool  # one update per rollout batch is part of its definition
-    couples_prompts: bool  # its weights for one prompt depend on the other prompts of the batch
-    token_level: bool  # its weights differ between the tokens of one response
+    needs: tuple[str, ...] = ()  # fields of Rollouts beyond tokens, mask, rewards and log-probabilities
+    on_policy_only: bool = False  # one update per rollout batch is part of its definition
+    couples_prompts: bool = False  # its weights for one prompt depend on the other prompts of the batch
+    token_level: bool = False  # its weights differ between the tokens of one response
+    kl_reward: bool = True  # it looks at returns, of which a KL reward is a part; False: at rewards alone
+    aggregation: str = (
+        "sequence_sum"  # of its policy term over tokens: one of `Aggregation`, or the hyperparameter that says which
+    )
+    denominator: str | None = None  # the hyperparameter that its policy term is divided by
+    critic: tuple[str, str, str] | None = (
+        None  # its hyperparameters for discount, lambda and value clip of the critic's training
+    )
 
     @property
     def knobs(self) -> Mapping[str, inspect.Parameter]:
@@ -40,22 +50,48 @@ class Algorithm:
         parameters = inspect.signature(self.loss).parameters
         return {k: p for k, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
+    def average(self, values_NT: Tensor, rollouts: Rollouts, given: Mapping[str, Any]) -> Tensor:
+        """One number from values of each token, on the scale of the policy term of the loss under the hyperparameters `given`.
+
+        So a penalty or bonus times its coefficient weighs against the reward as it does in E[r] - c E[sum of penalties], times
+        whatever the algorithm scales its policy term by. Responses without a reward are left out.
+        """
+        values = self.hyperparameters(given)
+        mean = aggregate(values_NT, rollouts, values.get(self.aggregation, self.aggregation))
+        return mean / values[self.denominator] if self.denominator else mean
+
+    def critic_hyperparameters(self, given: Mapping[str, Any]) -> tuple[float, float, float | None]:
+        """Discount, lambda and value clip (None: no clip) of the critic's training. ValueError for an algorithm without a critic."""
+        if self.critic is None:
+            raise ValueError(f"{self.name} declares no hyperparameters of a critic")
+        values = self.hyperparameters(given)
+        discount, lam, clip = (values[name] for name in self.critic)
+        return discount, lam, clip
+
+    def hyperparameters(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """All keyword arguments of the loss: those given, and the defaults of the others."""
+        return {name: p.default for name, p in self.knobs.items()} | dict(given)
+
 
 _REGISTRY: dict[str, Algorithm] = {}
 
 
-def algorithm(
-    *,
-    needs: tuple[str, ...] = (),
-    on_policy_only: bool = False,
-    couples_prompts: bool = False,
-    token_level: bool = False,
-) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    """Register the decorated loss under its own name."""
+def algorithm(**properties: Any) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Register the decorated loss under its own name; `properties` are fields of `Algorithm`, as literals.
+
+    Raises ValueError where one names a hyperparameter that the loss does not have.
+    """
 
     def register(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        name = loss.__name__
-        _REGISTRY[name] = Algorithm(name, loss, needs, on_policy_only, couples_prompts, token_level)
+        made = Algorithm(loss.__name__, loss, **properties)
+        named = [
+            made.denominator,
+            *(made.critic or ()),
+            None if made.aggregation in get_args(Aggregation) else made.aggregation,
+        ]
+        if unknown := {name for name in named if name is not None} - set(made.knobs):
+            raise ValueError(f"{made.name}: {min(unknown)} is declared in @algorithm and is no keyword of the loss")
+        _REGISTRY[made.name] = made
         return loss
 
     return register
@@ -108,5 +144,7 @@ def score_weights(
     for need in chosen.needs:
         if getattr(rollouts, need) is None:
             raise ValueError(f"{name} needs {need}: give it as a keyword")
+    if rollouts.kl_rewards_NT is not None and not chosen.kl_reward:
+        raise ValueError(f"{name} takes no KL reward: leave kl_rewards_NT out")
     at_NT = logprobs_NT if policy_logprobs_NT is None else policy_logprobs_NT
     return token_weights(lambda leaf_NT: chosen.loss(leaf_NT, rollouts, **knobs), at_NT) * rollouts.mask_NT

@@ -25,7 +25,7 @@ from opo.keys import Aggregation, Fraction, NonNegative
 from opo.losses import aggregate, clipped, log_ratio, standardized_advantages, z_scores
 
 
-@algorithm(needs=("answers",), couples_prompts=True)
+@algorithm(needs=("answers",), couples_prompts=True, aggregation="aggregation")
 def copo(
     logprobs_NT: Tensor,
     rollouts: Rollouts,

@@ -23,7 +23,7 @@ from opo.keys import Aggregation, Count, Fraction, NonNegative, ZeroOrMore
 from opo.losses import clipped_loss, constant_groups, standardized_advantages
 
 
-@algorithm(couples_prompts=True)
+@algorithm(couples_prompts=True, aggregation="aggregation")
 def dapo(
     logprobs_NT: Tensor,
     rollouts: Rollouts,
@@ -38,7 +38,7 @@ def dapo(
 ) -> Tensor:
     keep_N = rollouts.scorable_N
     if drop_constant_groups:
-        keep_N = keep_N & ~constant_groups(rollouts.rewards_PG).repeat_interleave(rollouts.group_size)
+        keep_N = keep_N & ~constant_groups(rollouts.returns_PG).repeat_interleave(rollouts.group_size)
     if overlong_buffer:
         penalty_PG = overlong_penalty(rollouts.lengths_PG, overlong_buffer, token_limit)
         rollouts = rollouts.with_(rewards_PG=rollouts.rewards_PG + penalty_PG)

@@ -19,7 +19,7 @@ from opo.keys import Fraction, NonNegative, Positive
 from opo.losses import advantages, clipped_loss
 
 
-@algorithm()
+@algorithm(denominator="denominator")
 def dr_grpo(
     logprobs_NT: Tensor,
     rollouts: Rollouts,

@@ -21,7 +21,7 @@ from opo.keys import Aggregation
 from opo.losses import advantages, constant_groups, policy_gradient_loss, prompt_mean
 
 
-@algorithm(on_policy_only=True, couples_prompts=True)
+@algorithm(on_policy_only=True, couples_prompts=True, aggregation="aggregation")
 def gpg(logprobs_NT: Tensor, rollouts: Rollouts, *, aggregation: Aggregation = "token_mean") -> Tensor:
     returns_PG = rollouts.returns_PG
     varied = float(prompt_mean((~constant_groups(returns_PG)).double(), rollouts))

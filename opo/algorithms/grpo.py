@@ -19,7 +19,7 @@ from opo.keys import Aggregation, Fraction, NonNegative
 from opo.losses import clipped_loss, standardized_advantages
 
 
-@algorithm()
+@algorithm(aggregation="aggregation")
 def grpo(
     logprobs_NT: Tensor,
     rollouts: Rollouts,

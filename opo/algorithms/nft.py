@@ -28,7 +28,7 @@ from opo.keys import NonNegative, Positive, Real
 from opo.losses import aggregate, constant_groups, log_ratio, per_token
 
 
-@algorithm()
+@algorithm(kl_reward=False)
 def nft(
     logprobs_NT: Tensor,
     rollouts: Rollouts,

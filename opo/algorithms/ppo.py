@@ -25,7 +25,13 @@ from opo.losses import clipped_loss, needed
 from opo.losses import whiten as whitened
 
 
-@algorithm(needs=("values_NT",), couples_prompts=True, token_level=True)
+@algorithm(
+    needs=("values_NT",),
+    couples_prompts=True,
+    token_level=True,
+    aggregation="aggregation",
+    critic=("gamma", "lam", "value_clip"),
+)
 def ppo(
     logprobs_NT: Tensor,
     rollouts: Rollouts,

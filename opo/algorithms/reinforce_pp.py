@@ -20,7 +20,7 @@ from opo.keys import Aggregation, Fraction, NonNegative
 from opo.losses import clipped_loss, whiten
 
 
-@algorithm(couples_prompts=True)
+@algorithm(couples_prompts=True, aggregation="aggregation")
 def reinforce_pp(
     logprobs_NT: Tensor,
     rollouts: Rollouts,

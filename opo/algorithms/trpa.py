@@ -25,7 +25,7 @@ from opo.kl import kl_estimate
 from opo.losses import aggregate, log_ratio, needed, pair_differences, response_mean, scorable_pairs, sequence_sum
 
 
-@algorithm(needs=("reference_logprobs_NT",), couples_prompts=True)
+@algorithm(needs=("reference_logprobs_NT",), couples_prompts=True, aggregation="sequence_mean", kl_reward=False)
 def trpa(
     logprobs_NT: Tensor,
     rollouts: Rollouts,

@@ -4,11 +4,10 @@ Exit status: 0 done, 2 a configuration or file that cannot be used (one line on 
 """
 
 import argparse
-import itertools
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from opo.errors import StoppedRun, UserError
+from opo.system.storage import storage_faults_in_one_sentence
 
 if TYPE_CHECKING:
     from opo.cli.launch import Invocation
@@ -23,37 +23,50 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Command:
-    """A Hydra application: its root config is `conf/<name>.yaml`; `judge` and `run` are `module:function`."""
+    """A Hydra application: its root config is `conf/<name>.yaml`; `judge`, `run` and `schema` are `module:name`."""
 
     summary: str
     judge: str  # (config dict) -> anything, raises UserError; called before anything is written
     run: str  # (config dict, folder) -> None
+    schema: str  # the dataclass of its keys
 
 
 COMMANDS = {
-    "train": Command("one training run, or many with -m", "opo.config.load:load_config", "opo.cli.train:train"),
+    "train": Command(
+        "one training run, or many with -m",
+        "opo.config.load:load_config",
+        "opo.cli.train:train",
+        "opo.config.schema:RunConfig",
+    ),
     "variance": Command(
         "gradient variance of every estimator on frozen rollouts",
-        "analysis.commands.variance:load_config",
+        "analysis.study.config:load_config",
         "analysis.commands.variance:main",
+        "analysis.study.config:VarianceConfig",
     ),
     "verify": Command(
         "train OPO and rivals, measure variance, judge each claim",
-        "analysis.commands.verify:load_config",
+        "analysis.config.verify:load_config",
         "analysis.commands.verify:main",
+        "analysis.config.verify:VerifyConfig",
     ),
     "evaluate": Command(
         "pass@k, mean@k, maj@k and diversity of a checkpoint",
-        "analysis.commands.evaluate:load_config",
+        "analysis.config.evaluate:load_config",
         "analysis.commands.evaluate:main",
+        "analysis.config.evaluate:EvaluateConfig",
     ),
     "report": Command(
-        "one HTML page from what is on disk", "analysis.commands.report:load_config", "analysis.commands.report:main"
+        "one HTML page from what is on disk",
+        "analysis.config.report:load_config",
+        "analysis.commands.report:main",
+        "analysis.config.report:ReportConfig",
     ),
     "doctor": Command(
         "can this model's numbers be believed here",
-        "analysis.commands.doctor:load_config",
+        "analysis.config.doctor:load_config",
         "analysis.commands.doctor:main",
+        "analysis.config.doctor:DoctorConfig",
     ),
 }
 
@@ -62,7 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit with its status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        sys.exit(run(given))
+        with storage_faults_in_one_sentence():
+            sys.exit(run(given))
     except UserError as error:
         fail(str(error), 2)
     except StoppedRun as error:
@@ -99,6 +113,11 @@ def run(arguments: list[str]) -> int:
 
     invocation, shows_only = take_apart(name, rest)
     command = COMMANDS[name]
+    if "--help" in invocation.flags and invocation.config_path is None:
+        from opo.cli.help import help_of
+
+        print(help_of(invocation.root, invocation.overrides, config_file(name).parent, load(command.schema)))
+        return 0
     added = check(invocation, None if shows_only else lambda values: load(command.judge)(values))  # seconds of imports
     failures = launch(invocation, _not_run if shows_only else load(command.run), added)
     if failures:
@@ -130,8 +149,8 @@ def config_file(name: str) -> Path:
     return Path(import_module("conf").__path__[0], f"{name}.yaml")
 
 
-def load(reference: str) -> Callable[..., Any]:
-    """The function that `module:function` names."""
+def load(reference: str) -> Any:
+    """The function or class that `module:name` names."""
     module, _, function = reference.partition(":")
     return getattr(import_module(module), function)
 
@@ -188,26 +207,8 @@ def take_apart(name: str, arguments: list[str]) -> "tuple[Invocation, bool]":
     path = None if given.config_path is None else str(Path(given.config_path).absolute())
     if path is not None and not Path(path).is_dir():
         raise UserError(f"--config-path {given.config_path}: no such folder")
-    if given.help and path is None:
-        overrides += ["hydra/help=opo", f"hydra.help.header={quoted(first_comment(config_file(name)))}"]
     shows_only = given.help or given.hydra_help or given.version or bool(given.cfg) or bool(given.info)
     return Invocation(given.config_name.removesuffix(".yaml"), overrides, flags, path, given.multirun), shows_only
-
-
-def rewritten(override: str) -> list[str]:
-    """An override as Hydra reads it: `model=FOLDER` and `model=org/name` are the option `pretrained` and its path, and a path
-    with an equals sign (every run folder's name may have some) gets quotes.
-    """
-    key, equals, value = override.partition("=")
-    plain_path = re.fullmatch(r"[^'\"\[\]{}()]*", value) is not None
-    if key == "model" and plain_path:
-        options = {file.stem for file in config_file("model").with_suffix("").glob("*.yaml")}
-        paths = value.split(",")
-        if all(path and path not in options and ("/" in path or Path(path).exists()) for path in paths):
-            return ["model=pretrained", "model.path=" + ",".join(map(quoted, paths))]
-    if equals and plain_path and "=" in value:
-        return [f"{key}=" + ",".join(map(quoted, value.split(",")))]
-    return [override]
 
 
 def offer_own_tasks(overrides: Sequence[str]) -> None:
@@ -222,15 +223,33 @@ def offer_own_tasks(overrides: Sequence[str]) -> None:
             ConfigStore.instance().store(group="task", name=reference, node=defaults_of(reference))
 
 
+def rewritten(override: str) -> list[str]:
+    """An override as Hydra reads it: `model=FOLDER` and `model=org/name` are the option `pretrained` and its path, and a path
+    with an equals sign (every run folder's name may have some) gets quotes.
+    """
+    key, equals, value = override.partition("=")
+    plain_path = re.fullmatch(r"[^'\"\[\]{}()]*", value) is not None
+    if key == "model" and plain_path:
+        options = {file.stem for file in config_file("model").with_suffix("").glob("*.yaml")}
+        paths = value.split(",")
+        if all(path and path not in options and ("/" in path or _exists(path)) for path in paths):
+            return ["model=pretrained", "model.path=" + ",".join(map(quoted, paths))]
+    if equals and plain_path and "=" in value:
+        return [f"{key}=" + ",".join(map(quoted, value.split(",")))]
+    return [override]
+
+
+def _exists(path: str) -> bool:
+    """False too for what no file system takes as a name."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
+
+
 def quoted(text: str) -> str:
     """A string in Hydra's grammar."""
     return "'" + text.replace("'", "\\'") + "'"
-
-
-def first_comment(file: Path) -> str:
-    """The comment that opens a config file, without the number signs."""
-    lines = itertools.takewhile(lambda line: line.startswith("#"), file.read_text(encoding="utf-8").splitlines())
-    return "\n".join(line.removeprefix("#").strip() for line in lines)
 
 
 def complete(arguments: list[str]) -> int:

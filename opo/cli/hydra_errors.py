@@ -6,6 +6,7 @@ from difflib import get_close_matches
 
 from hydra.errors import MissingConfigException
 
+from opo.config.read import shown
 from opo.errors import near
 
 
@@ -38,9 +39,7 @@ def one_line(error: Exception, known_keys: Callable[[], Sequence[str]]) -> str:
 
 def unreadable(override: str) -> str:
     """What to say of an argument that Hydra's grammar does not know."""
-    return (
-        f"{override}: cannot be read; write key=value, with quotes around a value of spaces, brackets or equals signs"
-    )
+    return f"{shown(override)}: cannot be read; write key=value, with quotes around a value of spaces, brackets or equals signs"
 
 
 def _near_key(key: str, keys: Sequence[str], beside: Sequence[str]) -> str:

@@ -6,22 +6,17 @@ A job that fails in a multirun is announced at once, the others go on, and the f
 import itertools
 import json
 import os
-import re
 import sys
 import traceback
 import uuid
-import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra import compose, initialize_config_dir, initialize_config_module
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
@@ -30,12 +25,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from opo.cli.hydra_errors import one_line, unreadable
+from opo.cli.compose import compose_job, composing, parse, plain
+from opo.cli.hydra_errors import one_line
 from opo.errors import StoppedRun, UserError
+from opo.system.storage import storage_faults_in_one_sentence
 
-NOT_IN_NAME = {"algo", "task", "seed", "steps", "study", "tracking", "checkpoint", "sweep"}
-GROUPS_NOT_IN_NAME = {"tracking", "checkpoint", "hydra"}
-LONGEST_NAME = 200  # file systems allow 255 bytes
+MOST_JOBS = 10_000  # of one multirun, each of which is judged before the first starts; OPO_MOST_JOBS raises it
 
 
 @dataclass(frozen=True)
@@ -49,63 +44,44 @@ class Invocation:
     multirun: bool = False
 
 
-def run_name(choices: Any, seed: int, overrides: Any) -> str:
-    """`<algo>-<task>-s<seed>`, then `-<key>=<value>` for every other override that changes the run, sorted by key.
-
-    Values are as Hydra reads them (1e-3 is 0.001), so that a job of a sweep and the same run alone share a name.
-    """
-    values: dict[str, str] = {}
-    for override in map(parse, overrides):
-        key = override.key_or_group
-        if key not in NOT_IN_NAME and key.partition(".")[0] not in GROUPS_NOT_IN_NAME:
-            values[key] = "" if override.is_delete() else str(override.get_value_element_as_str()).strip("'\"")
-    if values.get("model") == "pretrained" and "model.path" in values:
-        values["model"] = values.pop("model.path")  # as it was typed
-    parts = [choices["algo"], choices["task"], f"s{seed}", *(f"{key}={values[key]}" for key in sorted(values))]
-    name = re.sub(r"[^\w.=,+-]+", "_", "-".join(parts))
-    return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}-{zlib.crc32(name.encode()):08x}"
-
-
-OmegaConf.register_new_resolver("run_name", run_name, replace=True)
-
-
 def check(invocation: Invocation, judge: Callable[[dict[str, Any]], Any] | None) -> list[str]:
     """Compose every job that the command line means and judge each; raises UserError before anything is written.
 
     Returns overrides to add: an axis of a sweep file that the command line sets too is dropped there.
     """
-    with _composing(invocation):
-        given = [parse(line) for line in invocation.overrides]
-        fixed = [
-            line for line, override in zip(invocation.overrides, given, strict=True) if not override.is_sweep_override()
-        ]
-        whole = _compose(invocation.root, fixed if len(fixed) < len(given) else invocation.overrides)
-        if not invocation.multirun and whole.hydra.mode != RunMode.MULTIRUN:
-            _compose(invocation.root, invocation.overrides)  # several values without -m are refused here
-            jobs, added = [invocation.overrides], []
-        elif whole.hydra.sweeper._target_.endswith(".BasicSweeper"):
-            axes = dict(whole.hydra.sweeper.params or {})
-            replaced = [key for key in axes if key in {override.key_or_group for override in given}]
-            lines = [f"{key}={value}" for key, value in axes.items() if key not in replaced]
-            jobs, added = _product([*map(parse, lines), *given]), [f"~hydra.sweeper.params.{key}" for key in replaced]
-        else:
-            jobs, added = (
-                [fixed],
-                [],
-            )  # another sweeper chooses its values as it goes; each job is judged when it starts
+    root, lines = invocation.root, invocation.overrides
+    with composing(invocation.config_path):
+        given = [parse(line) for line in lines]
+        fixed = [line for line, override in zip(lines, given, strict=True) if not override.is_sweep_override()]
+        whole = compose_job(root, fixed)
+        if not invocation.multirun and _own(whole, "mode") != RunMode.MULTIRUN:
+            if len(fixed) < len(given):
+                whole = compose_job(root, lines)  # several values without -m are refused here
+            if judge is not None:
+                judge(plain(whole, root))
+            return []
+        if not whole.hydra.sweeper._target_.endswith(".BasicSweeper"):
+            if judge is not None:
+                judge(
+                    plain(whole, root)
+                )  # the sweeper chooses its values as it goes; each job is judged when it starts
+            return []
+        axes = dict(whole.hydra.sweeper.params or {})
+        replaced = [key for key in axes if key in {override.key_or_group for override in given}]
+        swept = [parse(f"{key}={value}") for key, value in axes.items() if key not in replaced]
         if judge is not None:
-            _judge_each(invocation.root, jobs, judge)
-    return added
+            _judge_each(root, _product([*swept, *given]), judge)
+    return [f"~hydra.sweeper.params.{key}" for key in replaced]
 
 
 def _judge_each(root: str, jobs: Sequence[list[str]], judge: Callable[[dict[str, Any]], Any]) -> None:
     folders: dict[str, list[str]] = {}
     for number, job in enumerate(jobs):
-        config = _compose(root, [*job, f"hydra.job.num={number}"])
+        config = compose_job(root, [*job, f"hydra.job.num={number}"])
         judge(plain(config, root))
         if len(jobs) > 1:
             HydraConfig.instance().set_config(config)
-            folder = config.hydra.sweep.subdir
+            folder = _own(config, "sweep.subdir")
             if folder in folders:
                 one, other = (
                     " ".join(sorted({*a} - {*b})) for a, b in ((folders[folder], job), (job, folders[folder]))
@@ -114,79 +90,35 @@ def _judge_each(root: str, jobs: Sequence[list[str]], judge: Callable[[dict[str,
             folders[folder] = job
 
 
+def _own(config: DictConfig, key: str) -> Any:
+    """A value of Hydra's own part, interpolations resolved. Raises UserError where one cannot be."""
+    try:
+        return OmegaConf.select(config, f"hydra.{key}")
+    except OmegaConfBaseException as error:
+        raise UserError(one_line(error, list)) from error
+
+
 def _product(overrides: Sequence[Override]) -> list[list[str]]:
-    """The jobs of a multirun: every combination of the swept values."""
+    """The jobs of a multirun: every combination of the swept values. Raises UserError where they are too many."""
+    most, count = int(os.environ.get("OPO_MOST_JOBS", MOST_JOBS)), 1
     axes: list[list[str]] = []
     for override in overrides:
+        values = [override.input_line or ""]
         if override.is_sweep_override():
-            axes.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
-        else:
-            axes.append([override.input_line or ""])
+            if not override.is_discrete_sweep():
+                raise UserError(
+                    f"{override.input_line}: this sweeper takes values one by one; give them, or range(...)"
+                )
+            swept = itertools.islice(override.sweep_string_iterator(), most + 1)
+            values = [f"{override.get_key_element()}={value}" for value in swept]
+        axes.append(values)
+        count *= len(values)
+        if count > most:
+            raise UserError(
+                f"{override.input_line}: more than {most} jobs; allowed are fewer, or a higher bound in the environment: "
+                f"OPO_MOST_JOBS={10 * most}"
+            )
     return [list(job) for job in itertools.product(*axes)]
-
-
-def parse(line: str) -> Override:
-    """One override, taken apart. Raises UserError where it is none."""
-    loaded = GlobalHydra.instance().config_loader() if GlobalHydra.instance().is_initialized() else None
-    try:
-        return OverridesParser.create(config_loader=loaded).parse_override(line)
-    except HydraException as error:
-        raise UserError(unreadable(line)) from error
-
-
-@contextmanager
-def _composing(invocation: Invocation) -> Iterator[None]:
-    """Hydra's compose API over the same files that hydra.main will see."""
-    GlobalHydra.instance().clear()
-    where: AbstractContextManager[Any]
-    if invocation.config_path is None:
-        where = initialize_config_module("conf", version_base="1.3")
-    else:
-        where = initialize_config_dir(invocation.config_path, version_base="1.3")
-    with where:
-        try:
-            yield
-        finally:
-            HydraConfig.instance().cfg = None
-
-
-def _compose(root: str, overrides: Sequence[str]) -> DictConfig:
-    try:
-        return compose(root, list(overrides), return_hydra_config=True)
-    except ValueError as error:  # Hydra's word for a group without a choice
-        empty = [line for line in overrides if line.partition("=")[2].lower() in ("", "null", "none")]
-        raise UserError(f"{' '.join(empty) or root}: a choice is needed ({error})") from error
-    except (HydraException, OmegaConfBaseException) as error:
-        groups = [line for line in overrides if "." not in line.partition("=")[0]]
-        raise UserError(one_line(error, lambda: _known_keys(root, groups))) from error
-
-
-def plain(config: DictConfig, root: str) -> dict[str, Any]:
-    """The composed config as dicts without Hydra's own part, interpolations resolved."""
-    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    try:
-        values = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise UserError(one_line(error, lambda: _known_keys(root, []))) from error
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
-
-
-def _known_keys(root: str, groups: Sequence[str]) -> list[str]:
-    """Every dotted key of the config under these choices of groups, or of the root's own where they hold the mistake."""
-
-    def walk(node: Any, prefix: str) -> Iterator[str]:
-        for name, value in node.items():
-            yield f"{prefix}{name}"
-            if isinstance(value, dict):
-                yield from walk(value, f"{prefix}{name}.")
-
-    for choices in (list(groups), []):
-        try:
-            return list(walk(OmegaConf.to_container(compose(root, choices)), ""))
-        except (HydraException, OmegaConfBaseException):
-            continue
-    return []
 
 
 @dataclass(frozen=True)
@@ -240,8 +172,10 @@ def launch(
     ).absolute()  # where other machines of a cluster see it too
 
     def task(config: DictConfig) -> None:
+        folder = Path(HydraConfig.get().runtime.output_dir)
         try:
-            entry(plain(config, root), Path(HydraConfig.get().runtime.output_dir))
+            with storage_faults_in_one_sentence(folder):
+                entry(plain(config, root), folder)
         except (UserError, StoppedRun) as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise

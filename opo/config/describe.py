@@ -31,6 +31,10 @@ class Interval:
         high = f"{'below' if self.open_high else 'at most'} {number(self.high)}" if self.high < math.inf else ""
         return " and ".join(end for end in (low, high) if end)
 
+    def __contains__(self, value: float) -> bool:
+        above = value > self.low if self.open_low else value >= self.low
+        return above and (value < self.high if self.open_high else value <= self.high)
+
     @property
     def sensible(self) -> "Interval":
         """Without an end that stands there only so that nothing overflows."""
@@ -48,7 +52,9 @@ def types_of(hint: Any) -> list[Any]:
     origin, parts = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return [inner for part in parts if part is not type(None) for inner in types_of(part)]
-    return types_of(parts[0]) if origin is list else [hint]
+    if origin is list or (origin is Annotated and get_origin(parts[0]) is list):
+        return types_of(parts[0])
+    return [hint]
 
 
 def interval(hint: Any) -> Interval | None:
@@ -66,8 +72,12 @@ def interval(hint: Any) -> Interval | None:
 
 def choices(hint: Any) -> list[str]:
     """The names that a key may have, none where it is free."""
-    bare = [get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in types_of(hint)]
-    return [str(choice) for kind in bare if get_origin(kind) is Literal for choice in get_args(kind)]
+    return [str(choice) for kind in bare(hint) if get_origin(kind) is Literal for choice in get_args(kind)]
+
+
+def bare(hint: Any) -> list[Any]:
+    """The types of a key without annotations."""
+    return [get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in types_of(hint)]
 
 
 def allowed(hint: Any) -> str:
@@ -78,10 +88,9 @@ def allowed(hint: Any) -> str:
                 return part.description
     if names := choices(hint):
         return ", ".join(names)
-    if ends := interval(hint):
-        return str(ends.sensible)
-    bare = [get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in types_of(hint)]
-    return " or ".join(dict.fromkeys(WORDS.get(kind, "") for kind in bare))
+    ends = interval(hint)
+    words = " or ".join(dict.fromkeys(WORDS.get(kind, "anything") for kind in bare(hint)))
+    return (str(ends.sensible) if ends else "") or words
 
 
 def _metadata(kind: Any) -> list[Any]:
@@ -116,8 +125,9 @@ def comments(kind: type) -> dict[str, str]:
     """The comment at the end of each field's line, those of the classes it inherits from included."""
     found: dict[str, str] = {}
     for ancestor in reversed(kind.__mro__):
-        if is_dataclass(ancestor):
-            for line in inspect.getsource(ancestor).splitlines():
-                if match := re.match(r"    (\w+): .*?  # (.+)", line):
-                    found[match[1]] = match[2]
+        try:
+            lines = inspect.getsource(ancestor).splitlines() if is_dataclass(ancestor) else []
+        except OSError:  # made, not written: an algorithm's hyperparameters, whose comments stand in conf/algo/
+            continue
+        found |= {match[1]: match[2] for line in lines if (match := re.match(r"    (\w+): .*?  # (.+)", line))}
     return found

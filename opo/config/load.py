@@ -9,6 +9,7 @@ from opo.config.read import read, shown, unknown_key
 from opo.config.rules import RULES
 from opo.config.schema import AlgoConfig, RunConfig
 from opo.errors import UserError, near
+from opo.parts.options import OPTIONS
 from opo.tasks import kind_of
 
 UNIVERSAL = [field.name for field in fields(AlgoConfig) if field.name != "knobs"]
@@ -35,9 +36,18 @@ def algorithm_config(values: Any) -> AlgoConfig:
     for key in values:
         if key not in UNIVERSAL and key not in names:
             raise unknown_key(f"algo.{shown(key)}", str(key), [*UNIVERSAL, *names])
-    config = read(AlgoConfig, {key: value for key, value in values.items() if key not in names}, "algo")
+    parts = {kind: part_options(kind, values[kind]) for kind in OPTIONS if values.get(kind) is not None}
+    config = read(AlgoConfig, {key: value for key, value in values.items() if key not in [*names, *parts]}, "algo")
+    for kind, options in parts.items():
+        setattr(config, kind, options)
     config.knobs = asdict(read(own, {key: value for key, value in values.items() if key in names}, "algo"))
     return config
+
+
+def part_options(kind: str, values: Any) -> Any:
+    """The options of a part, given by its name alone or by a group of keys with one."""
+    group = values if isinstance(values, Mapping) else {"name": values}
+    return read(OPTIONS[kind][_named(group, f"algo.{kind}", OPTIONS[kind])], group, f"algo.{kind}")
 
 
 def task_config(values: Any) -> Any:

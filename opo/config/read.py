@@ -19,6 +19,7 @@ WANTED = {  # pydantic's type of an error -> what is needed
     "string_type": "text is needed",
     "finite_number": "a finite number is needed",
     "list_type": "a list is needed, as in {key}=[...]",
+    "too_short": "too few; at least {least} are needed",
     "dict_type": "a group of keys is needed",
     "dataclass_exact_type": "a group of keys is needed",
 }
@@ -67,12 +68,11 @@ def _refusal(error: ValidationError, hints: Mapping[str, Any], key: str) -> User
     if first["type"] == "literal_error":
         names = choices(hint)
         return UserError(f"{at}={shown(value)}: not one of {', '.join(names)}{near(str(value), names)}")
-    wanted = WANTED.get(first["type"], f"allowed is {allowed(hint)}").format(key=at)
-    if first["type"].startswith("less_than"):
-        wanted = (
-            f"allowed is {interval(hint)}"  # with the end that is left out of the sentence where the other is passed
-        )
-    return UserError(f"{at}={shown(value)}: {wanted}")
+    wanted = WANTED.get(first["type"], f"allowed is {allowed(hint)}")
+    ends = interval(hint)
+    if isinstance(value, int | float) and ends and value in ends.sensible and value not in ends:
+        wanted = f"allowed is {ends}"  # an end that stands there only so that nothing overflows
+    return UserError(f"{at}={shown(value)}: {wanted.format(key=at, least=first.get('ctx', {}).get('min_length'))}")
 
 
 def dotted(key: str, name: Any) -> str:

@@ -3,13 +3,12 @@
 import importlib.util
 import re
 from collections.abc import Callable, Iterator
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 from opo.catalogue import catalogue
 from opo.config.read import shown
 from opo.config.schema import RunConfig
+from opo.model.source import unreachable
 from opo.tasks import make_task
 from opo.tasks.arithmetic import ALPHABET
 
@@ -28,6 +27,15 @@ def exactly_on_policy(config: RunConfig) -> Iterator[str]:
         )
 
 
+def one_gradient_a_batch(config: RunConfig) -> Iterator[str]:
+    """A gradient estimator remembers one step a batch, and a behaviour policy needs a group to divide."""
+    algo = config.algo
+    if algo.gradient is not None and algo.updates_per_rollout != 1:
+        yield f"algo.updates_per_rollout={algo.updates_per_rollout}: algo.gradient={algo.gradient.name} takes one update per rollout batch; allowed is 1"
+    if getattr(algo.sampler, "name", None) == "sampling_error_correction" and config.rollout.group_size < 2:
+        yield "rollout.group_size=1: algo.sampler=sampling_error_correction divides a group in two; allowed is at least 2"
+
+
 def untruncated(config: RunConfig) -> Iterator[str]:
     """Top-p and top-k sample from another distribution than the one that is differentiated."""
     on_policy_only = catalogue()[config.algo.name].on_policy_only
@@ -42,6 +50,13 @@ def untruncated(config: RunConfig) -> Iterator[str]:
                 f"rollout.{key}={value}: samples from another distribution than the one that is trained; allowed is "
                 f"{allowed}, or certificate.on_breach=correct"
             )
+
+
+def kl_reward_counts(config: RunConfig) -> Iterator[str]:
+    """A KL reward is part of the return; where the loss does not look at returns it would be lost, or make a divisor vanish."""
+    algo = config.algo
+    if algo.kl_coef and algo.kl_placement == "reward" and not catalogue()[algo.name].kl_reward:
+        yield f"algo.kl_placement=reward: {algo.name} takes no KL reward; allowed is loss"
 
 
 def whole_minibatches(config: RunConfig) -> Iterator[str]:
@@ -73,7 +88,7 @@ def bearable_batch(config: RunConfig) -> Iterator[str]:
     algo, group_size = config.algo, config.rollout.group_size
     prompts = config.rollout.num_prompts // algo.minibatches
     try:
-        teaches = learns(algo.name, algo.knobs, min(prompts, 3), min(group_size, 3))
+        teaches = learns(algo.name, algo.knobs, min(prompts, 3), min(group_size, 16))
     except ValueError as error:
         if group_size > 1:
             key = "rollout.num_prompts" if algo.minibatches == 1 else "algo.minibatches"
@@ -102,35 +117,7 @@ def reachable_model(config: RunConfig) -> Iterator[str]:
         yield f"model.path={path or 'null'}: with model={name} allowed is {'null' if path else 'a folder or a hub id'}"
     if name != "pretrained" or path is None:
         return
-    folder = Path(path).expanduser()
-    if (folder / "config.json").is_file():
-        return
-    if (folder / "policy" / "config.json").is_file():
-        yield f"model.path={path}: a checkpoint of a run; its model is model={path}/policy"
-    elif folder.exists():
-        yield f"model.path={path}: has no config.json; allowed is a folder that transformers' save_pretrained wrote"
-    elif not re.fullmatch(r"[\w.-]+/[\w.-]+", path) or path.startswith("."):
-        yield f"model.path={path}: no such folder; allowed is a model folder, or a hub id such as org/name"
-    elif refusal := _hub_refusal(path):
-        yield f"model.path={path}: no such folder, and as a hub id {refusal}"
-
-
-@cache
-def _hub_refusal(repository: str) -> str | None:
-    """Why the hub does not give this model, None where it does or where its files are in the local cache."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
-
-    http_error: type[Exception] = HfHubHTTPError.__bases__[0]  # type: ignore  # of httpx or httpx2, whichever this version of the hub's client speaks with
-    if isinstance(try_to_load_from_cache(repository, "config.json"), str):
-        return None
-    try:
-        HfApi().model_info(repository, timeout=10)
-    except RepositoryNotFoundError:
-        return "unknown or private there"
-    except (OSError, http_error) as error:
-        return f"out of reach ({str(error).splitlines()[0]})"
-    return None
+    yield from unreachable(path, "model.path")
 
 
 def tiny_shape(config: RunConfig) -> Iterator[str]:
@@ -155,8 +142,8 @@ def tiny_alphabet(config: RunConfig) -> Iterator[str]:
             return
         if unknown := sorted(set(prompt.text) - set(ALPHABET)):
             yield (
-                f"task={config.task.name}: prompt {prompt.index} has {' '.join(map(repr, unknown))}, for which the built-in policy has no "
-                f"tokens; it knows {ALPHABET!r}. Write the prompts with these, or choose another model"
+                f"task={config.task.name}: the built-in policy has no tokens for {' '.join(map(repr, unknown))} in prompt {prompt.index}; "
+                f"it knows {ALPHABET!r}. Write the prompts with these, or choose another model"
             )
             return
 
@@ -216,7 +203,9 @@ def study_is_a_folder(config: RunConfig) -> Iterator[str]:
 
 RULES: list[Rule] = [
     exactly_on_policy,
+    one_gradient_a_batch,
     untruncated,
+    kl_reward_counts,
     whole_minibatches,
     penalty_has_a_limit,
     warm_up_ends,

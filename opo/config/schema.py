@@ -37,6 +37,13 @@ class AlgoConfig:
     kl_estimator: KLEstimator = "k3"
     kl_placement: Literal["loss", "reward"] = "loss"
     entropy_coef: NonNegative = 0.0  # bonus on the mean entropy of the sampled tokens' distributions
+    filter: Any = (
+        None  # responses or tokens that are learnt from: a name of opo/parts/options.py, or {name: ..., its options}
+    )
+    sampler: Any = None  # which prompts are asked, and which weights answer
+    regulariser: Any = None  # a term on the tokens' entropies
+    gradient: Any = None  # what the optimizer is given in place of the batch's own gradient
+    shaper: Any = None  # of the rewards
     knobs: dict[str, Any] = field(default_factory=dict)
 
 
@@ -60,7 +67,9 @@ class TinyConfig:
 class ModelConfig:
     """Which policy is trained, and in what form."""
 
-    name: str = "tiny"
+    name: Annotated[str, Field(pattern=r"^(tiny|smollm2|pretrained)$", description="tiny, smollm2 or pretrained")] = (
+        "tiny"
+    )
     path: str | None = None  # a folder or hub id; null for tiny and smollm2
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # of the weights
     compute: Compute = "float32"  # of the products of linear layers
@@ -91,8 +100,11 @@ class RolloutConfig:
 
 @dataclass(config=STRICT)
 class OptimConfig:
-    """AdamW and how its gradient is made."""
+    """The optimizer and how its gradient is made."""
 
+    method: Literal["adamw", "sgd"] = (
+        "adamw"  # sgd: plain steps, for gradient estimators with a step length of their own
+    )
     learning_rate: LearningRate = 3e-4
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: ZeroOrMore = 0  # updates

@@ -39,6 +39,7 @@ def _made_up(num_prompts: int, group_size: int) -> Rollouts:
         values_NT=draw(*shape_NT),
         entropies_NT=draw(*shape_NT),
         logit_energy_NT=draw(*shape_NT),
+        score_norm2_PG=draw(num_prompts, group_size),
         greedy_rewards_P=draw(num_prompts),
         answers=answers,
     )

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from opo.batch import Rollouts
-from opo.model.forward import microbatches
 from opo.model.policy import Policy
 
 
@@ -28,36 +27,33 @@ def accumulate(
     rollouts: Rollouts,
     prompts: list[int],
     weights_NT: Tensor,
-    *,
-    entropy_coef: float = 0.0,
-    token_budget: int = 16384,
-    shared_prefix: bool = True,
+    entropy_weights_NT: Tensor | None = None,
 ) -> Pass:
-    """Add -sum_nt w_nt grad log pi(y_nt) - entropy_coef grad(mean entropy) over these prompts to the parameters' gradients.
+    """Add -sum_nt (w_nt grad log pi(y_nt) + c_nt grad H_nt) over these prompts to the parameters' gradients.
 
+    H_nt is the entropy of the distribution that token t of response n was drawn from, and c_nt its weight (none: no entropy term).
     A prompt whose responses all weigh nothing (equal rewards, to most baselines) is measured without a backward pass, and responses
     that are the same go through the model once, with the sum of their weights.
     """
     first_N = rollouts.first_N
     weights_NT = torch.zeros_like(weights_NT).index_add(0, first_N, weights_NT)
-    copies_N = torch.bincount(first_N, minlength=len(first_N))
-    speaking = [p for p in prompts if entropy_coef or bool(weights_NT[rollouts.rows_of([p])].any())]
-    silent = [p for p in prompts if p not in speaking]
-    measured = policy.measure(rollouts, silent, token_budget, shared_prefix=shared_prefix)
+    c_NT = torch.zeros_like(weights_NT)
+    if entropy_weights_NT is not None:
+        c_NT = c_NT.index_add(0, first_N, entropy_weights_NT)
+    weighs_N = ((weights_NT != 0) | (c_NT != 0)).any(1)
+    active = [p for p in prompts if bool(weighs_N[rollouts.rows_of([p])].any())]
+    measured = policy.measure(rollouts, [p for p in prompts if p not in active])
     logprobs_NT, entropies_NT = measured.logprobs_MT, measured.entropies_MT
-    tokens = int(rollouts.mask_NT[rollouts.rows_of(prompts)].sum())
-    for part in microbatches(rollouts, speaking, token_budget, distinct=True):
-        scores = policy.scores(rollouts, part, shared_prefix=shared_prefix, entropy_grad=entropy_coef != 0)
+    for part in policy.parts(rollouts, active):
+        scores = policy.scores(rollouts, part, entropy_grad=entropy_weights_NT is not None)
         width = scores.mask_MT.shape[1]
-        weights_MT = weights_NT[part.rows_M, :width].to(scores.logprobs_MT)
-        objective = (weights_MT * scores.logprobs_MT).sum()
-        if entropy_coef:
-            copies_M1 = copies_N[part.rows_M, None].to(scores.entropies_MT)
-            objective = objective + entropy_coef * (copies_M1 * scores.entropies_MT).sum() / tokens
+        objective = (weights_NT[part.rows_M, :width].to(scores.logprobs_MT) * scores.logprobs_MT).sum()
+        if entropy_weights_NT is not None:
+            objective = objective + (c_NT[part.rows_M, :width].to(scores.entropies_MT) * scores.entropies_MT).sum()
         (-objective).backward()
         logprobs_NT[part.rows_M, :width] = scores.logprobs_MT.detach().double().cpu()
         entropies_NT[part.rows_M, :width] = scores.entropies_MT.detach().double().cpu()
-    if not speaking:  # zero is a gradient: the optimizer's momentum goes on
+    if not active:  # zero is a gradient: the optimizer's momentum goes on
         for parameter in policy.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
     return Pass(logprobs_NT[first_N], entropies_NT[first_N])

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils.logging import disable_progress_bar
 
 from opo.config.schema import ModelConfig
@@ -12,6 +13,7 @@ from opo.errors import UserError
 from opo.model.liger import check_liger
 from opo.model.policy import Policy
 from opo.model.smollm2 import smollm2_folder
+from opo.model.source import complaints, refuse_changed
 from opo.model.tiny import tiny_folder
 
 disable_progress_bar()  # bars of loading and saving would break the one line of progress
@@ -30,17 +32,17 @@ def model_source(config: ModelConfig) -> str:
     raise UserError(f"model.path: model.name={config.name} needs a folder or a hub id")
 
 
-def load_policy(config: ModelConfig, temperature: float = 1.0, device: str = "auto") -> Policy:
+def load_policy(
+    config: ModelConfig, temperature: float = 1.0, device: str = "auto", adapters: Path | None = None
+) -> Policy:
     """The policy in evaluation mode (no dropout, in training too: it must be the one that samples), tokenizer padding-free.
 
-    Raises UserError where the model or its tokenizer cannot be found or is no causal language model.
+    `adapters` is a folder whose LoRA adapters take the place of fresh ones. Raises UserError where the model or its tokenizer cannot be found, is damaged, or is no causal language model; what the files
+    alone say is refused before any weight is read (`opo.model.source`). Code that comes with a model is never run.
     """
     source = model_source(config)
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
-        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[config.dtype])
-    except (OSError, ValueError) as error:
-        raise UserError(f"model.path={source}: {str(error).splitlines()[0]}") from error
+    refuse_broken(Path(source), f"model.path={source}")
+    tokenizer, model = _pretrained(source, DTYPES[config.dtype])
     if config.lora_rank:
         from peft import LoraConfig, get_peft_model
 
@@ -48,7 +50,10 @@ def load_policy(config: ModelConfig, temperature: float = 1.0, device: str = "au
         lora = LoraConfig(
             r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=targets, task_type="CAUSAL_LM"
         )
-        model = get_peft_model(model, lora)
+        try:
+            model = get_peft_model(model, lora)
+        except ValueError as error:  # no module has such a name
+            raise UserError(f"model.lora_targets={config.lora_targets}: {_first_line(error)}") from error
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     policy = Policy(
@@ -56,7 +61,46 @@ def load_policy(config: ModelConfig, temperature: float = 1.0, device: str = "au
     )
     if config.head_kernel == "liger":
         check_liger(policy.head)
+    if adapters is not None:
+        restore_model(policy, adapters)
     return policy
+
+
+def refuse_broken(folder: Path, where: str) -> None:
+    """Raises UserError where the files of a model's folder say that it cannot be loaded, or are not as its checkpoint wrote them."""
+    if folder.is_dir():
+        for complaint in complaints(folder, where):
+            raise UserError(complaint)
+        refuse_changed(folder)
+
+
+def _pretrained(source: str, dtype: torch.dtype) -> tuple[PreTrainedTokenizerBase, Any]:
+    """Tokenizer and model, whole and finite. Raises UserError with the first line of whatever transformers says against it."""
+    where = f"model.path={source}"
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise UserError(f"{where}: a {config.model_type} model; allowed are causal language models")
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+        )
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a folder of anyone's: whatever its files make transformers raise is said in one line
+        raise UserError(f"{where}: {_first_line(error)}") from error
+    model, found = loaded
+    if missing := sorted(found["missing_keys"]):
+        raise UserError(f"{where}: its weights lack {len(missing)} tensors of the model, the first {missing[0]}")
+    for name, parameter in model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise UserError(f"{where}: {name} holds a weight that is no finite number")
+    return tokenizer, model
+
+
+def _first_line(error: Exception) -> str:
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return text if isinstance(error, OSError | ValueError) and text else f"{type(error).__name__}: {text}"
 
 
 def max_length(model: PreTrainedModel | Any) -> int:
@@ -71,11 +115,18 @@ def save_model(policy: Policy, folder: Path) -> None:
 
 
 def restore_model(policy: Policy, folder: Path) -> None:
-    """Put the weights that `save_model` wrote back into the policy, bit by bit."""
+    """Put the weights that `save_model` wrote back into the policy, bit by bit.
+
+    Raises UserError where they are not as they were written, or belong to a model of another shape.
+    """
+    refuse_broken(folder, f"checkpoint={folder}")
     if hasattr(policy.model, "get_base_model"):
         from peft import load_peft_weights, set_peft_model_state_dict
 
         set_peft_model_state_dict(policy.model, load_peft_weights(str(folder), device=str(policy.model.device)))
     else:
-        saved = AutoModelForCausalLM.from_pretrained(folder, dtype=policy.model.dtype)
-        policy.model.load_state_dict(saved.state_dict())
+        _, saved = _pretrained(str(folder), policy.model.dtype)
+        try:
+            policy.model.load_state_dict(saved.state_dict())
+        except RuntimeError as error:
+            raise UserError(f"checkpoint={folder}: not of this model: {_first_line(error)}") from error

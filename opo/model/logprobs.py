@@ -85,20 +85,21 @@ def token_logprobs(
     with_entropy: bool = False,
     with_energy: bool = False,
     backward_dtype: torch.dtype | None = None,
+    kept: int = KEPT,
 ) -> TokenStats:
     """log pi(y) = s_y - log sum_v exp s_v with s = logits / temperature, and on demand H = -sum_v pi_v log pi_v and the energy.
 
     Exact, forward and backward, for any gradient on each token's log-probability and entropy, with respect to the hidden states,
     the head's weight (tied or not) and its bias. Half-precision logits are raised to float32 before anything is summed; inside
     autocast the products are taken in its dtype, as the head itself would; `backward_dtype`, where given, is that of the products that
-    make gradients. A target outside the vocabulary gives NaN or IndexError.
+    make gradients. No more than `kept` logits are kept for the backward pass, which otherwise makes them again. A target outside the vocabulary gives NaN or IndexError.
     """
     head = head if isinstance(head, Head) else Head(head.weight, head.bias)
     spec = _Spec.of(hidden_MD, head, temperature, backward_dtype)
     if len(targets_M) * len(head.weight_VD) <= chunk[0] * chunk[1]:  # one tile: what autograd keeps is no larger
         return _plain(hidden_MD, head, targets_M, spec, with_entropy, with_energy)
     with torch.autocast(hidden_MD.device.type, enabled=False):  # the spec has taken it into account
-        keep = torch.is_grad_enabled() and len(targets_M) * len(head.weight_VD) <= KEPT
+        keep = torch.is_grad_enabled() and len(targets_M) * len(head.weight_VD) <= kept
         options = (targets_M, spec, chunk, with_entropy, with_energy, keep)
         return TokenStats(*_Tiled.apply(hidden_MD, head.weight_VD, head.bias_V, *options))
 

@@ -1,6 +1,7 @@
 """The policy: a causal language model, its tokenizer and its temperature, with log-probabilities of sampled responses."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -33,9 +34,10 @@ class Policy:
     model: Any  # a causal model of transformers, or peft's wrapper around one
     tokenizer: PreTrainedTokenizerBase
     temperature: float = 1.0
-    stop_token_ids: tuple[int, ...] = ()
     compute: Compute = "float32"
     head_kernel: HeadKernel = "tiled"
+    token_budget: int = 16384  # padded tokens of prompt and response in one forward and backward pass
+    shared_prefix: bool = True  # encode each prompt once for all of its responses
 
     @property
     def decoder(self) -> Any:
@@ -61,14 +63,13 @@ class Policy:
         rollouts: Rollouts,
         part: Microbatch,
         *,
-        shared_prefix: bool = True,
         entropy_grad: bool = False,
         energy: bool = False,
     ) -> TokenScores:
         """Of one part's sampled tokens; log-probabilities (entropies on demand) are differentiable where gradients are enabled."""
         head = self.head  # found out in full precision
         with computing(self.compute, self.causal_lm.device.type):
-            hidden_KH, mask_MT = response_hidden(self.decoder, rollouts, part, shared_prefix)
+            hidden_KH, mask_MT = response_hidden(self.decoder, rollouts, part, self.shared_prefix)
             targets_K = rollouts.tokens_NT[part.rows_M, : mask_MT.shape[1]].to(mask_MT.device)[mask_MT]
             if self.head_kernel == "liger" and not energy:
                 stats = liger_logprobs(hidden_KH, head, targets_K, self.temperature)
@@ -87,21 +88,23 @@ class Policy:
         energies_MT = None if stats.energies_M is None else _scatter(stats.energies_M, mask_MT)
         return TokenScores(_scatter(stats.logprobs_M, mask_MT), _scatter(entropies_K, mask_MT), energies_MT, mask_MT)
 
+    def parts(self, rollouts: Rollouts, prompts: list[int]) -> Iterator[Microbatch]:
+        """Micro-batches of the distinct responses to these prompts, none above the token budget."""
+        return microbatches(rollouts, prompts, self.token_budget, distinct=True)
+
+    def with_token_budget(self, tokens: int) -> "Policy":
+        """The same policy in larger or smaller micro-batches."""
+        other = replace(self, token_budget=tokens)
+        other.__dict__["head"] = self.head  # found out already
+        return other
+
     @torch.no_grad()
-    def measure(
-        self,
-        rollouts: Rollouts,
-        prompts: list[int],
-        token_budget: int,
-        *,
-        shared_prefix: bool = True,
-        energy: bool = False,
-    ) -> TokenScores:
+    def measure(self, rollouts: Rollouts, prompts: list[int], *, energy: bool = False) -> TokenScores:
         """The same for all responses to these prompts, without gradient: (N, T) float64 on the CPU, zero elsewhere."""
         logprobs_NT = torch.zeros(rollouts.mask_NT.shape, dtype=torch.float64)
         entropies_NT, energies_NT = torch.zeros_like(logprobs_NT), torch.zeros_like(logprobs_NT)
-        for part in microbatches(rollouts, prompts, token_budget, distinct=True):
-            scores = self.scores(rollouts, part, shared_prefix=shared_prefix, energy=energy)
+        for part in self.parts(rollouts, prompts):
+            scores = self.scores(rollouts, part, energy=energy)
             width = scores.mask_MT.shape[1]
             logprobs_NT[part.rows_M, :width] = scores.logprobs_MT.double().cpu()
             entropies_NT[part.rows_M, :width] = scores.entropies_MT.double().cpu()

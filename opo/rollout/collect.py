@@ -1,17 +1,26 @@
 """From the task's prompts to scored rollouts: render, sample, decode, score."""
 
 import math
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from opo.batch import Rollouts
+from opo.config.schema import ModelConfig, RewardConfig, RolloutConfig
 from opo.errors import UserError
+from opo.model.load import max_length
+from opo.model.policy import Policy
 from opo.rewards.runner import RewardRunner
 from opo.rollout.base import Sampler, Samples, Sampling
+from opo.rollout.factory import make_sampler
 from opo.tasks import Prompt, Task, render
+
+LOOK_AHEAD, LOOK_AHEAD_S = 16384, 5.0  # prompts that are read, and seconds spent on it, before a run starts
 
 
 @dataclass(frozen=True)
@@ -44,13 +53,31 @@ class Collected:
         ]
 
 
-def stop_token_ids(tokenizer: Any, stop: tuple[str, ...]) -> tuple[int, ...]:
-    """End-of-text, and every token whose text contains one of the task's stop strings (each within one token)."""
-    ends = {tokenizer.eos_token_id} - {None}
+def stop_token_ids(policy: Policy, stop: tuple[str, ...]) -> tuple[int, ...]:
+    """Every token that ends a response: the tokenizer's end of text, those of the model's generation config (there may be several,
+    such as the end of a turn), and each whose text contains one of the task's stop strings.
+    """
+    tokenizer: Any = policy.tokenizer
+    named = getattr(getattr(policy.causal_lm, "generation_config", None), "eos_token_id", None)
+    ends = {tokenizer.eos_token_id, *(named if isinstance(named, list | tuple) else [named])} - {None}
     if stop:
         texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
         ends |= {i for i, text in enumerate(texts) if any(s in text for s in stop)}
     return tuple(sorted(ends))
+
+
+def encode_prompt(tokenizer: Any, text: str, chat: bool = False) -> list[int]:
+    """Token ids of a prompt, special tokens as the tokenizer adds them (with `chat` the template has written them already).
+
+    The beginning of text comes once, also where the text spells it and the tokenizer adds it, and no end of text after the prompt.
+    """
+    ids = list(tokenizer.encode(text, add_special_tokens=not chat))
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if bos is not None and ids[:2] == [bos, bos]:
+        ids = ids[1:]
+    if not chat and eos is not None and len(ids) > 1 and ids[-1] == eos and not text.endswith(tokenizer.eos_token):
+        ids = ids[:-1]
+    return ids
 
 
 def response_text(tokenizer: Any, ids: list[int], stop: tuple[str, ...]) -> str:
@@ -69,38 +96,115 @@ class Collector:
     tokenizer: PreTrainedTokenizerBase
     sampler: Sampler
     rewards: RewardRunner
+    sampling: Sampling  # unless another is asked for
     max_length: int  # tokens of prompt and response that the model has positions for
 
     def prompts(self, first: int, count: int, split: str = "train") -> tuple[list[Prompt], list[list[int]]]:
-        """Prompts number first .. first + count - 1 of a stream and their token ids."""
+        """Prompts number first .. first + count - 1 of a stream and their token ids. Raises UserError for one that does not fit."""
         prompts = [self.task.prompt(index, split) for index in range(first, first + count)]
-        ids = [self.tokenizer.encode(render(p, self.tokenizer), add_special_tokens=not p.chat) for p in prompts]
+        ids = [encode_prompt(self.tokenizer, render(p, self.tokenizer), p.chat) for p in prompts]
+        for prompt, tokens in zip(prompts, ids, strict=True):
+            if not tokens or len(tokens) + self.sampling.max_new_tokens > self.max_length:
+                raise UserError(
+                    f"rollout.max_new_tokens={self.sampling.max_new_tokens}: prompt {prompt.index} of the {split} stream has "
+                    f"{len(tokens)} tokens and the model holds {self.max_length} in all"
+                )
         return prompts, ids
 
+    def look_ahead(self, first: int, count: int, split: str = "train") -> None:
+        """Raise UserError now for a prompt of these that will not fit, as far as `LOOK_AHEAD` prompts and seconds reach."""
+        deadline = time.monotonic() + LOOK_AHEAD_S
+        for start in range(first, first + min(count, LOOK_AHEAD), 64):
+            self.prompts(start, min(64, first + count - start), split)
+            if time.monotonic() > deadline:
+                return
+
     def collect(
-        self, first: int, count: int, sampling: Sampling, generator: torch.Generator, split: str = "train"
+        self, first: int, count: int, generator: torch.Generator, sampling: Sampling | None = None, split: str = "train"
     ) -> Collected:
-        """Sample and score `sampling.group_size` responses to each of `count` prompts."""
-        prompts, ids = self.prompts(first, count, split)
-        for prompt, tokens in zip(prompts, ids, strict=True):
-            if not tokens or len(tokens) + sampling.max_new_tokens > self.max_length:
-                raise UserError(
-                    f"rollout.max_new_tokens={sampling.max_new_tokens}: prompt {prompt.index} of the {split} stream has {len(tokens)} "
-                    f"tokens and the model holds {self.max_length} in all"
-                )
-        samples = self.sampler.generate(ids, sampling, generator)
+        """Sample and score `group_size` responses to each of `count` prompts."""
+        return self.respond(*self.prompts(first, count, split), generator, sampling)
+
+    def respond(
+        self, prompts: list[Prompt], ids: list[list[int]], generator: torch.Generator, sampling: Sampling | None = None
+    ) -> Collected:
+        """Sample and score responses to these prompts, which `prompts` has encoded."""
+        samples = self.sampler.generate(ids, sampling or self.sampling, generator)
         responses = [
             [response_text(self.tokenizer, r, self.task.stop) for r in group] for group in samples.response_ids
         ]
         scored = self.rewards.score(prompts, responses)
-        rollouts = Rollouts.from_lists(
+        return Collected(
+            self._rollouts(prompts, ids, samples, responses, scored.rewards_PG),
+            prompts,
+            responses,
+            samples,
+            scored.reasons,
+        )
+
+    def _rollouts(
+        self,
+        prompts: list[Prompt],
+        ids: list[list[int]],
+        samples: Samples,
+        responses: list[list[str]],
+        rewards_PG: torch.Tensor,
+    ) -> Rollouts:
+        return Rollouts.from_lists(
             ids,
             samples.response_ids,
-            scored.rewards_PG,
+            rewards_PG,
             samples.logprobs,
             versions=samples.versions,
             answers=[[self.task.extract(r) for r in group] for group in responses],
             finished_PG=torch.tensor(samples.finished),
             prompt_index_P=torch.tensor([p.index for p in prompts]),
         )
-        return Collected(rollouts, prompts, responses, samples, scored.reasons)
+
+
+def joined(first: Collected, second: Collected) -> Collected:
+    """Two batches of responses to the same prompts as one, the second's behind the first's in every group."""
+    size = first.rollouts.group_size
+    samples = Samples(
+        *(
+            [[*a, *b] for a, b in zip(getattr(first.samples, f.name), getattr(second.samples, f.name), strict=True)]
+            for f in fields(Samples)
+        )
+    )
+    one, other = first.rollouts, second.rollouts
+    assert one.answers is not None
+    assert other.answers is not None
+    rollouts = Rollouts.from_lists(
+        one.prompt_ids,
+        samples.response_ids,
+        torch.cat([one.rewards_PG, other.rewards_PG], 1),
+        samples.logprobs,
+        versions=samples.versions,
+        answers=[[*a, *b] for a, b in zip(one.answers, other.answers, strict=True)],
+        finished_PG=torch.tensor(samples.finished),
+        prompt_index_P=one.prompt_index_P,
+    )
+    responses = [[*a, *b] for a, b in zip(first.responses, second.responses, strict=True)]
+    reasons = first.reasons | {(p, g + size): reason for (p, g), reason in second.reasons.items()}
+    return Collected(rollouts, first.prompts, responses, samples, reasons)
+
+
+@contextmanager
+def open_collector(
+    policy: Policy, task: Task, model: ModelConfig, rollout: RolloutConfig, reward: RewardConfig, version: int = 0
+) -> Iterator[Collector]:
+    """Everything that samples and scores: the engine with the policy's weights, reward workers, and how responses are drawn.
+
+    `version` says how many updates the weights have seen. Engine and workers are closed on the way out.
+    """
+    sampling = Sampling(
+        rollout.group_size,
+        rollout.max_new_tokens,
+        rollout.temperature,
+        rollout.top_p,
+        rollout.top_k,
+        stop_token_ids=stop_token_ids(policy, task.stop),
+    )
+    with RewardRunner(task, reward.timeout_s, reward.workers) as rewards, make_sampler(model, rollout) as sampler:
+        sampler.load_weights(policy.model, version)
+        yield Collector(task, policy.tokenizer, sampler, rewards, sampling, max_length(policy.model))

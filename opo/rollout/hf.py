@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel, TopKLogitsWarper, TopPLogitsWarper
 
 from opo.keys import Compute
 from opo.model.forward import evaluating, pad_left, positions
@@ -123,15 +123,15 @@ def policy_logits(logits_BV: Tensor, sampling: Sampling) -> Tensor:
     """s with softmax(s) = pi(. | context): at least float32, over the temperature, -inf where truncated, (B, V)."""
     s_BV = (logits_BV if logits_BV.dtype == torch.float64 else logits_BV.float()) / sampling.temperature
     if sampling.top_k > 0:
-        threshold_B1 = s_BV.topk(min(sampling.top_k, s_BV.shape[1]), -1).values[:, -1:]
-        s_BV = s_BV.masked_fill(s_BV < threshold_B1, -torch.inf)
+        s_BV = _warped(TopKLogitsWarper(sampling.top_k), s_BV)
     if sampling.top_p < 1:
-        sorted_BV, order_BV = s_BV.sort(-1, descending=True)
-        mass_BV = sorted_BV.double().softmax(-1)
-        drop_BV = torch.zeros_like(s_BV, dtype=torch.bool)
-        drop_BV.scatter_(1, order_BV, mass_BV.cumsum(-1) - mass_BV >= sampling.top_p)
-        s_BV = s_BV.masked_fill(drop_BV, -torch.inf)
+        s_BV = _warped(TopPLogitsWarper(sampling.top_p), s_BV)
     return s_BV
+
+
+def _warped(warper: Any, s_BV: Tensor) -> Tensor:
+    """What a processor of transformers leaves of s; these look at no ids."""
+    return warper(None, s_BV)
 
 
 def draw(s_RV: Tensor, row_S: Tensor, uniforms_S: Tensor | None) -> tuple[Tensor, Tensor]:

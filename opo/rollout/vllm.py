@@ -101,7 +101,7 @@ class VllmSampler:
                 self.engine: Any = vllm.LLM(**options)
             except (ValueError, NotImplementedError, torch.OutOfMemoryError) as error:
                 self._leave_process_group()
-                raise UserError(_sentence(error, source, memory)) from error
+                raise UserError(why_not_started(error, source, memory)) from error
         # on the CPU a tied head is a packed copy, which a new embedding alone would leave as it was
         self.packs_head = self.on_cpu and self.engine.apply_model(lambda model: hasattr(model, "lm_head"))[0]
         self.max_model_len: int = self.engine.llm_engine.model_config.max_model_len
@@ -204,14 +204,14 @@ class VllmSampler:
         if self.transfer is None:
             world_size = 1 + self.engine.llm_engine.vllm_config.parallel_config.world_size
             init_info = NCCLTrainerInitInfo("127.0.0.1", get_open_port(), world_size, rank=0)
-            client: Any = _Client(self.engine)
-            source: Any = _Source()
+            client: Any = WeightSyncClient(self.engine)
+            source: Any = WeightSource()
             self.transfer = WeightTransferTrainerFactory.trainer_init(init_info, client=client, source=source)
         self.transfer.source.model = model
         self.transfer.send_weights()
 
 
-class _Client:
+class WeightSyncClient:
     """What vLLM's trainer side of a weight transfer asks of an engine, asked of `LLM`."""
 
     def __init__(self, engine: Any) -> None:
@@ -230,7 +230,7 @@ class _Client:
         self.engine.collective_rpc("finish_weight_update")
 
 
-class _Source:
+class WeightSource:
     """What is broadcast: the merged weights of the model of the moment."""
 
     model: Any = None
@@ -276,7 +276,7 @@ def _reason(error: Exception) -> str:
     return " ".join(text.removeprefix("Value error, ").split())
 
 
-def _sentence(error: Exception, source: str, memory: str) -> str:
+def why_not_started(error: Exception, source: str, memory: str) -> str:
     """vLLM's reason for not starting, in one sentence that names what can be changed."""
     reason = _reason(error)
     if isinstance(error, torch.OutOfMemoryError):

@@ -5,27 +5,25 @@ SHA-256 of every other file. All is written to a hidden sibling, forced to the d
 any moment leaves the checkpoint before it in force.
 """
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from opo.errors import UserError
-from opo.system.atomic import sync
+from opo.system.atomic import replacing
+from opo.system.manifest import manifest_of, refuse_damaged, write_manifest
+
+if TYPE_CHECKING:
+    from torch import Tensor  # imported where tensors are written and read: what only lists checkpoints does without
 
 
 def save_checkpoint(
     folder: Path,
     step: int,
     policy_saver: Callable[[Path], None],
-    tensors: dict[str, Tensor],
+    tensors: "dict[str, Tensor]",
     state: dict[str, Any],
     keep: int = 0,
 ) -> Path:
@@ -34,46 +32,34 @@ def save_checkpoint(
     `policy_saver` fills the folder it is given; `tensors` may live on any device, `state` is JSON without NaN. Raises
     FileExistsError where this step has a checkpoint, ValueError where `state` holds a number that is not finite.
     """
+    from safetensors.torch import save_file
+
     target = folder / f"step-{step:06d}"
     if target.exists():
         raise FileExistsError(f"{target} exists; a checkpoint is never written over")
-    partial = folder / f".{target.name}.partial-{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
-    policy = partial / "policy"
-    policy.mkdir(parents=True)
-    policy_saver(policy)
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial / "trainer.safetensors"
-    )
-    (partial / "trainer.json").write_text(json.dumps(state, indent=2, allow_nan=False) + "\n")
-    files = sorted(file for file in partial.rglob("*") if file.is_file())
-    listed = {str(file.relative_to(partial)): {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in files}
-    (partial / "manifest.json").write_text(json.dumps({"step": step, "files": listed}, indent=2) + "\n")
-    for path in [*partial.rglob("*"), partial]:
-        sync(path)
-    partial.rename(target)
-    sync(folder)
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with replacing(target) as partial:
+        policy = partial / "policy"
+        policy.mkdir(parents=True)
+        policy_saver(policy)
+        save_file(on_cpu, partial / "trainer.safetensors")
+        (partial / "trainer.json").write_text(json.dumps(state, indent=2, allow_nan=False) + "\n")
+        write_manifest(partial, step=step)
     for old in checkpoints(folder)[:-keep] if keep > 0 else []:
         _drop(old)
     return target
 
 
-def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_checkpoint(path: Path) -> "tuple[dict[str, Tensor], dict[str, Any]]":
     """The tensors (on the CPU) and the state of a checkpoint, every file of it checked against the manifest.
 
     Raises UserError that names the first file that is missing or whose bytes are not those that were written.
     """
-    manifest = path / "manifest.json"
-    if not manifest.is_file():
+    from safetensors import safe_open
+
+    if manifest_of(path) is None:
         raise UserError(f"{path}: no checkpoint is here (manifest.json is missing)")
-    for name, written in json.loads(manifest.read_text())["files"].items():
-        file = path / name
-        if not file.is_file():
-            raise UserError(f"{file}: missing from its checkpoint; remove {path} to go on from the one before it")
-        if file.stat().st_size != written["bytes"] or _sha256(file) != written["sha256"]:
-            raise UserError(
-                f"{file}: damaged, its SHA-256 is not the manifest's; remove {path} to go on from the one before it"
-            )
+    refuse_damaged(path, advice=f"; remove {path} to go on from the checkpoint before it")
     with safe_open(path / "trainer.safetensors", framework="pt") as stored:
         tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  not a dict: it has no iterator
     return tensors, json.loads((path / "trainer.json").read_text())
@@ -100,8 +86,3 @@ def remove_incomplete(folder: Path) -> None:
 def _drop(path: Path) -> None:
     """Remove a checkpoint; renamed first, so that a kill in the middle leaves nothing that looks complete."""
     shutil.rmtree(path.rename(path.with_name(f".{path.name}.dropped")))
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -5,7 +5,6 @@ run.json        versions, code, device, seeds          rollouts/       completio
 checkpoints/    step-000100/ ...                       DONE            the number of steps, once all are done
 """
 
-import fcntl
 import json
 import secrets
 import shutil
@@ -13,9 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import yaml
+from filelock import FileLock, Timeout
 
 from opo.errors import UserError
 from opo.run.checkpoint import checkpoints, remove_incomplete
@@ -33,7 +33,7 @@ class RunFolder:
     path: Path
     config: dict[str, Any]
     wandb_id: str
-    _lock: IO[str] | None  # an open file: the lock is let go at the latest when the process ends, however it ends
+    _lock: FileLock | None  # let go at the latest when the process ends, however it ends
 
     @classmethod
     def open(cls, path: Path, config: dict[str, Any]) -> Self:
@@ -84,7 +84,7 @@ class RunFolder:
             raise
         finally:
             if self._lock:
-                self._lock.close()
+                self._lock.release()
 
     @property
     def done(self) -> bool:
@@ -157,14 +157,13 @@ def _steps_done(path: Path) -> int | None:
     return int(done.read_text()) if done.exists() else None
 
 
-def _lock(path: Path) -> IO[str]:
+def _lock(path: Path) -> FileLock:
     """Hold the folder against other processes. Raises UserError where one has it."""
-    stream = (path / ".lock").open("w")
+    lock = FileLock(path / ".lock", thread_local=False)
     try:
-        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        stream.close()
+        lock.acquire(blocking=False)
+    except Timeout:
         raise UserError(
             f"{path}: another process is training in this folder; wait for it, or give another folder"
         ) from None
-    return stream
+    return lock

@@ -26,6 +26,11 @@ METRICS: dict[str, Metric] = {
     "train/reward_std": Metric("reward", "standard deviation (n - 1) over this batch's scorable responses"),
     "train/grad_norm": Metric("1", "Euclidean norm of the gradient before clipping, mean over updates"),
     "train/clipped": Metric("fraction", "share of updates whose gradient was scaled down to optim.max_grad_norm"),
+    "train/moved_fraction": Metric(
+        "fraction",
+        "share of weights that an update changed, of at most 65,536 evenly spaced ones, mean over updates; far below 1 in "
+        "bfloat16 where the step is smaller than the weights' rounding",
+    ),
     "train/learning_rate": Metric("1", "of the last update"),
     "train/entropy_mean_nats": Metric("nats", "entropy of the next-token distribution, mean over sampled tokens"),
     "train/entropy_sampled_nats": Metric(

@@ -4,10 +4,14 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
+
+from opo.system.atomic import replacing
+from opo.system.manifest import refuse_damaged, write_manifest
 
 
 def cache_folder() -> Path:
@@ -18,22 +22,27 @@ def cache_folder() -> Path:
 def made_once(kind: str, recipe: dict[str, Any], make: Callable[[Path], None]) -> Path:
     """The folder that `make(folder)` fills, kept under the hash of `recipe`; appears whole or not at all.
 
-    Two processes may make it at the same time: the first to finish keeps its own, the other's is dropped.
+    Of two processes that want it at the same time one makes it and the other waits. Raises UserError where a
+    file of it is no longer as it was made.
     """
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
     target = cache_folder() / f"{kind}-{digest}"
+    if not target.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.parent / f".{target.name}.lock"):
+            _make(target, recipe, make)
+    refuse_damaged(target, advice=f"; remove {target} and it is made again")
+    return target
+
+
+def _make(target: Path, recipe: dict[str, Any], make: Callable[[Path], None]) -> None:
+    """Called by the process that holds the lock: what others have left unfinished is of killed ones."""
     if target.is_dir():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    making = Path(tempfile.mkdtemp(prefix=f".{kind}-", dir=target.parent))
-    try:
+        return
+    for left in target.parent.glob(f".{target.name}.*.partial"):
+        shutil.rmtree(left)
+    with replacing(target) as making:
+        making.mkdir()
         make(making)
         (making / "recipe.json").write_text(json.dumps(recipe, indent=2, sort_keys=True) + "\n")
-        try:
-            making.rename(target)
-        except OSError:  # another process was first
-            if not target.is_dir():
-                raise
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
-    return target
+        write_manifest(making)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from opo.run.metrics import METRICS, checked_row, read_rows
-from opo.system.atomic import sync
+from opo.system.atomic import replacing
 from opo.tracking.sidecar import Sidecar
 
 if TYPE_CHECKING:
@@ -97,11 +97,8 @@ class Tracker:
             raise ValueError(f"completions have the column {min(others)!r}; allowed are {', '.join(COMPLETIONS)}")
         schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in COMPLETIONS.items()])
         file = completions_file(self.folder, step)
-        file.parent.mkdir(exist_ok=True)
-        partial = file.with_name(f".{file.name}")
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial)
-        sync(partial)
-        partial.replace(file)
+        with replacing(file) as partial:
+            pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stream.close()

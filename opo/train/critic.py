@@ -10,7 +10,7 @@ from opo.algorithms import ALGORITHMS
 from opo.batch import Rollouts
 from opo.config.schema import RunConfig
 from opo.gae import gae, value_loss
-from opo.model.forward import Microbatch, microbatches, response_hidden
+from opo.model.forward import Microbatch, response_hidden
 from opo.model.gradient import clip_gradients, gradient_norm
 from opo.model.policy import Policy
 
@@ -27,19 +27,20 @@ class Critic(nn.Module):
         self.head = nn.Linear(policy.model.config.hidden_size, 1, device=weight.device, dtype=weight.dtype)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+        self.parts, self.shared_prefix = policy.parts, policy.shared_prefix  # micro-batches as the policy cuts them
 
-    def forward(self, rollouts: Rollouts, part: Microbatch, *, shared_prefix: bool = True) -> Tensor:
+    def forward(self, rollouts: Rollouts, part: Microbatch) -> Tensor:
         """Values of the part's response tokens, (M, T) float32, zero outside the responses."""
-        hidden_KH, mask_MT = response_hidden(self.decoder, rollouts, part, shared_prefix)
+        hidden_KH, mask_MT = response_hidden(self.decoder, rollouts, part, self.shared_prefix)
         values_K = self.head(hidden_KH).squeeze(-1).float()
         return torch.zeros(mask_MT.shape, device=values_K.device).masked_scatter(mask_MT, values_K)
 
     @torch.no_grad()
-    def values(self, rollouts: Rollouts, token_budget: int, *, shared_prefix: bool = True) -> Tensor:
+    def values(self, rollouts: Rollouts) -> Tensor:
         """Values of all response tokens, (N, T) float64 on the CPU."""
         values_NT = torch.zeros(rollouts.mask_NT.shape, dtype=torch.float64)
-        for part in microbatches(rollouts, list(range(rollouts.num_prompts)), token_budget, distinct=True):
-            values_MT = self(rollouts, part, shared_prefix=shared_prefix)
+        for part in self.parts(rollouts, list(range(rollouts.num_prompts))):
+            values_MT = self(rollouts, part)
             values_NT[part.rows_M, : values_MT.shape[1]] = values_MT.double().cpu()
         return values_NT[rollouts.first_N]
 
@@ -53,12 +54,12 @@ def update_critic(
 ) -> tuple[float, float]:
     """One step of the critic towards the generalised returns of these prompts: its loss and unclipped gradient norm."""
     assert rollouts.values_NT is not None
-    knobs = {name: p.default for name, p in ALGORITHMS[config.algo.name].knobs.items()} | config.algo.knobs
-    _, returns_NT = gae(rollouts.token_rewards_NT, rollouts.values_NT, rollouts.mask_NT, knobs["gamma"], knobs["lam"])
+    gamma, lam, clip = ALGORITHMS[config.algo.name].critic_hyperparameters(config.algo.knobs)
+    _, returns_NT = gae(rollouts.token_rewards_NT, rollouts.values_NT, rollouts.mask_NT, gamma, lam)
     inside_NT = rollouts.mask_NT & rollouts.scorable_N[:, None]
     tokens = max(1, int(inside_NT[rollouts.rows_of(prompts)].sum()))
     first_N, total = rollouts.first_N, 0.0
-    for part in microbatches(rollouts, prompts, config.optim.tokens_per_microbatch, distinct=True):
+    for part in critic.parts(rollouts, prompts):
         rows_C = torch.isin(first_N, part.rows_M).nonzero().squeeze(1)  # all copies of the part's responses
         place_N = torch.zeros_like(first_N).index_put((part.rows_M,), torch.arange(len(part.rows_M)))
         values_MT = critic(rollouts, part)
@@ -67,9 +68,7 @@ def update_critic(
             x[rows_C, :width].to(values_MT.device) for x in (rollouts.values_NT, returns_NT, inside_NT)
         )
         # value_loss is a mean over the part's tokens: weighted by their share it adds up to the mean over all
-        loss = value_loss(values_CT, old_CT.float(), target_CT.float(), mask_CT, knobs["value_clip"]) * (
-            mask_CT.sum() / tokens
-        )
+        loss = value_loss(values_CT, old_CT.float(), target_CT.float(), mask_CT, clip) * (mask_CT.sum() / tokens)
         loss.backward()
         total += loss.item()
     parameters = list(critic.parameters())

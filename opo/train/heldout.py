@@ -1,25 +1,23 @@
 """Reward on held-out prompts while a run goes on."""
 
 import math
+from dataclasses import replace
 
 from scipy import stats
 
 from opo.config.schema import EvaluateConfig
-from opo.rollout.base import Sampling
 from opo.rollout.collect import Collector
 from opo.system.seeding import generator_for
 
 
-def evaluate(collector: Collector, config: EvaluateConfig, sampling: Sampling, seed: int) -> dict[str, float]:
+def evaluate(collector: Collector, config: EvaluateConfig, seed: int) -> dict[str, float]:
     """Mean reward on the first prompts of the eval stream with its 95 % interval (Student's t over prompts).
 
-    The same prompts and random numbers each time, so that two evaluations of a run differ by the policy alone. An unscorable
+    The same prompts and random numbers each time, so that two evaluations of a run differ by the policy alone. An unscored
     response counts for nothing, neither in the mean nor against it.
     """
-    sampling = Sampling(
-        config.group_size, sampling.max_new_tokens, sampling.temperature, stop_token_ids=sampling.stop_token_ids
-    )
-    batch = collector.collect(0, config.num_prompts, sampling, generator_for(seed, "eval"), split="eval")
+    sampling = replace(collector.sampling, group_size=config.group_size, top_p=1.0, top_k=0)
+    batch = collector.collect(0, config.num_prompts, generator_for(seed, "eval"), sampling, "eval")
     means_P = batch.rollouts.rewards_PG.nanmean(1)
     means_P = means_P[~means_P.isnan()]
     metrics = {"eval/length_tokens_mean": float(batch.rollouts.lengths_N.double().mean())}

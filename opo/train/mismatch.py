@@ -103,6 +103,8 @@ class Certificate:
     max_allowed_nats: float
     on_breach: Literal["stop", "correct"] = "stop"
     cap: float = 2.0
+    updates_per_rollout: int = 1
+    behaviour: bool = False  # a sampler draws from other weights on purpose
     path: Path | None = None  # of the file; None: nothing is written
     steps_checked: int = 0
     last_step: int = 0  # counted from 1
@@ -110,10 +112,18 @@ class Certificate:
     breaches: dict[str, str] = field(default_factory=dict)  # step -> what was wrong with it
 
     @classmethod
-    def open(cls, folder: Path, config: CertificateConfig) -> Self:
+    def open(
+        cls, folder: Path, config: CertificateConfig, updates_per_rollout: int = 1, behaviour: bool = False
+    ) -> Self:
         """With the tolerances of the run's config, and what an interrupted run in this folder has checked already."""
         certificate = cls(
-            config.logprob_abs_mean_nats, config.logprob_abs_max_nats, config.on_breach, config.cap, folder / FILE
+            config.logprob_abs_mean_nats,
+            config.logprob_abs_max_nats,
+            config.on_breach,
+            config.cap,
+            updates_per_rollout,
+            behaviour,
+            folder / FILE,
         )
         if (folder / FILE).exists():
             record = json.loads((folder / FILE).read_text(encoding="utf-8"))
@@ -158,9 +168,14 @@ class Certificate:
         return bool(found)
 
     def record(self) -> dict[str, Any]:
-        """The verdict as data: `exactly_on_policy` of every step checked, `corrected` where some were reweighted instead."""
+        """The verdict as data. Two facts make a run exactly on-policy: every batch checked was sampled by the weights that the first
+        update moved (`sampled_on_policy`), and that update was the only one (`updates_per_rollout`). `corrected`: some batches were
+        not, and were reweighted.
+        """
         return {
-            "exactly_on_policy": not self.breaches,
+            "exactly_on_policy": not self.breaches and self.updates_per_rollout == 1 and not self.behaviour,
+            "sampled_on_policy": not self.breaches and not self.behaviour,
+            "updates_per_rollout": self.updates_per_rollout,
             "corrected": bool(self.breaches) and self.on_breach == "correct",
             "steps_checked": self.steps_checked,
             "last_step": self.last_step,

@@ -1,54 +1,79 @@
 """What an algorithm needs beyond rewards and the sampler's log-probabilities, computed once per rollout batch."""
 
-from opo.algorithms import ALGORITHMS
+from dataclasses import replace
+
+from opo.algorithms import ALGORITHMS, token_weights
 from opo.batch import Rollouts
-from opo.config.schema import AlgoConfig, RunConfig
 from opo.kl import kl_estimate
-from opo.model.policy import Policy
-from opo.rollout.base import Sampling
+from opo.model.score_norms import squared_score_norms
+from opo.parts.filters import drawn
+from opo.parts.gradients import HessianCorrected, hessian_vector
+from opo.parts.samplers import PromptCurriculum
 from opo.rollout.collect import Collected, Collector
-from opo.system.seeding import generator_for
-from opo.train.critic import Critic
+from opo.system.seeding import generator_for, rng_for
+from opo.train.learner import Learner
+from opo.train.update import loss_of, needs_reference
 
 
-def needs_reference(algo: AlgoConfig) -> bool:
-    """True where the algorithm's loss looks at the reference policy in every step."""
-    return algo.kl_coef != 0 or "reference_logprobs_NT" in ALGORITHMS[algo.name].needs
+def draw(learner: Learner, collector: Collector) -> Collected:
+    """The scored responses of the next step, from the run's sampler or from the policy to the next prompts of the stream."""
+    config, step, sampler = learner.config, learner.step, learner.parts.sampler
+    count = config.rollout.num_prompts
+    if sampler is not None:
+        return sampler.collect(collector, learner.policy, count, step, config.seed)
+    return collector.collect(step * count, count, generator_for(config.seed, "rollout", step))
 
 
-def prepare(
-    batch: Collected,
-    step: int,
-    config: RunConfig,
-    policy: Policy,
-    initial: Policy | None,
-    critic: Critic | None,
-    collector: Collector,
-) -> Rollouts:
-    """The batch's rollouts with reference log-probabilities, KL rewards, values and greedy rewards, each only where it is used.
-
-    `step` counts the batches from 0, whatever weights sampled this one.
-    """
-    rollouts, algo, optim = batch.rollouts, config.algo, config.optim
-    needs = ALGORITHMS[algo.name].needs
+def prepare(batch: Collected, learner: Learner, collector: Collector) -> Rollouts:
+    """The batch's rollouts with reference log-probabilities, KL rewards, values and greedy rewards, each only where it is used."""
+    rollouts, config, policy, step = batch.rollouts, learner.config, learner.policy, learner.step
+    algo, parts = config.algo, learner.parts
+    needs = (*ALGORITHMS[algo.name].needs, *parts.needs)
+    if isinstance(parts.sampler, PromptCurriculum):
+        parts.sampler.learn(rollouts)
+    if parts.shaper is not None:
+        rollouts = rollouts.with_(rewards_PG=parts.shaper(rollouts))
     prompts = list(range(rollouts.num_prompts))
-    if initial is not None and (needs_reference(algo) or (config.kl_init_every and step % config.kl_init_every == 0)):
-        reference = initial.measure(rollouts, prompts, optim.tokens_per_microbatch, shared_prefix=optim.shared_prefix)
-        rollouts = rollouts.with_(reference_logprobs_NT=reference.logprobs_MT)
+    measured = config.kl_init_every and step % config.kl_init_every == 0
+    if learner.initial is not None and (needs_reference(algo) or measured):
+        reference_NT = learner.initial.measure(rollouts, prompts).logprobs_MT
+        rollouts = rollouts.with_(reference_logprobs_NT=reference_NT)
         if algo.kl_coef and algo.kl_placement == "reward":
-            assert rollouts.logprobs_NT is not None
-            estimate_NT = kl_estimate(rollouts.logprobs_NT, reference.logprobs_MT, algo.kl_estimator)
+            # both from the trainer's own pass: exactly zero where the policy is the reference, so that nothing is whitened there
+            own_NT = policy.measure(rollouts, prompts).logprobs_MT
+            estimate_NT = kl_estimate(own_NT, reference_NT, algo.kl_estimator)
             rollouts = rollouts.with_(kl_rewards_NT=-algo.kl_coef * estimate_NT * rollouts.mask_NT)
-    if critic is not None:
-        rollouts = rollouts.with_(values_NT=critic.values(rollouts, optim.tokens_per_microbatch))
+    if learner.critic is not None:
+        rollouts = rollouts.with_(values_NT=learner.critic.values(rollouts))
     if "greedy_rewards_P" in needs:
-        greedy = Sampling(1, config.rollout.max_new_tokens, greedy=True, stop_token_ids=policy.stop_token_ids)
-        first, unused = batch.prompts[0].index, generator_for(config.seed, "greedy", step)
-        best = collector.collect(first, rollouts.num_prompts, greedy, unused)
+        greedy = replace(collector.sampling, group_size=1, temperature=1.0, top_p=1.0, top_k=0, greedy=True)
+        unused = generator_for(config.seed, "greedy", step)
+        best = collector.collect(batch.prompts[0].index, rollouts.num_prompts, unused, greedy)
         rollouts = rollouts.with_(greedy_rewards_P=best.rollouts.rewards_PG[:, 0])
     if "logit_energy_NT" in needs or "entropies_NT" in needs:
-        seen = policy.measure(
-            rollouts, prompts, optim.tokens_per_microbatch, shared_prefix=optim.shared_prefix, energy=True
-        )
+        seen = policy.measure(rollouts, prompts, energy=True)
         rollouts = rollouts.with_(logit_energy_NT=seen.energies_MT, entropies_NT=seen.entropies_MT)
+    if "score_norm2_PG" in needs:
+        rollouts = rollouts.with_(score_norm2_PG=squared_score_norms(policy, rollouts))
+    if isinstance(parts.gradient, HessianCorrected):
+        correct(parts.gradient, batch, learner, collector)
+    if parts.filter is not None:
+        weights_PG = parts.filter.weights(rollouts.rewards_PG)
+        rollouts = drawn(rollouts, weights_PG, generator_for(config.seed, "filter", step))
     return rollouts
+
+
+def correct(part: HessianCorrected, batch: Collected, learner: Learner, collector: Collector) -> None:
+    """Give the gradient estimator its correction for the last step, from a second batch to the same prompts."""
+    config, policy, step = learner.config, learner.policy, learner.step
+    share = float(rng_for(config.seed, "between", step).random())
+    with part.between(policy.parameters(), share) as moved:
+        if moved is None:
+            return
+        collector.sampler.load_weights(policy.model, learner.version)
+        ids = batch.rollouts.prompt_ids
+        second = collector.respond(batch.prompts, ids, generator_for(config.seed, "second", step)).rollouts
+        assert second.logprobs_NT is not None
+        weights_NT = token_weights(loss_of(config.algo, second), second.logprobs_NT)
+        part.correction = hessian_vector(policy, second, weights_NT, moved, part.difference)
+    collector.sampler.load_weights(policy.model, learner.version)

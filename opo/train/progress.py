@@ -1,6 +1,5 @@
 """What a run shows while it goes on: one line with reward, rate and time left, and now and then a few responses."""
 
-import time
 from pathlib import Path
 from typing import Self
 
@@ -9,8 +8,7 @@ from rich.markup import escape
 
 from opo.config.schema import RunConfig
 from opo.rollout.collect import Collected
-
-LINE_EVERY_S = 10.0  # where the output is no terminal
+from opo.system.pace import Pace
 
 
 class Progress:
@@ -20,12 +18,10 @@ class Progress:
         self.steps, self.path = config.steps, path
         self.samples_every = config.tracking.samples_every
         self.console = Console(highlight=False)
-        self.first_step: int | None = None
-        self.last_line = 0.0
         self.status = self.console.status("") if self.console.is_terminal else None
 
     def __enter__(self) -> Self:
-        self.start = time.monotonic()
+        self.pace = Pace(self.steps)
         if self.status:
             self.status.start()
         return self
@@ -36,21 +32,16 @@ class Progress:
 
     def show(self, step: int, metrics: dict[str, float], batch: Collected) -> None:
         """Report that `step` steps are done."""
-        if self.first_step is None:
-            self.first_step = step - 1
-        now = time.monotonic()
-        pace = (now - self.start) / (step - self.first_step)
         reward = f"reward {metrics['train/reward_mean']:.3f}" if "train/reward_mean" in metrics else "no reward"
         mark = "  not exactly on-policy, corrected" if metrics["mismatch/corrected"] else ""
         line = (
             f"{self.path.name}  step {step}/{self.steps}  {reward}  length {metrics['length/tokens_mean']:.1f}  "
-            f"{metrics['rollout/tokens_per_s']:,.0f} tok/s sampled  {pace:.2f} s/step  {_duration(pace * (self.steps - step))} left{mark}"
+            f"{metrics['rollout/tokens_per_s']:,.0f} tok/s sampled  {self.pace.line(step, 'step')}{mark}"
         )
         if self.status:
             self.status.update(line)
-        elif now - self.last_line >= LINE_EVERY_S or step == self.steps:
+        elif self.pace.due(step):
             self.console.print(line, soft_wrap=True, markup=False)
-            self.last_line = now
         if self.samples_every and (step - 1) % self.samples_every == 0:
             rewards = batch.rollouts.rewards_PG[0].tolist()
             for response, reward in list(zip(batch.responses[0], rewards, strict=True))[:3]:
@@ -58,9 +49,3 @@ class Progress:
                 self.console.print(
                     f"  [dim]{reward:4.2f}[/dim]  {escape(prompt)}[bold]{escape(response)}[/bold]", soft_wrap=True
                 )
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

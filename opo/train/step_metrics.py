@@ -82,21 +82,22 @@ class UpdateTally:
         self.rollouts, self.on_policy_NT = rollouts, on_policy_NT
         self.norms: list[float] = []
         self.clipped: list[float] = []
+        self.moved: list[float] = []
         self.critic_steps: list[tuple[float, float]] = []
-        self.ratio_sum = self.ratio_max = self.tokens = self.silenced = self.speaking = 0.0
+        self.ratio_sum = self.ratio_max = self.tokens = self.clipped_tokens = self.active = 0.0
         self.row = {"mismatch/corrected": 0.0}
 
     def add(self, rows: Tensor, current_NT: Tensor, weights_NT: Tensor) -> None:
-        """Importance ratios and the tokens that clipping silenced: weight zero now, not zero where the ratio is one."""
+        """Importance ratios and the tokens that clipping removed: weight zero now, not zero where the ratio is one."""
         assert self.rollouts.logprobs_NT is not None
         mask = self.rollouts.mask_NT[rows]
         ratios = (current_NT - self.rollouts.logprobs_NT)[rows][mask].exp()
-        spoke = self.on_policy_NT[rows][mask] != 0
+        active = self.on_policy_NT[rows][mask] != 0
         self.ratio_sum += float(ratios.sum())
         self.ratio_max = max(self.ratio_max, float(ratios.max()))
         self.tokens += len(ratios)
-        self.silenced += float((spoke & (weights_NT[rows][mask] == 0)).sum())
-        self.speaking += float(spoke.sum())
+        self.clipped_tokens += float((active & (weights_NT[rows][mask] == 0)).sum())
+        self.active += float(active.sum())
 
     def first(self, rows: Tensor, seen: Pass, gap: Gap) -> None:
         """Entropy, KL to the initial policy and the gap between sampler and trainer, before any update on this batch."""
@@ -109,9 +110,10 @@ class UpdateTally:
             self.row["train/kl_init_nats"] = float(k3_NT[mask_NT].mean())
         self.row |= gap.metrics()
 
-    def step(self, norm: float, clipped: bool, rate: float) -> None:
+    def step(self, norm: float, clipped: bool, rate: float, moved: float) -> None:
         self.norms.append(norm)
         self.clipped.append(float(clipped))
+        self.moved.append(moved)
         self.row["train/learning_rate"] = rate
 
     def critic(self, loss: float, norm: float) -> None:
@@ -122,9 +124,10 @@ class UpdateTally:
         row = self.row | {
             "train/grad_norm": sum(self.norms) / len(self.norms),
             "train/clipped": sum(self.clipped) / len(self.clipped),
+            "train/moved_fraction": sum(self.moved) / len(self.moved),
             "train/ratio_mean": self.ratio_sum / self.tokens,
             "train/ratio_max": self.ratio_max,
-            "train/clip_fraction": self.silenced / max(1.0, self.speaking),
+            "train/clip_fraction": self.clipped_tokens / max(1.0, self.active),
         }
         if self.critic_steps:
             losses, norms = zip(*self.critic_steps, strict=True)

@@ -1,4 +1,4 @@
-"""The updates that one rollout batch is used for: exactly one for OPO, a number of minibatches and epochs for its rivals."""
+"""What an update is made of: the loss on a batch, the weight of each token's entropy, and which prompts an update takes."""
 
 import math
 from collections.abc import Callable
@@ -13,26 +13,34 @@ from opo.batch import Rollouts
 from opo.config.schema import AlgoConfig, RunConfig
 from opo.errors import StoppedRun
 from opo.kl import kl_penalty
-from opo.model.gradient import accumulate, clip_gradients, gradient_norm
-from opo.model.policy import Policy
 from opo.system.seeding import rng_for
-from opo.train.critic import Critic, update_critic
-from opo.train.mismatch import Certificate, measure_gap, truncated_ratios
-from opo.train.state import TrainingState
-from opo.train.step_metrics import UpdateTally
+
+
+def needs_reference(algo: AlgoConfig) -> bool:
+    """True where the algorithm's loss looks at the reference policy in every step."""
+    return algo.kl_coef != 0 or "reference_logprobs_NT" in ALGORITHMS[algo.name].needs
 
 
 def loss_of(algo: AlgoConfig, rollouts: Rollouts) -> Callable[[Tensor], Tensor]:
     """The algorithm's loss on this batch as a function of log-probabilities (N, T), the KL penalty included."""
+    chosen = ALGORITHMS[algo.name]
 
     def loss(logprobs_NT: Tensor) -> Tensor:
-        value = ALGORITHMS[algo.name].loss(logprobs_NT, rollouts, **algo.knobs)
+        value = chosen.loss(logprobs_NT, rollouts, **algo.knobs)
         if algo.kl_coef and algo.kl_placement == "loss":
-            how = algo.knobs.get("aggregation", "sequence_sum")
-            value = value + algo.kl_coef * kl_penalty(logprobs_NT, rollouts, algo.kl_estimator, how)
+            penalty_NT = kl_penalty(logprobs_NT, rollouts, algo.kl_estimator)
+            value = value + algo.kl_coef * chosen.average(penalty_NT, rollouts, algo.knobs)
         return value
 
     return loss
+
+
+def unit_weights(algo: AlgoConfig, rollouts: Rollouts) -> Tensor:
+    """What one unit of a token's value adds to the algorithm's average, (N, T): the scale of its policy term."""
+    chosen = ALGORITHMS[algo.name]
+    return -token_weights(
+        lambda values_NT: chosen.average(values_NT, rollouts, algo.knobs), torch.zeros(rollouts.mask_NT.shape)
+    )
 
 
 def minibatch(config: RunConfig, step: int, update: int) -> list[int]:
@@ -43,86 +51,12 @@ def minibatch(config: RunConfig, step: int, update: int) -> list[int]:
     return [int(p) for p in order][part * count // parts : (part + 1) * count // parts]
 
 
-def learning_rate(base: float, schedule: str, warmup_steps: int, update: int, total_updates: int) -> float:
-    """The rate of update number `update` (from 0): linear warm-up, then constant, or linear or cosine decay to zero at the end."""
-    if update < warmup_steps:
-        return base * (update + 1) / warmup_steps
-    progress = (update - warmup_steps) / max(1, total_updates - warmup_steps)
-    decay = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
-    return base * decay[schedule]
-
-
-def update_on(
-    rollouts: Rollouts,
-    config: RunConfig,
-    policy: Policy,
-    critic: Critic | None,
-    state: TrainingState,
-    certificate: Certificate,
-    path: Path,
-) -> dict[str, float]:
-    """All updates of one rollout batch, and their metrics.
-
-    The first update takes the sampler's log-probabilities as the policy's, so that every importance ratio is one; its own forward
-    pass then measures how far the trainer's are from them. Raises StoppedRun, the batch on disk, where a gradient is not finite.
-    """
-    algo, optim = config.algo, config.optim
-    assert rollouts.logprobs_NT is not None
-    loss = loss_of(algo, rollouts)
-    on_policy_NT = token_weights(loss, rollouts.logprobs_NT)
-    total_updates = config.steps * algo.updates_per_rollout
-    tally = UpdateTally(rollouts, on_policy_NT)
-    for update in range(algo.updates_per_rollout):
-        prompts = minibatch(config, state.step, update)
-        rows = rollouts.rows_of(prompts)
-        current_NT, weights_NT = rollouts.logprobs_NT, on_policy_NT
-        if update > 0:
-            measured = policy.measure(rollouts, prompts, optim.tokens_per_microbatch, shared_prefix=optim.shared_prefix)
-            current_NT = current_NT.index_copy(0, rows, measured.logprobs_MT[rows])
-            weights_NT = token_weights(loss, current_NT)
-        elif config.certificate.on_breach == "correct":
-            measured = policy.measure(rollouts, prompts, optim.tokens_per_microbatch, shared_prefix=optim.shared_prefix)
-            gap = measure_gap(current_NT[rows], measured.logprobs_MT[rows], rollouts.mask_NT[rows])
-            if certificate.check(state.step + 1, rollouts.versions, state.version, gap):
-                inside_NT = torch.zeros_like(rollouts.mask_NT).index_copy(0, rows, rollouts.mask_NT[rows])
-                tally.row["mismatch/corrected"] = 1.0
-                weights_NT = weights_NT * truncated_ratios(
-                    current_NT, measured.logprobs_MT, inside_NT, config.certificate.cap
-                )
-        tally.add(rows, current_NT, weights_NT)
-        seen = accumulate(
-            policy,
-            rollouts,
-            prompts,
-            # the loss averages over the batch: rescaled, these prompts' rows alone average as the batch does
-            weights_NT * (rollouts.num_prompts / len(prompts)),
-            entropy_coef=algo.entropy_coef,
-            token_budget=optim.tokens_per_microbatch,
-            shared_prefix=optim.shared_prefix,
-        )
-        norm = gradient_norm(policy.parameters())
-        if not math.isfinite(norm) or not bool(seen.logprobs_NT.isfinite().all()):
-            stop_nonfinite(path, state.step, rollouts, weights_NT, seen.logprobs_NT)
-        if update == 0:
-            gap = measure_gap(rollouts.logprobs_NT[rows], seen.logprobs_NT[rows], rollouts.mask_NT[rows])
-            if config.certificate.on_breach == "stop":
-                certificate.check(state.step + 1, rollouts.versions, state.version, gap)
-            tally.first(rows, seen, gap)
-        clipped = clip_gradients(policy.parameters(), norm, optim.max_grad_norm)
-        rate = learning_rate(optim.learning_rate, optim.schedule, optim.warmup_steps, state.version, total_updates)
-        for group in state.optimizer.param_groups:
-            group["lr"] = rate
-        state.optimizer.step()
-        state.optimizer.zero_grad(set_to_none=True)
-        tally.step(norm, clipped, rate)
-        if critic is not None and state.critic_optimizer is not None:
-            tally.critic(*update_critic(critic, state.critic_optimizer, rollouts, prompts, config))
-        state.version += 1
-    return tally.metrics()
-
-
-def stop_nonfinite(path: Path, step: int, rollouts: Rollouts, weights_NT: Tensor, logprobs_NT: Tensor) -> None:
-    """Write the batch that made a gradient infinite or NaN and leave; raises StoppedRun."""
+def refuse_nonfinite(
+    path: Path, step: int, rollouts: Rollouts, weights_NT: Tensor, logprobs_NT: Tensor, norm: float
+) -> None:
+    """Where the gradient or a log-probability is infinite or NaN, write the batch that made it so and leave by StoppedRun."""
+    if math.isfinite(norm) and bool(logprobs_NT.isfinite().all()):
+        return
     file = path / f"nonfinite-step-{step + 1:06d}.safetensors"
     tensors = {"tokens": rollouts.tokens_NT, "mask": rollouts.mask_NT, "rewards": rollouts.rewards_PG}
     tensors |= {"weights": weights_NT, "logprobs": logprobs_NT}

@@ -81,10 +81,8 @@ def measure(arm: str, shape: Shape, device: str, steps: int) -> dict[str, Any]:
     from opo.model.policy import Policy
     from opo.rollout.base import Sampling
     from opo.rollout.factory import make_sampler
-    from opo.train.mismatch import Certificate
-    from opo.train.state import TrainingState
+    from opo.train.learner import Learner
     from opo.train.step_metrics import peak_memory_mib
-    from opo.train.update import update_on
 
     engine, dtype, compute, kernel = ARMS[arm]
     generator, times = torch.Generator().manual_seed(0), []
@@ -101,14 +99,15 @@ def measure(arm: str, shape: Shape, device: str, steps: int) -> dict[str, Any]:
             optim=OptimConfig(learning_rate=1e-6, tokens_per_microbatch=shape.microbatch),
             certificate=CertificateConfig(logprob_abs_mean_nats=0.2, logprob_abs_max_nats=5.0),
             device=device,
+            kl_init_every=0,
         )
         torch.manual_seed(0)
         model: Any = Qwen2ForCausalLM(shape.config())
         model = model.to(device, DTYPES[dtype]).eval()
         no_tokenizer: Any = None
         policy = Policy(model, no_tokenizer, compute=compute, head_kernel=kernel)
-        state, certificate = TrainingState(config, policy, None), Certificate.open(Path(folder), config.certificate)
-        with make_sampler(config, policy) as sampler:
+        learner = Learner(config, policy, Path(folder))
+        with make_sampler(config.model, config.rollout) as sampler:
             sampler.load_weights(model, 0)
             for _ in range(steps + 1):
                 size = (shape.prompts, shape.prompt_tokens)
@@ -120,10 +119,9 @@ def measure(arm: str, shape: Shape, device: str, steps: int) -> dict[str, Any]:
                 rollouts = Rollouts.from_lists(
                     ids, samples.response_ids, rewards, samples.logprobs, versions=samples.versions
                 )
-                update_on(rollouts, config, policy, None, state, certificate, Path(folder))
+                learner.update(rollouts)
                 updated = now(device)
-                sampler.load_weights(model, state.version)
-                state.finish_step(rollouts)
+                sampler.load_weights(model, learner.version)
                 times.append({"step": now(device) - start, "sampling": sampled - start, "update": updated - sampled})
     seconds = statistics.median(step["update"] for step in times[1:])
     flops = update_flops(model, shape.prompts * shape.prompt_tokens, shape.prompts * shape.group, shape.tokens)
@@ -132,7 +130,7 @@ def measure(arm: str, shape: Shape, device: str, steps: int) -> dict[str, Any]:
         "gib": peak_memory_mib() / 2**10,
         "flops": flops / seconds,
         "rate": rate,
-        "gap": certificate.worst["mean_abs"],
+        "gap": learner.check.worst["mean_abs"],
     }
 
 

@@ -61,9 +61,7 @@ def opo(policy_name: str, steps: int, engine: Any = "hf", compute: Any = "float3
     from opo.rollout.base import Sampling
     from opo.rollout.factory import make_sampler
     from opo.system.threads import use_machine
-    from opo.train.mismatch import Certificate
-    from opo.train.state import TrainingState
-    from opo.train.update import update_on
+    from opo.train.learner import Learner
 
     use_machine(torch.get_num_threads())
     prompts, group, tokens = SHAPES[policy_name]
@@ -74,12 +72,13 @@ def opo(policy_name: str, steps: int, engine: Any = "hf", compute: Any = "float3
         optim=OptimConfig(learning_rate=STANDING, tokens_per_microbatch=MICROBATCH[policy_name]),
         certificate=CertificateConfig(logprob_abs_mean_nats=0.1, logprob_abs_max_nats=2.0),
         device="cpu",
+        kl_init_every=0,
     )
     policy = load_policy(config.model, device="cpu")
     texts = prompts_of(policy_name, prompts * (steps + 1))
-    state, times = TrainingState(config, policy, None), []
-    with tempfile.TemporaryDirectory() as folder, make_sampler(config, policy) as sampler:
-        certificate = Certificate.open(Path(folder), config.certificate)
+    times = []
+    with tempfile.TemporaryDirectory() as folder, make_sampler(config.model, config.rollout) as sampler:
+        learner = Learner(config, policy, Path(folder))
         sampler.load_weights(policy.model, 0)
         for step in range(steps + 1):
             start = time.perf_counter()
@@ -90,10 +89,9 @@ def opo(policy_name: str, steps: int, engine: Any = "hf", compute: Any = "float3
             rollouts = Rollouts.from_lists(
                 ids, samples.response_ids, rewards, samples.logprobs, versions=samples.versions
             )
-            update_on(rollouts, config, policy, None, state, certificate, Path(folder))
+            learner.update(rollouts)
             updated = time.perf_counter()
-            sampler.load_weights(policy.model, state.version)
-            state.finish_step(rollouts)
+            sampler.load_weights(policy.model, learner.version)
             done = time.perf_counter()
             assert bool((rollouts.lengths_N == tokens).all())
             times.append({"step": done - start, "sampling": sampled - start, "update": updated - sampled})

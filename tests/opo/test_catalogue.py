@@ -6,13 +6,15 @@ from typing import get_type_hints
 import pytest
 
 from opo.algorithms import ALGORITHMS
-from opo.catalogue import catalogue
+from opo.baselines import BASELINES
+from opo.catalogue import baseline_names, catalogue
 
-PROPERTIES = ("needs", "on_policy_only", "couples_prompts", "token_level")
+PROPERTIES = ("needs", "on_policy_only", "couples_prompts", "token_level", "kl_reward")
 
 
 def test_it_lists_the_registered_algorithms() -> None:
     assert list(catalogue()) == list(ALGORITHMS)
+    assert baseline_names() == tuple(BASELINES)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

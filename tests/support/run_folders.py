@@ -4,6 +4,9 @@ import json
 import sys
 from pathlib import Path
 
+import torch
+from safetensors.torch import save_file
+
 SMALL = [
     "model.tiny.hidden_size=64",
     "model.tiny.intermediate_size=96",
@@ -20,6 +23,13 @@ SMALL = [
 
 def command(folder: Path, *overrides: str) -> list[str]:
     return [sys.executable, "-m", "opo", "train", *SMALL, f"hydra.run.dir={folder}", *overrides]
+
+
+def fake_policy(folder: Path) -> None:
+    """Files that look like a model's by their names and sizes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text("{}")
+    save_file({"x": torch.zeros(1)}, folder / "model.safetensors")
 
 
 def rows(folder: Path) -> list[dict[str, float]]:

@@ -8,11 +8,12 @@ import numpy as np
 import yaml
 
 from analysis.examples import wordy_bandit
-from analysis.study.config import Stage, VarianceConfig, Weights, load_config
+from analysis.study.config import VarianceConfig, load_config
 from analysis.study.pools import PromptPool
 from analysis.study.result import Study
 from analysis.study.tables import analyse
 from opo.config.schema import ModelConfig
+from opo.run.policies import EvaluatedPolicy, Weights
 
 ESTIMATORS = ["none", "group_mean", "leave_one_out", "length_weighted", "length_weighted_loo", "group_standardized"]
 
@@ -50,7 +51,10 @@ def config(**changes: object) -> VarianceConfig:
 def bandit_study(reward: float | None = None, **changes: object) -> Study:
     """Two checkpoints, each with pools of its own."""
     weights = [Weights(ModelConfig(), None, None)]
-    stages = [Stage("step-000000", "start", 0, weights), Stage("step-000020", "step 20", 20, weights)]
+    stages = [
+        EvaluatedPolicy("step-000000", "start", 0, weights),
+        EvaluatedPolicy("step-000020", "step 20", 20, weights),
+    ]
     asked = config(**changes)
     pools = {
         stage.name: [bandit_pool(100 * i + p, reward=reward) for p in range(asked.num_prompts)]

@@ -41,8 +41,8 @@ class Reader:
     def of(cls, source: str) -> "Reader":
         """From a folder or hub id; no weights are read. Raises UserError where there is no tokenizer or config."""
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source)
-            config = AutoConfig.from_pretrained(source).get_text_config()
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False).get_text_config()
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise UserError(f"model.path={source}: {(str(error).splitlines() or ['cannot be read'])[0]}") from error
         try:

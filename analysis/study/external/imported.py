@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
-from analysis.study.config import VarianceConfig, stages
+from analysis.study.config import VarianceConfig
 from analysis.study.external import EncodedPrompt, Encoder, Notes, Reader, encode_groups, read_groups
 from analysis.study.pools import PromptPool
 from opo.errors import UserError
 from opo.model.load import model_source
+from opo.run.policies import evaluated_policies
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Imported:
     @classmethod
     def of(cls, config: VarianceConfig) -> "Imported":
         """Read and encode them; no weights are loaded. Raises UserError naming the row or key at fault."""
-        planned = stages(config)
+        planned = evaluated_policies(config.checkpoint, config.model)
         if len(planned) > 1:
             names = ", ".join(stage.name for stage in planned)
             raise UserError(

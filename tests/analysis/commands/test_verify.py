@@ -8,32 +8,29 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
-from hydra import compose, initialize_config_module
-from hydra.core.global_hydra import GlobalHydra
+from run_folders import fake_policy
 from small import random_rollouts, small_llama
 from studies import bandit_pool, write_run
 
 from analysis.commands import doctor, verify
 from analysis.score_gram.core import score_gram
 from analysis.study.config import load_config as load_study_config
-from analysis.study.config import stages
 from analysis.study.pools import PoolFolder
 from analysis.study.run import setting_of
-from opo.cli.launch import plain
+from opo.cli.compose import composed
 from opo.config.load import load_config as load_run_config
 from opo.errors import StoppedRun, UserError
 from opo.model.load import save_model
 from opo.model.policy import Policy
 from opo.model.tiny import character_tokenizer
 from opo.run.checkpoint import save_checkpoint
+from opo.run.policies import evaluated_policies
 
 
 def test_four_algorithms_with_three_seeds_that_opo_train_takes() -> None:
     plans = verify.trainings(verify.VerifyConfig())
     assert len({plan.name for plan in plans}) == 12
-    GlobalHydra.instance().clear()
-    with initialize_config_module("conf", version_base="1.3"):
-        runs = [load_run_config(plain(compose("train", plan.overrides), "train")) for plan in plans]
+    runs = [load_run_config(composed("train", plan.overrides)) for plan in plans]
     counted = sorted((run.algo.name, run.algo.updates_per_rollout == 1) for run in runs if run.seed == 2)
     assert counted[:3] == [("grpo", False), ("grpo", True), ("opo", True)]
     assert {run.steps for run in runs} == {30}
@@ -46,8 +43,8 @@ def test_four_algorithms_with_three_seeds_that_opo_train_takes() -> None:
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"steps": 1}, "steps=1: must be at least 2"),
-        ({"seeds": [0]}, r"seeds=\[0\]: at least two"),
+        ({"steps": 1}, "steps=1: allowed is at least 2"),
+        ({"seeds": [0]}, r"seeds=\[0\]: too few; at least 2"),
         ({"seeds": [1, 1]}, "at least two different ones"),
         ({"responses": 16}, "group_sizes has 16"),
         ({"setps": 3}, "setps: unknown key .*did you mean steps"),
@@ -72,10 +69,10 @@ def test_it_concludes_from_what_is_on_disk(tmp_path: Path) -> None:
         rows = [{"prompt_index": p, "response": a + str(p)} for p in range(3) for a in answers]
         pl.DataFrame(rows).write_parquet(folder / "rollouts" / "step-000020.parquet")
         for step in (10, 20) if keys["algo"] == "opo" else ():
-            save_checkpoint(folder / "checkpoints", step, lambda _: None, {"x": torch.zeros(1)}, {})
+            save_checkpoint(folder / "checkpoints", step, fake_policy, {"x": torch.zeros(1)}, {})
     runs = [str(tmp_path / plan.name) for plan in plans if plan.name.startswith("opo-")]
     chosen = replace(load_study_config(verify.study_values(config, runs)), num_bootstrap=200)
-    planned = stages(chosen)
+    planned = evaluated_policies(chosen.checkpoint, chosen.model)
     assert [(stage.label, len(stage.weights)) for stage in planned] == [("start", 3), ("step 10", 3), ("step 20", 3)]
     for i, stage in enumerate(planned):
         folder = PoolFolder(tmp_path / "variance" / "pools" / stage.name, setting_of(chosen, stage))
@@ -156,7 +153,7 @@ def test_mean_score_deviations_are_of_order_one_on_policy_and_large_off_it() -> 
     ("changes", "complaint"),
     [
         ({"rollout": {"top_p": 0.5}}, "truncated sampling"),
-        ({"responses": 1}, "responses=1: must be at least 4"),
+        ({"responses": 1}, "responses=1: allowed is at least 4"),
         ({"model": {"dtype": "int8"}}, "model.dtype=int8"),
     ],
 )

@@ -24,7 +24,7 @@ def test_coverage(prompts, mean, concentration):
     """pass@1, pass@4 and pass@16 from near 0 to near 1; the binomial error of 1000 samples is 0.7 %."""
     rng, correct = np.random.default_rng(prompts), population(mean, concentration)
     drawn_SP = correct.rvs((SAMPLES, prompts), random_state=rng)
-    truth_K = CHANCE @ correct.pmf(np.arange(RESPONSES + 1))
+    truth_K = CHANCE @ correct.pmf(np.arange(RESPONSES + 1))  # pyright: ignore[reportAttributeAccessIssue]
     for values_C, truth in zip(CHANCE, truth_K, strict=True):
         if not 0.01 < truth < 0.99:
             continue

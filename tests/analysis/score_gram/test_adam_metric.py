@@ -10,7 +10,7 @@ from analysis.score_gram.adam_metric import adam_metric
 from analysis.score_gram.core import score_gram
 from opo.errors import UserError
 from opo.run.checkpoint import save_checkpoint
-from opo.train.state import _optimizer_tensors
+from opo.train.optimizer import optimizer_tensors
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def trained(tmp_path: Path):
         optimizer.step()
     (tmp_path / "config.yaml").write_text("optim: {beta2: 0.8}\n")
     path = save_checkpoint(
-        tmp_path / "checkpoints", 2, lambda to: None, _optimizer_tensors("optimizer", optimizer), {"step": 2}
+        tmp_path / "checkpoints", 2, lambda to: None, optimizer_tensors("optimizer", optimizer), {"step": 2}
     )
     return model, path, squares
 

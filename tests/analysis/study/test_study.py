@@ -10,15 +10,14 @@ import polars as pl
 import pytest
 import torch
 import yaml
-from hydra import compose, initialize_config_module
-from hydra.core.global_hydra import GlobalHydra
+from run_folders import fake_policy
 from small import VOCABULARY, random_rollouts, small_gpt2, small_llama
 from studies import bandit_pool, bandit_study, config
 from torch import nn
 
 from analysis.claims.files import read_ledger
 from analysis.study.audits import audit_interval, audit_terms, audit_value, jackknifed_gain
-from analysis.study.config import VarianceConfig, load_config, stages, study_name
+from analysis.study.config import VarianceConfig, load_config, study_name
 from analysis.study.pools import Measurement, PromptPool, head_norms, measure_pool
 from analysis.study.result import TABLES, Study, load
 from analysis.study.run import load_pools, run_study
@@ -26,11 +25,12 @@ from analysis.variance.compare import compare
 from analysis.variance.exact import softmax_bandit
 from analysis.variance.intervals import resample_counts
 from analysis.variance.power import plan
-from opo.cli.launch import plain
+from opo.cli.compose import composed
 from opo.errors import UserError
 from opo.model.load import save_model
 from opo.model.policy import Policy
 from opo.model.tiny import character_tokenizer
+from opo.run.policies import EvaluatedPolicy, evaluated_policies
 from opo.system.seeding import rng_for
 
 
@@ -283,7 +283,7 @@ def test_effective_sample_sizes_of_the_weights_are_in_the_table() -> None:
         ({"estimators": ["leave_one_out", "shrinkage"]}, r"prompts_per_batch=null: shrinkage couples"),
         ({"group_sizes": [32]}, r"group_sizes has 32: allowed are 2 to responses / 2 = 16"),
         ({"group_sizes": []}, r"group_sizes=\[\]"),
-        ({"prompts": 1}, r"prompts=1: allowed is"),
+        ({"prompts": 1}, r"prompts=1: allowed is at least 2"),
         ({"prompts": "many"}, r"prompts=many: a whole number is needed"),
         ({"shard": "4/4"}, r"shard=4/4"),
         ({"split": "test"}, r"split=test: not one of train, eval"),
@@ -302,22 +302,27 @@ def test_checkpoints_of_several_seeds_are_one_policy_a_step(tmp_path: Path) -> N
     for seed in range(2):
         run = tmp_path / f"s{seed}"
         for step in (10, 20):
-            (run / "checkpoints" / f"step-{step:06d}" / "policy").mkdir(parents=True)
+            fake_policy(run / "checkpoints" / f"step-{step:06d}" / "policy")
             (run / "checkpoints" / f"step-{step:06d}" / "manifest.json").write_text("{}")
         (run / "config.yaml").write_text(
             yaml.safe_dump({"model": {"name": "tiny"}, "seed": seed, "task": {"name": "arithmetic"}, "rollout": {}})
         )
-    one = stages(load_config(vars_of(checkpoint=str(tmp_path / "s0"))))
+    one = policies_of(vars_of(checkpoint=str(tmp_path / "s0")))
     assert [(stage.label, stage.step, len(stage.weights)) for stage in one] == [
         ("start", 0, 1),
         ("step 10", 10, 1),
         ("step 20", 20, 1),
     ]
-    both = stages(load_config(vars_of(checkpoint=[str(tmp_path / "s0"), str(tmp_path / "s1")])))
+    both = policies_of(vars_of(checkpoint=[str(tmp_path / "s0"), str(tmp_path / "s1")]))
     assert [(stage.step, len(stage.weights)) for stage in both] == [(0, 2), (10, 2), (20, 2)]
     assert both[1].paths == [str(tmp_path / f"s{seed}" / "checkpoints" / "step-000010" / "policy") for seed in range(2)]
     with pytest.raises(UserError, match="neither a run folder"):
-        stages(load_config(vars_of(checkpoint=str(tmp_path))))
+        policies_of(vars_of(checkpoint=str(tmp_path)))
+
+
+def policies_of(values: dict[str, Any]) -> list[EvaluatedPolicy]:
+    config = load_config(values)
+    return evaluated_policies(config.checkpoint, config.model)
 
 
 def vars_of(**changes: Any) -> dict[str, Any]:
@@ -325,9 +330,7 @@ def vars_of(**changes: Any) -> dict[str, Any]:
 
 
 def test_the_file_and_the_schema_have_the_same_defaults() -> None:
-    GlobalHydra.instance().clear()
-    with initialize_config_module("conf", version_base="1.3"):
-        assert load_config(plain(compose("variance"), "variance")) == VarianceConfig()
+    assert load_config(composed("variance")) == VarianceConfig()
 
 
 def test_a_study_is_named_by_what_it_measures() -> None:

@@ -12,12 +12,11 @@ from typing import Any
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 import opo.cli.train
 from opo.cli import COMMANDS, main, rewritten
-from opo.cli.launch import run_name
+from opo.cli.compose import compose_job, composing, run_name
 from opo.errors import StoppedRun, UserError
 
 QUICK = ["debug=tiny_steps", "steps=1", "tracking=off", "evaluate.every=0", "rollout.max_new_tokens=8", "threads=1"]
@@ -156,9 +155,9 @@ def test_names_are_folders_however_long() -> None:
 
 
 def test_a_run_alone_and_the_same_job_of_a_sweep_share_a_folder() -> None:
-    with initialize_config_module("conf", version_base="1.3"):
-        alone = compose("train", ["seed=3", "optim.learning_rate=1e-3"], return_hydra_config=True)
-        swept = compose("train", ["seed=3", "optim.learning_rate=0.001"], return_hydra_config=True)
+    with composing():
+        alone = compose_job("train", ["seed=3", "optim.learning_rate=1e-3"])
+        swept = compose_job("train", ["seed=3", "optim.learning_rate=0.001"])
         folder = OmegaConf.select(alone, "hydra.run.dir")
         assert folder == f"{swept.hydra.sweep.dir}/{swept.hydra.sweep.subdir}"
         assert folder == "runs/default/opo-arithmetic-s3-optim.learning_rate=0.001"

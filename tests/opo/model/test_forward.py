@@ -40,10 +40,8 @@ def test_gradient_equals_one_response_at_a_time(shared_prefix, token_budget, tem
     weights_NT = torch.randn(rollouts.mask_NT.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     expected, logprobs_NT = plain_gradient(model, rollouts, weights_NT * rollouts.mask_NT, temperature)
     model.zero_grad()
-    policy = Policy(model, None, temperature)  # type: ignore[arg-type]
-    seen = accumulate(
-        policy, rollouts, [2, 0, 3, 1], weights_NT, token_budget=token_budget, shared_prefix=shared_prefix
-    )
+    policy = Policy(model, None, temperature, token_budget=token_budget, shared_prefix=shared_prefix)  # type: ignore[arg-type]
+    seen = accumulate(policy, rollouts, [2, 0, 3, 1], weights_NT)
     actual = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     assert (actual - expected).norm() <= 1e-12 * expected.norm()
     assert torch.allclose(seen.logprobs_NT, logprobs_NT, rtol=0, atol=1e-12)
@@ -57,7 +55,7 @@ def test_responses_that_are_the_same_go_through_the_model_once(entropy_coef):
     rollouts = rollouts.with_(tokens_NT=rollouts.tokens_NT[rows], mask_NT=rollouts.mask_NT[rows])
     assert rollouts.first_N.tolist() == rows.tolist()
     weights_NT = torch.randn(rollouts.mask_NT.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    policy = Policy(model, None)  # type: ignore[arg-type]
+    policy = Policy(model, None, token_budget=40)  # type: ignore[arg-type]
     (part,) = microbatches(rollouts, [0, 1, 2, 3], 10_000)
     assert len(part.rows_M) == 12
     scores, width = policy.scores(rollouts, part, entropy_grad=True), rollouts.mask_NT.shape[1]
@@ -67,7 +65,8 @@ def test_responses_that_are_the_same_go_through_the_model_once(entropy_coef):
     model.zero_grad()
     (part,) = microbatches(rollouts, [0, 1, 2, 3], 10_000, distinct=True)
     assert sorted(part.rows_M.tolist()) == sorted(set(rows.tolist()))
-    seen = accumulate(policy, rollouts, [0, 1, 2, 3], weights_NT, entropy_coef=entropy_coef, token_budget=40)
+    bonus_NT = entropy_coef * rollouts.mask_NT.double() / rollouts.mask_NT.sum()
+    seen = accumulate(policy, rollouts, [0, 1, 2, 3], weights_NT, bonus_NT if entropy_coef else None)
     actual = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     assert (actual - expected).norm() <= 1e-12 * expected.norm()
     assert torch.equal(seen.logprobs_NT, seen.logprobs_NT[rows])
@@ -81,7 +80,7 @@ def test_prompts_without_weight_are_measured_and_add_nothing(silent):
     weights_NT[rollouts.rows_of(silent)] = 0.0
     expected, logprobs_NT = plain_gradient(model, rollouts, weights_NT * rollouts.mask_NT, 1.0)
     model.zero_grad(set_to_none=True)
-    seen = accumulate(Policy(model, None), rollouts, [0, 1, 2, 3], weights_NT, token_budget=40)  # type: ignore[arg-type]
+    seen = accumulate(Policy(model, None, token_budget=40), rollouts, [0, 1, 2, 3], weights_NT)  # type: ignore[arg-type]
     actual = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     assert (actual - expected).norm() <= 1e-12 * expected.norm()
     assert torch.allclose(seen.logprobs_NT, logprobs_NT, rtol=0, atol=1e-12)
@@ -108,9 +107,9 @@ def test_a_backward_pass_in_half_precision_rounds_the_gradient_and_nothing_else(
 def test_entropy_and_its_gradient():
     model, rollouts = small_gpt2(), random_rollouts()
     model.zero_grad()
-    policy = Policy(model, None)  # type: ignore[arg-type]
+    policy = Policy(model, None, token_budget=30)  # type: ignore[arg-type]
     zero_NT = torch.zeros(rollouts.mask_NT.shape, dtype=torch.float64)
-    seen = accumulate(policy, rollouts, [0, 1, 2, 3], zero_NT, entropy_coef=0.3, token_budget=30)
+    seen = accumulate(policy, rollouts, [0, 1, 2, 3], zero_NT, 0.3 * rollouts.mask_NT.double() / rollouts.mask_NT.sum())
     actual = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     model.zero_grad()
     total = torch.zeros((), dtype=torch.float64)

@@ -1,5 +1,10 @@
 """Policies from folders, whole and with LoRA, and the built-in one."""
 
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import pytest
 import torch
 from small import random_rollouts, small_llama
@@ -24,7 +29,7 @@ def folder(tmp_path):
 
 
 def scores(policy: Policy) -> torch.Tensor:
-    return policy.measure(random_rollouts(), [0, 1, 2, 3], 10_000).logprobs_MT
+    return policy.measure(random_rollouts(), [0, 1, 2, 3]).logprobs_MT
 
 
 def test_a_folder_loads_and_is_restored_bit_by_bit(folder, tmp_path):
@@ -84,16 +89,20 @@ def test_the_built_in_policy_is_the_same_bits_for_the_same_seed(tmp_path, monkey
     assert weights[0] != weights[2]
 
 
-def test_the_first_of_two_makers_is_kept(tmp_path, monkeypatch):
+def test_one_of_two_makers_makes_and_what_a_killed_one_left_goes(tmp_path, monkeypatch):
     monkeypatch.setenv("OPO_CACHE", str(tmp_path))
+    made: list[Path] = []
 
-    def first(folder):
-        (folder / "whose").write_text("first")
+    def make(folder):
+        made.append(folder)
+        time.sleep(0.3)  # the other comes in the meantime
+        (folder / "file").write_text("whole")
 
-    def second(folder):
-        (folder / "whose").write_text("second")
-        made_once("kind", {}, first)  # another process, done in the meantime
-
-    made = made_once("kind", {}, second)
-    assert (made / "whose").read_text() == "first"
-    assert [path.name for path in tmp_path.iterdir()] == [made.name]
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(lambda _: made_once("kind", {}, make), range(2))
+    assert (one, len(made)) == (other, 1)
+    shutil.rmtree(one)
+    left = tmp_path / f".{one.name}.1.partial"
+    left.mkdir()
+    assert made_once("kind", {}, make) == one
+    assert {path.name for path in tmp_path.iterdir()} == {one.name, f".{one.name}.lock"}

@@ -7,6 +7,7 @@ import pytest
 import torch
 from largest import Largest
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     CohereConfig,
     CohereForCausalLM,
@@ -58,20 +59,19 @@ def everything(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.fixture(params=[0, logprobs.KEPT], ids=["recomputed", "kept"])
-def kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def kept(request: pytest.FixtureRequest) -> int:
     """The backward pass makes the logits again, or finds them."""
-    monkeypatch.setattr(logprobs, "KEPT", request.param)
+    return request.param
 
 
-@pytest.mark.usefixtures("kept")
 @pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize("chunk", [*CHUNKS, (1000, 1000)])
-def test_values_and_gradients_are_those_of_log_softmax(kind: Any, chunk: tuple[int, int]) -> None:
+def test_values_and_gradients_are_those_of_log_softmax(kind: Any, chunk: tuple[int, int], kept: int) -> None:
     hidden, head, targets = draw(*kind)
     leaves = [x for x in (hidden, head.weight_VD, head.bias_V) if x is not None]
     upstream = torch.randn(2, len(targets), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     expected = reference(hidden, head, targets, 0.7)
-    actual = everything(hidden, head, targets, 0.7, chunk=chunk)
+    actual = everything(hidden, head, targets, 0.7, chunk=chunk, kept=kept)
     for want, got in zip(expected, actual, strict=True):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
     assert not actual[2].requires_grad
@@ -82,23 +82,21 @@ def test_values_and_gradients_are_those_of_log_softmax(kind: Any, chunk: tuple[i
             torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
 
 
-@pytest.mark.usefixtures("kept")
-def test_gradcheck() -> None:
+def test_gradcheck(kept: int) -> None:
     hidden, head, targets = draw(bias=True, scale=0.8, softcap=3.0, size=5, vocabulary=9)
 
     def function(hidden: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        return everything(hidden, Head(weight, bias, 0.8, 3.0), targets, 1.3, chunk=(2, 4))[:2]
+        return everything(hidden, Head(weight, bias, 0.8, 3.0), targets, 1.3, chunk=(2, 4), kept=kept)[:2]
 
     assert torch.autograd.gradcheck(function, (hidden, head.weight_VD, head.bias_V))
 
 
-@pytest.mark.usefixtures("kept")
-def test_gradient_of_the_entropy_alone_and_of_a_frozen_head() -> None:
+def test_gradient_of_the_entropy_alone_and_of_a_frozen_head(kept: int) -> None:
     hidden, head, targets = draw()
     frozen = Head(head.weight_VD.detach())
     for mine, reference_head in ((head, head), (frozen, frozen)):
         (want,) = torch.autograd.grad(reference(hidden, reference_head, targets, 1.0)[1].sum(), hidden)
-        (got,) = torch.autograd.grad(everything(hidden, mine, targets, 1.0, chunk=(4, 7))[1].sum(), hidden)
+        (got,) = torch.autograd.grad(everything(hidden, mine, targets, 1.0, chunk=(4, 7), kept=kept)[1].sum(), hidden)
         torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
 
 
@@ -127,13 +125,12 @@ def test_float32_holds_at_any_size_of_the_logits(size: float) -> None:
         torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=rounding)
 
 
-@pytest.mark.usefixtures("kept")
-def test_bfloat16_logits_are_summed_in_float32() -> None:
+def test_bfloat16_logits_are_summed_in_float32(kept: int) -> None:
     hidden, _, targets = draw()
     low_hidden, low = hidden.bfloat16(), nn.Linear(6, 31, dtype=torch.bfloat16)
     logits = low(low_hidden).float()
     want = torch.log_softmax(logits, 1).gather(1, targets[:, None]).squeeze(1)
-    got = token_logprobs(low_hidden, low, targets, chunk=(4, 7)).logprobs_M
+    got = token_logprobs(low_hidden, low, targets, chunk=(4, 7), kept=kept).logprobs_M
     torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
     want_grads = torch.autograd.grad(want.sum(), (hidden, low.weight, low.bias), retain_graph=True)
     got_grads = torch.autograd.grad(got.sum(), (hidden, low.weight, low.bias))
@@ -154,31 +151,34 @@ def test_autocast_takes_the_product_as_the_head_would() -> None:
             assert grad.dtype == torch.float32
 
 
-def test_logits_are_kept_where_they_are_few_and_wanted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+class Tiles(TorchDispatchMode):
+    """Counts the products of which tiles are made, and at each how many of those before it are alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[weakref.ref[Tensor]] = []
+        self.alive: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.mm.default:
+            self.alive.append(sum(tile() is not None for tile in self.made))
+            self.made.append(weakref.ref(out))
+        return out
+
+
+def test_logits_are_kept_where_they_are_few_and_wanted_again() -> None:
     hidden, head, targets = draw()
 
     def tiles(few: int) -> int:
-        monkeypatch.setattr(logprobs, "KEPT", few)
-        made: Any = token_logprobs(hidden, head, targets, chunk=(4, 7)).logprobs_M.grad_fn
+        made: Any = token_logprobs(hidden, head, targets, chunk=(4, 7), kept=few).logprobs_M.grad_fn
         return sum(x is not None and x.shape[-1] in (7, 31 % 7) for x in made.saved_tensors)
 
     assert (tiles(23 * 31), tiles(23 * 31 - 1)) == (6 * 5, 0)
-    monkeypatch.setattr(logprobs, "KEPT", 23 * 31)
-    plain, made, alive = logprobs._Spec.s, [], []
-
-    def counted(*args: Any) -> Tensor:
-        alive.append(sum(tile() is not None for tile in made))
-        tile = plain(*args)
-        made.append(weakref.ref(tile))
-        return tile
-
-    monkeypatch.setattr(logprobs._Spec, "s", counted)
     for enabled, most in ((True, 6 * 5 - 1), (False, 1)):
-        made.clear()
-        alive.clear()
-        with torch.set_grad_enabled(enabled):
-            token_logprobs(hidden, head, targets, chunk=(4, 7))
-        assert (len(made), max(alive)) == (6 * 5, most)
+        with torch.set_grad_enabled(enabled), Tiles() as tiles_made:
+            token_logprobs(hidden, head, targets, chunk=(4, 7), kept=23 * 31)
+        assert (len(tiles_made.made), max(tiles_made.alive)) == (6 * 5, most)
 
 
 def test_no_tensor_grows_with_positions_times_vocabulary() -> None:

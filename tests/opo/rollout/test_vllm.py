@@ -107,10 +107,10 @@ def test_too_little_memory_for_one_sequence_names_the_key(folder: Path) -> None:
 
 
 def test_a_full_gpu_is_not_told_to_take_more() -> None:
-    from opo.rollout.vllm import _sentence
+    from opo.rollout.vllm import why_not_started
 
     full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. Process 7 has 70 GiB memory in use.")
-    assert _sentence(full, "model", "rollout.gpu_memory_utilization=0.9") == (
+    assert why_not_started(full, "model", "rollout.gpu_memory_utilization=0.9") == (
         "rollout.gpu_memory_utilization=0.9: no room for vLLM beside what the GPU holds, lower it or set rollout.devices "
         "(CUDA out of memory. Tried to allocate 2 GiB. Process 7 has 70 GiB memory in use.)"
     )
@@ -158,13 +158,13 @@ def test_no_false_alarm_over_a_training_run(sampler: Any) -> None:
         sampler.load_weights(policy.model, step)
         samples = sampler.generate(PROMPTS, SAMPLING, generator(step))
         rollouts = as_rollouts(samples)
-        measured = policy.measure(rollouts, list(range(len(PROMPTS))), token_budget=2048)
+        measured = policy.measure(rollouts, list(range(len(PROMPTS))))
         assert_certified(samples, measured.logprobs_MT, step, step + 1)
         loss = policy.model(rollouts.tokens_NT, labels=rollouts.tokens_NT).loss  # any gradient will do
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        after = policy.measure(rollouts, list(range(len(PROMPTS))), token_budget=2048)
+        after = policy.measure(rollouts, list(range(len(PROMPTS))))
         moved.append(measure_gap(measured.logprobs_MT, after.logprobs_MT, rollouts.mask_NT).mean_abs)
     assert min(moved) > 1e-2  # the weights did move, far more than the certificate lets pass
 
@@ -344,13 +344,13 @@ def test_the_client_of_a_weight_transfer_is_one_to_vllm(sampler: Any) -> None:
     """The transfer itself needs two GPUs; here, that what we hand to vLLM has the shape it asks for."""
     from vllm.distributed.weight_transfer.base import VLLMWeightSyncClient
 
-    from opo.rollout.vllm import _Client, _Source
+    from opo.rollout.vllm import WeightSource, WeightSyncClient
 
-    client = _Client(sampler.engine)
+    client = WeightSyncClient(sampler.engine)
     assert isinstance(client, VLLMWeightSyncClient)
     with pytest.raises(RuntimeError, match="Weight transfer not configured"):  # it reaches the engine's workers
         client.start_weight_update()
-    source = _Source()
+    source = WeightSource()
     source.model = make_model()
     declared = [(meta.name, meta.dtype, meta.shape) for meta in source.metadata()]
     assert declared == [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in source]

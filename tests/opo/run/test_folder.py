@@ -94,6 +94,8 @@ def test_the_state_of_the_code_is_kept(tmp_path):
 
 def test_the_same_config_opens_the_same_run(tmp_path):
     first = RunFolder.open(tmp_path, CONFIG)
+    with first.held():
+        pass
     second = RunFolder.open(tmp_path, copy.deepcopy(CONFIG))
     assert second.wandb_id == first.wandb_id
     assert len(json.loads((tmp_path / "run.json").read_text())["resumed"]) == 1

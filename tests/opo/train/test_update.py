@@ -17,9 +17,9 @@ from opo.gae import gae, value_loss
 from opo.model.gradient import accumulate, clip_gradients, gradient_norm
 from opo.model.policy import Policy
 from opo.train.critic import Critic, update_critic
-from opo.train.mismatch import Certificate
-from opo.train.state import TrainingState
-from opo.train.update import learning_rate, loss_of, minibatch, update_on
+from opo.train.learner import Learner
+from opo.train.optimizer import learning_rate
+from opo.train.update import loss_of, minibatch
 
 
 def config(prompts: int, minibatches: int) -> Any:
@@ -56,12 +56,12 @@ def gradient(model: Any) -> torch.Tensor:
 def test_the_gradient_is_that_of_the_loss_through_the_model(name):
     """Weights carried through the model part by part equal autograd through loss and model at once."""
     model, rollouts = small_gpt2(), random_rollouts(prompts=4, group=4, seed=2)
-    policy = Policy(model, None)  # type: ignore[arg-type]
-    measured = policy.measure(rollouts, [0, 1, 2, 3], 10_000).logprobs_MT
+    policy = Policy(model, None, token_budget=25)  # type: ignore[arg-type]
+    measured = policy.measure(rollouts, [0, 1, 2, 3]).logprobs_MT
     rollouts = rollouts.with_(logprobs_NT=measured)
     algo = AlgoConfig(name=name, knobs={k: p.default for k, p in ALGORITHMS[name].knobs.items()})
     model.zero_grad()
-    accumulate(policy, rollouts, [0, 1, 2, 3], token_weights(loss_of(algo, rollouts), measured), token_budget=25)
+    accumulate(policy, rollouts, [0, 1, 2, 3], token_weights(loss_of(algo, rollouts), measured))
     parts = gradient(model)
 
     model.zero_grad()
@@ -100,21 +100,18 @@ def test_one_token_of_older_weights_stops_the_run(tmp_path: Path, on_breach: Any
     policy = Policy(small_gpt2(), None)  # type: ignore[arg-type]
     rollouts = random_rollouts(lengths=(5, 11))
     current_NT = 7 * rollouts.mask_NT.long()
-    rollouts = rollouts.with_(
-        logprobs_NT=policy.measure(rollouts, [0, 1, 2, 3], 10_000).logprobs_MT, versions_NT=current_NT
-    )
+    rollouts = rollouts.with_(logprobs_NT=policy.measure(rollouts, [0, 1, 2, 3]).logprobs_MT, versions_NT=current_NT)
     stale_NT = current_NT.clone()
     stale_NT[rollouts.rows_of(minibatch(run, 0, minibatches - 1))[1], 2] = 6
-    state = TrainingState(run, policy, None)
-    state.version = 7
+    learner = Learner(run, policy, tmp_path)
+    learner.version = 7
     before = [p.clone() for p in policy.parameters()]
-    certificate = Certificate.open(tmp_path, run.certificate)
     with pytest.raises(StoppedRun, match=r"step 1 .*weights of version 6, 7, allowed only 7$"):
-        update_on(rollouts.with_(versions_NT=stale_NT), run, policy, None, state, certificate, tmp_path)
-    assert state.version == 7
+        learner.update(rollouts.with_(versions_NT=stale_NT))
+    assert learner.version == 7
     assert all(torch.equal(old, new) for old, new in zip(before, policy.parameters(), strict=True))
-    update_on(rollouts, run, policy, None, state, certificate, tmp_path)  # without that token all is well
-    assert state.version == 8
+    learner.update(rollouts)  # without that token all is well
+    assert learner.version == 8
 
 
 @pytest.mark.parametrize("budget", [16, 4096])
@@ -128,7 +125,7 @@ def test_a_critic_sees_each_response_once_and_counts_its_copies(budget: int) -> 
     old_NT = torch.randn(rollouts.mask_NT.shape, generator=g, dtype=torch.float64) * rollouts.mask_NT
     rollouts = rollouts.with_(values_NT=old_NT)
     no_tokenizer: Any = None
-    critic = Critic(Policy(small_gpt2(), no_tokenizer))
+    critic = Critic(Policy(small_gpt2(), no_tokenizer, token_budget=budget))
     torch.nn.init.normal_(critic.head.weight, generator=g)
 
     expected_NT = torch.zeros_like(old_NT)
@@ -136,7 +133,7 @@ def test_a_critic_sees_each_response_once_and_counts_its_copies(budget: int) -> 
         prompt = rollouts.prompt_ids[n // 3]
         ids = torch.cat([torch.tensor(prompt), rollouts.tokens_NT[n, : length - 1]])[None]
         expected_NT[n, :length] = critic.head(critic.decoder(input_ids=ids).last_hidden_state)[0, len(prompt) - 1 :, 0]
-    torch.testing.assert_close(critic.values(rollouts, budget), expected_NT.detach(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(critic.values(rollouts), expected_NT.detach(), rtol=1e-6, atol=1e-6)
     asked = RunConfig.of(
         None,
         algo=AlgoConfig("ppo"),

@@ -1,0 +1,1 @@
+"""What the commands of this package are asked for: a schema and a judge each. Nothing here loads torch."""

@@ -1,0 +1,36 @@
+"""How a run is left before its last step: SIGTERM, heard at once and granted where nothing is lost."""
+
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Self
+
+from opo.errors import StoppedRun
+
+
+class Interrupt:
+    """Turns SIGTERM into a wish that the loop grants at the end of a step. Off the main thread it hears nothing."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> Self:
+        try:
+            self._before = signal.signal(signal.SIGTERM, self._hear)
+        except ValueError:  # signals reach the main thread alone; a joblib thread is stopped by its parent
+            self._before = None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _hear(self, _signal: int, _frame: FrameType | None) -> None:
+        self.asked = True
+
+    def leave(self, path: Path, step: int) -> None:
+        """Raise StoppedRun if SIGTERM came; call it after the state was saved."""
+        if self.asked:
+            raise StoppedRun(
+                f"{path}: stopped by SIGTERM after step {step} and saved; the same command goes on from there"
+            )
