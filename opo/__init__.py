@@ -1,1 +1,1 @@
-"""Launch, track and reproduce on-policy RL of language models with OPO and its rivals."""
+"""Launch, track and reproduce on-policy RL of language models with OPO and other algorithms."""

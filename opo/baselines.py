@@ -8,11 +8,10 @@ b_i that does not depend on response i leaves E[g] = grad E[r], because E[z_i | 
 forms and `none`. A response inside its own baseline costs a bias of O(1/G): for the plain mean exactly the factor
 1 - 1/G, for a weighted mean about -E[w (r - b) z] / (G E w), which does not point along the gradient.
 
-Edges, the same for all. An unscorable reward (NaN) enters no baseline, and its own baseline is finite. A response with
-no other scorable one beside it has nothing to be compared with: a group baseline equals its own reward there, so its
-advantage is zero. Weights that are all zero count as equal: the scores they stand for vanish with them. Equal rewards
-give exactly zero advantages. ValueError names the prompt whose group has one response, whose reward is infinite, or
-whose weight is negative or not finite.
+Edge cases are the same for all. A NaN reward (an unscored response) enters no baseline, and the baseline at its place
+is finite. Where only one response of a group is scored, its group baseline equals its own reward, so its advantage is
+zero. Weights that are all zero are taken as equal. Equal rewards give exactly zero advantages. ValueError names the
+prompt whose group has one response, whose reward is infinite, or whose weight is negative or not finite.
 """
 
 from collections.abc import Callable, Mapping
@@ -44,7 +43,7 @@ def weighted_mean(rewards_PG: Tensor, weights_PG: Tensor | None = None) -> Tenso
 
     With w = length it is OPO (arXiv 2505.23585), with w = |z|^2 the estimate of the variance-minimising constant
     b* = E[|z|^2 r] / E[|z|^2] (Greensmith et al. 2004), with w = sum_t (1 - 2 pi_t + sum_v pi_v^2) the logit-energy
-    proxy of |z|^2 (arXiv 2602.07078, one number a response).
+    proxy of |z|^2 (arXiv 2602.07078, one number per response).
     """
     excess_PG, floor_P1, weights_PG, _ = _above_floor(_checked(rewards_PG), weights_PG)
     baseline_P1 = floor_P1 + (weights_PG * excess_PG).sum(-1, keepdim=True) / weights_PG.sum(-1, keepdim=True)
@@ -53,12 +52,12 @@ def weighted_mean(rewards_PG: Tensor, weights_PG: Tensor | None = None) -> Tenso
 
 def weighted_mean_loo(rewards_PG: Tensor, weights_PG: Tensor | None = None) -> Tensor:
     """b_i = sum_{j != i} w_j r_j / sum_{j != i} w_j. Unbiased; at G = 2 the same for any w."""
-    excess_PG, floor_P1, weights_PG, scorable_PG = _above_floor(_checked(rewards_PG), weights_PG)
+    excess_PG, floor_P1, weights_PG, scored_PG = _above_floor(_checked(rewards_PG), weights_PG)
     # Summed over the others directly: total minus own would cancel where one weight dominates.
     others_GG = 1 - torch.eye(excess_PG.shape[-1], dtype=torch.float64, device=excess_PG.device)
     weight_of_others_PG = weights_PG @ others_GG
-    plain_weight_PG = scorable_PG @ others_GG
-    plain_mean_PG = (scorable_PG * excess_PG) @ others_GG / plain_weight_PG.clamp(min=1)
+    plain_weight_PG = scored_PG @ others_GG
+    plain_mean_PG = (scored_PG * excess_PG) @ others_GG / plain_weight_PG.clamp(min=1)
     weighted_PG = (weights_PG * excess_PG) @ others_GG / torch.where(weight_of_others_PG > 0, weight_of_others_PG, 1.0)
     baseline_PG = torch.where(weight_of_others_PG > 0, weighted_PG, plain_mean_PG)
     return floor_P1 + torch.where(plain_weight_PG > 0, baseline_PG, excess_PG)
@@ -69,7 +68,7 @@ def shrinkage(rewards_PG: Tensor, weights_PG: Tensor | None = None) -> Tensor:
 
     m_i^(-j) is the group's mean without response j, M_(-i) the mean of the other prompts' means m_k, and
     a_i = (1 - 1/P) v / (v + s) over the P prompts with two scored responses or more, with v the mean of var(r_k) / G_k and s the mean of (m_k - M_(-i))^2, both over k != i.
-    Nothing of response j enters b_ij: unbiased. Couples the prompts of a batch. Prompts with fewer than two scorable
+    Nothing of response j enters b_ij: unbiased. Couples the prompts of a batch. Prompts with fewer than two scored
     responses tell nothing about v and are left out of it and of s and M; a lone response takes M_(-i). ValueError
     where P = 1.
     """
@@ -77,10 +76,10 @@ def shrinkage(rewards_PG: Tensor, weights_PG: Tensor | None = None) -> Tensor:
     num_prompts = rewards_PG.shape[-2]
     if num_prompts < 2:
         raise ValueError("shrinkage needs at least two prompts: it borrows from the other prompts of the batch")
-    scorable_PG = ~rewards_PG.isnan()
-    floor = rewards_PG[scorable_PG].min() if scorable_PG.any() else 0.0  # equal rewards then cancel exactly
+    scored_PG = ~rewards_PG.isnan()
+    floor = rewards_PG[scored_PG].min() if scored_PG.any() else 0.0  # equal rewards then cancel exactly
     rewards_PG = rewards_PG - floor
-    count_P = scorable_PG.double().sum(-1)
+    count_P = scored_PG.double().sum(-1)
     known_P = (count_P >= 2).double()
     mean_P = rewards_PG.nan_to_num(0.0).sum(-1) / count_P.clamp(min=1)
     deviation_PG = (rewards_PG - mean_P[..., None]).nan_to_num(0.0)
@@ -93,7 +92,7 @@ def shrinkage(rewards_PG: Tensor, weights_PG: Tensor | None = None) -> Tensor:
     between_P = (share_PP * (mean_P[..., None, :] - grand_mean_P[..., :, None]).square()).sum(-1)
     total_P = within_P + between_P
     shrink_P = num_others_P / (num_others_P + 1) * within_P / torch.where(total_P > 0, total_P, 1.0)
-    # A lone response has no group to lean on; a prompt alone among unscorable ones has no batch to lean on.
+    # A lone response has no group to lean on; a prompt alone among unscored ones has no batch to lean on.
     shrink_P = torch.where(count_P < 2, 1.0, shrink_P)
     shrink_P1 = torch.where(num_others_P > 0, shrink_P, 0.0)[..., None]
     own_PG = leave_one_out(rewards_PG)
@@ -112,9 +111,6 @@ def batch_weighted_mean(rewards_PG: Tensor, weights_PG: Tensor | None = None) ->
     weights_PG = _checked_weights(rewards_PG, weights_PG)
     return weighted_mean(rewards_PG.reshape(flat), weights_PG.reshape(flat)).reshape(rewards_PG.shape)
 
-
-length_weighted = weighted_mean
-length_weighted_loo = weighted_mean_loo
 
 BASELINES: Mapping[str, Baseline] = MappingProxyType(
     {
@@ -143,16 +139,16 @@ def _checked(rewards_PG: Tensor, smallest_group: int = 2) -> Tensor:
         )
     if rewards_PG.isinf().any():
         raise ValueError(
-            f"prompt {_prompt_of(rewards_PG.isinf())}: a reward is infinite (NaN marks an unscorable response)"
+            f"prompt {_prompt_of(rewards_PG.isinf())}: a reward is infinite (NaN marks an unscored response)"
         )
     return rewards_PG
 
 
 def _checked_weights(rewards_PG: Tensor, weights_PG: Tensor | None) -> Tensor:
-    """The weights in float64, zero where the reward is unscorable."""
+    """The weights in float64, zero where the reward is unscored."""
     if weights_PG is None:
         raise ValueError(
-            "a weighted baseline needs weights_PG: one length, squared score norm or logit energy a response"
+            "a weighted baseline needs weights_PG: one length, squared score norm or logit energy per response"
         )
     weights_PG = torch.as_tensor(weights_PG, dtype=torch.float64, device=rewards_PG.device)
     if weights_PG.shape != rewards_PG.shape:
@@ -167,16 +163,16 @@ def _checked_weights(rewards_PG: Tensor, weights_PG: Tensor | None) -> Tensor:
 
 
 def _above_floor(rewards_PG: Tensor, weights_PG: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rewards above the group's smallest (equal ones then cancel exactly), that smallest, weights, scorable 0 or 1."""
+    """Rewards minus the group's smallest (so that equal rewards cancel exactly), that smallest, weights, and 1 where scored."""
     weights_PG = _checked_weights(rewards_PG, weights_PG)
-    scorable_PG = ~rewards_PG.isnan()
-    floor_P1 = torch.where(scorable_PG, rewards_PG, torch.inf).amin(-1, keepdim=True)
+    scored_PG = ~rewards_PG.isnan()
+    floor_P1 = torch.where(scored_PG, rewards_PG, torch.inf).amin(-1, keepdim=True)
     floor_P1 = torch.where(floor_P1.isfinite(), floor_P1, 0.0)
-    excess_PG = torch.where(scorable_PG, rewards_PG - floor_P1, 0.0)
-    # Where every weight vanishes the plain mean takes over; a group with nothing scorable divides zero by its size.
-    plain_PG = torch.where(scorable_PG.any(-1, keepdim=True), scorable_PG.double(), 1.0)
+    excess_PG = torch.where(scored_PG, rewards_PG - floor_P1, 0.0)
+    # weights that are all zero become equal; a group without a scored response gets ones, so that nothing divides by zero
+    plain_PG = torch.where(scored_PG.any(-1, keepdim=True), scored_PG.double(), 1.0)
     weights_PG = torch.where(weights_PG.sum(-1, keepdim=True) > 0, weights_PG, plain_PG)
-    return excess_PG, floor_P1, weights_PG, scorable_PG.double()
+    return excess_PG, floor_P1, weights_PG, scored_PG.double()
 
 
 def _prompt_of(bad_PG: Tensor) -> int:

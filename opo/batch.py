@@ -1,8 +1,9 @@
 """Rollouts: the one record that flows from the sampler to the loss, and the legend of the shape letters.
 
-P prompts, G responses per prompt, N = P * G responses (response n belongs to prompt n // G), L tokens of prompt and response,
-T response tokens, V vocabulary. `rewards_PG` has one row a prompt; `logprobs_NT` is right-padded and starts at each response's
-first token. The mean over nothing is never taken: a response has at least one token, a group at least one response.
+P prompts, G responses per prompt, N = P * G responses (response n belongs to prompt n // G), L tokens of prompt and
+response, T response tokens, V vocabulary. `rewards_PG` has one row per prompt; `logprobs_NT` is right-padded and starts
+at each response's first token. A response has at least one token and a group at least one response, so no mean is over
+an empty set.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -14,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Rollouts:
-    """G sampled responses to each of P prompts, with what was seen when they were sampled.
+    """G sampled responses to each of P prompts, with what was recorded when they were sampled.
 
     A reward of NaN marks a response that could not be scored: it stays out of every baseline and has zero advantage.
     """
@@ -22,9 +23,9 @@ class Rollouts:
     prompt_ids: list[list[int]]  # P lists of token ids
     tokens_NT: Tensor  # int64, right-padded with zeros
     mask_NT: Tensor  # bool, true on response tokens, the sampled end-of-text included
-    rewards_PG: Tensor  # float64, NaN = unscorable
+    rewards_PG: Tensor  # float64, NaN = unscored
     logprobs_NT: Tensor | None = None  # of the policy that sampled, natural log, at the sampling temperature
-    versions_NT: Tensor | None = None  # int64, updates seen by the weights that sampled each token
+    versions_NT: Tensor | None = None  # int64, number of updates before the weights that sampled each token
     reference_logprobs_NT: Tensor | None = None  # of the frozen reference policy
     kl_rewards_NT: Tensor | None = None  # per-token reward that stands for a KL penalty
     values_NT: Tensor | None = None  # the critic's value before each token
@@ -35,7 +36,6 @@ class Rollouts:
     greedy_rewards_P: Tensor | None = None  # reward of the greedy response to each prompt
     answers: list[list[str | None]] | None = None  # extracted answers, P lists of G
     finished_PG: Tensor | None = None  # bool, true where the response ended by itself, not at the token limit
-    prompt_index_P: Tensor | None = None  # int64, position of each prompt in the task's stream
 
     @classmethod
     def from_lists(
@@ -50,14 +50,14 @@ class Rollouts:
     ) -> Self:
         """Pad P lists of G responses into one record.
 
-        Raises ValueError that names the prompt where groups differ in size, a response has no token, a log-probability is
-        missing or not finite, a version is missing, or a reward is infinite.
+        Raises ValueError that names the prompt where groups differ in size, a response has no token, a log-probability
+        is missing or not finite, a version is missing, or a reward is infinite.
         """
         rewards_PG = torch.as_tensor(rewards_PG, dtype=torch.float64)
         group_size = len(response_ids[0]) if response_ids else 0
         if not response_ids or len(prompt_ids) != len(response_ids):
             raise ValueError(
-                f"{len(prompt_ids)} prompts but {len(response_ids)} groups of responses: give one group a prompt"
+                f"{len(prompt_ids)} prompts but {len(response_ids)} groups of responses: give one group for each prompt"
             )
         for p, group in enumerate(response_ids):
             if len(group) != group_size or group_size == 0:
@@ -74,9 +74,9 @@ class Rollouts:
         lengths_N = torch.tensor([len(r) for r in responses])
         mask_NT = torch.arange(tokens_NT.shape[1]) < lengths_N[:, None]
         if logprobs is not None:
-            others["logprobs_NT"] = _one_a_token(logprobs, lengths_N, torch.float64, "finite log-probabilities")
+            others["logprobs_NT"] = _per_token(logprobs, lengths_N, torch.float64, "finite log-probabilities")
         if versions is not None:
-            others["versions_NT"] = _one_a_token(versions, lengths_N, torch.int64, "versions of weights")
+            others["versions_NT"] = _per_token(versions, lengths_N, torch.int64, "versions of weights")
         return cls(prompt_ids, tokens_NT, mask_NT, rewards_PG, answers=answers, **others)
 
     @property
@@ -113,22 +113,27 @@ class Rollouts:
 
     @property
     def token_rewards_NT(self) -> Tensor:
-        """The reward on each response's last token (zero if unscorable) plus the KL rewards on every token."""
+        """The reward on each response's last token (zero if unscored) plus the KL rewards on every token."""
         last_NT = torch.arange(self.mask_NT.shape[1], device=self.mask_NT.device) == self.lengths_N[:, None] - 1
         rewards_NT = last_NT * self.rewards_PG.nan_to_num(0.0).view(-1, 1)
         return rewards_NT if self.kl_rewards_NT is None else rewards_NT + self.kl_rewards_NT * self.mask_NT
 
     @property
-    def scorable_N(self) -> Tensor:
+    def scored_N(self) -> Tensor:
         """Bool: true where the response has a reward."""
         return ~self.rewards_PG.isnan().view(-1)
 
     @property
     def first_N(self) -> Tensor:
-        """For each response the first one to the same prompt with the same tokens, int64: the policy has to see that one alone."""
-        seen: dict[tuple[int, bytes], int] = {}
+        """For each response the index of the first one to the same prompt with the same tokens, int64.
+
+        Duplicates have the same log-probabilities, so only the first goes through the model.
+        """
+        first_index: dict[tuple[int, bytes], int] = {}
         rows = self.tokens_NT.masked_fill(~self.mask_NT, -1).cpu().numpy()
-        return torch.tensor([seen.setdefault((n // self.group_size, row.tobytes()), n) for n, row in enumerate(rows)])
+        return torch.tensor(
+            [first_index.setdefault((n // self.group_size, row.tobytes()), n) for n, row in enumerate(rows)]
+        )
 
     def rows_of(self, prompts: list[int]) -> Tensor:
         """Indices into N of all responses to these prompts, int64."""
@@ -170,8 +175,8 @@ class Rollouts:
         return replace(self, **changes)
 
 
-def _one_a_token(numbers: list[list[list[Any]]], lengths_N: Tensor, dtype: torch.dtype, what: str) -> Tensor:
-    """P lists of G lists, padded with zeros to (N, T); ValueError unless each response has as many finite ones as tokens."""
+def _per_token(numbers: list[list[list[Any]]], lengths_N: Tensor, dtype: torch.dtype, what: str) -> Tensor:
+    """P lists of G lists, padded with zeros to (N, T); ValueError unless every token has a finite one."""
     rows = [torch.as_tensor(row, dtype=dtype) for group in numbers for row in group]
     for n, (row, length) in enumerate(zip(rows, lengths_N.tolist(), strict=True)):
         if len(row) != length or not row.isfinite().all():

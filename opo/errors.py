@@ -1,4 +1,4 @@
-"""The exceptions that are no bugs: a mistake of the user's, and a run that had to stop."""
+"""Exceptions that are not bugs: a user's mistake, and a run that had to stop."""
 
 import difflib
 from collections.abc import Iterable

@@ -35,8 +35,8 @@ def value_loss(
 
         1/2 max((V - R)^2, (clip(V, V_old - clip, V_old + clip) - R)^2)
 
-    The maximum takes away the reward for moving a value further than `clip` from where it was at sampling; None leaves
-    it out. `mask_NT` should leave out responses that could not be scored: they have no target.
+    Because of the maximum, moving a value further than `clip` from its value at sampling gains nothing; clip=None is
+    the plain squared error. `mask_NT` must exclude unscored responses: they have no target.
     """
     errors_NT = (values_NT - returns_NT).square()
     if clip is not None:

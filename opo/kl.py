@@ -13,9 +13,9 @@ A good estimate of the value need not give a good gradient. For the reverse KL t
 | the loss (differentiated) | zero in expectation: no penalty at all | right | gradient of the forward KL(ref || pi) |
 | the reward (a number) | right | biased | reverse minus forward KL |
 
-"Right" in the loss is for each token's own conditional KL: the effect of a token on the KL of later ones is only seen
-from the reward, through returns. With several updates per rollout the tokens come from an older policy, and none of it
-is corrected for that.
+"Right" in the loss is for each token's own conditional KL: the effect of a token on the KL of later tokens enters only
+through returns, that is, with the KL in the reward. With several updates per rollout the tokens come from an older
+policy, and none of these estimates is corrected for that.
 """
 
 import torch

@@ -1,8 +1,8 @@
 """The parts that losses are made of: advantages, importance ratios, clipping, pairs, and aggregation over tokens.
 
 Advantages are numbers, never differentiated; only `logprobs_NT` is. A response that could not be scored has advantage
-zero, and is left out of every mean and count. What lies outside the response mask may hold anything: it is replaced
-before it is exponentiated.
+zero, and is left out of every mean and count. Values outside the response mask are arbitrary and are replaced before
+they are exponentiated.
 """
 
 import torch
@@ -17,12 +17,12 @@ MAX_LOG_RATIO = 20.0
 
 
 def advantages(rollouts: Rollouts, baseline_PG: Tensor) -> Tensor:
-    """A_i = R_i - b_i, (N,) float64; zero where the reward is unscorable."""
+    """A_i = R_i - b_i, (N,) float64; zero where the reward is unscored."""
     return (rollouts.returns_PG - baseline_PG).nan_to_num(0.0).view(-1)
 
 
 def z_scores(rewards_PG: Tensor, std_eps: float) -> Tensor:
-    """(r_i - mean) / (s + std_eps) in each row, s with ddof = 1; zero where unscorable and in a constant row."""
+    """(r_i - mean) / (s + std_eps) in each row, s with ddof = 1; zero where unscored and in a constant row."""
     centred_PG = rewards_PG - group_mean(rewards_PG)
     degrees_P = (~rewards_PG.isnan()).sum(1) - 1
     std_P = (centred_PG.square().nansum(1) / degrees_P.clamp(min=1)).sqrt()
@@ -36,13 +36,13 @@ def standardized_advantages(rollouts: Rollouts, std_eps: float) -> Tensor:
 
 
 def constant_groups(rewards_PG: Tensor) -> Tensor:
-    """Bool (P,): true where all scorable rewards of the group are the same number, or none is scorable."""
+    """Bool (P,): true where all scored rewards of the group are the same number, or none is scored."""
     low_P = rewards_PG.nan_to_num(torch.inf).amin(1)
     return rewards_PG.nan_to_num(-torch.inf).amax(1) <= low_P
 
 
 def prompt_mean(values_P: Tensor, rollouts: Rollouts) -> Tensor:
-    """Mean of one number a prompt over the prompts with a scorable response."""
+    """Mean of one number per prompt over the prompts with a scored response."""
     known_P = ~rollouts.rewards_PG.isnan().all(1)
     return torch.where(known_P, values_P, 0.0).sum() / known_P.sum().clamp(min=1)
 
@@ -60,8 +60,8 @@ def whiten(values: Tensor, mask: Tensor, eps: float, center: bool = True) -> Ten
 
 
 def response_mean(values_N: Tensor, rollouts: Rollouts, keep_N: Tensor | None = None) -> Tensor:
-    """Mean of one number a response over the scorable ones, or over those of `keep_N`."""
-    keep_N = rollouts.scorable_N if keep_N is None else keep_N
+    """Mean of one number per response over the scored responses, or over those of `keep_N`."""
+    keep_N = rollouts.scored_N if keep_N is None else keep_N
     return torch.where(keep_N, values_N, 0.0).sum() / keep_N.sum().clamp(min=1)
 
 
@@ -70,22 +70,22 @@ def sequence_sum(values_NT: Tensor, rollouts: Rollouts) -> Tensor:
     return torch.where(rollouts.mask_NT, values_NT, 0.0).sum(1)
 
 
-def aggregate(values_NT: Tensor, rollouts: Rollouts, how: Aggregation, keep_N: Tensor | None = None) -> Tensor:
-    """One number from per-token values; responses outside `keep_N` (default: unscorable ones) are out of sum and count.
+def aggregate(values_NT: Tensor, rollouts: Rollouts, aggregation: Aggregation, keep_N: Tensor | None = None) -> Tensor:
+    """One number from per-token values; responses outside `keep_N` (by default the unscored ones) enter neither sum nor count.
 
     sequence_sum: (1/N) sum_n sum_t v_nt, the only one of the three whose gradient is that of expected reward;
     sequence_mean: (1/N) sum_n (1/L_n) sum_t v_nt; token_mean: sum_nt v_nt / sum_n L_n, a ratio of two sums over the
     batch.
     """
-    keep_N = rollouts.scorable_N if keep_N is None else keep_N
+    keep_N = rollouts.scored_N if keep_N is None else keep_N
     sums_N = sequence_sum(values_NT, rollouts)
-    if how == "sequence_sum":
+    if aggregation == "sequence_sum":
         return response_mean(sums_N, rollouts, keep_N)
-    if how == "sequence_mean":
+    if aggregation == "sequence_mean":
         return response_mean(sums_N / rollouts.lengths_N, rollouts, keep_N)
-    if how == "token_mean":
+    if aggregation == "token_mean":
         return torch.where(keep_N, sums_N, 0.0).sum() / (rollouts.lengths_N * keep_N).sum().clamp(min=1)
-    raise ValueError(f"aggregation {how!r} is unknown: choose one of sequence_sum, sequence_mean, token_mean")
+    raise ValueError(f"aggregation {aggregation!r} is unknown: choose one of sequence_sum, sequence_mean, token_mean")
 
 
 def per_token(values: Tensor) -> Tensor:
@@ -94,10 +94,10 @@ def per_token(values: Tensor) -> Tensor:
 
 
 def policy_gradient_loss(
-    logprobs_NT: Tensor, advantages: Tensor, rollouts: Rollouts, how: Aggregation = "sequence_sum"
+    logprobs_NT: Tensor, advantages: Tensor, rollouts: Rollouts, aggregation: Aggregation = "sequence_sum"
 ) -> Tensor:
     """-A log pi(y_nt), aggregated: REINFORCE with the advantage as given, (N,) or (N, T)."""
-    return -aggregate(per_token(advantages.detach()) * logprobs_NT, rollouts, how)
+    return -aggregate(per_token(advantages.detach()) * logprobs_NT, rollouts, aggregation)
 
 
 def needed(rollouts: Rollouts, field: str) -> Tensor:
@@ -117,7 +117,7 @@ def log_ratio(logprobs_NT: Tensor, rollouts: Rollouts) -> Tensor:
 def clipped(ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Tensor:
     """min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A), elementwise.
 
-    No reward for moving the ratio beyond the clip in the direction the advantage asks for (Schulman et al., arXiv
+    Beyond the clip, moving the ratio further in the direction of the advantage gains nothing (Schulman et al., arXiv
     1707.06347, equation 7). At rho = 1 its gradient is that of rho A.
     """
     return torch.minimum(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
@@ -129,12 +129,14 @@ def clipped_loss(
     rollouts: Rollouts,
     clip_low: float,
     clip_high: float,
-    how: Aggregation,
+    aggregation: Aggregation,
     keep_N: Tensor | None = None,
 ) -> Tensor:
-    """PPO's clipped surrogate with one ratio a token, aggregated, to be minimised; advantages are (N,) or (N, T)."""
+    """PPO's clipped surrogate with one ratio per token, aggregated, to be minimised; advantages are (N,) or (N, T)."""
     ratio_NT = log_ratio(logprobs_NT, rollouts).exp()
-    return -aggregate(clipped(ratio_NT, per_token(advantages.detach()), clip_low, clip_high), rollouts, how, keep_N)
+    return -aggregate(
+        clipped(ratio_NT, per_token(advantages.detach()), clip_low, clip_high), rollouts, aggregation, keep_N
+    )
 
 
 def pair_differences(values_PG: Tensor) -> Tensor:
@@ -142,23 +144,23 @@ def pair_differences(values_PG: Tensor) -> Tensor:
     return values_PG[:, :, None] - values_PG[:, None, :]
 
 
-def scorable_pairs(rollouts: Rollouts) -> Tensor:
-    """Bool (P, G, G): both responses of the pair have a reward, and they are two."""
-    scorable_PG = rollouts.scorable_N.view_as(rollouts.rewards_PG)
-    others_GG = ~torch.eye(rollouts.group_size, dtype=torch.bool, device=scorable_PG.device)
-    return scorable_PG[:, :, None] & scorable_PG[:, None, :] & others_GG
+def scored_pairs(rollouts: Rollouts) -> Tensor:
+    """Bool (P, G, G): true where i != j and both responses are scored."""
+    scored_PG = rollouts.scored_N.view_as(rollouts.rewards_PG)
+    others_GG = ~torch.eye(rollouts.group_size, dtype=torch.bool, device=scored_PG.device)
+    return scored_PG[:, :, None] & scored_PG[:, None, :] & others_GG
 
 
 def pair_mean(values_PGG: Tensor, rollouts: Rollouts) -> Tensor:
-    """Mean over scorable responses i of the mean of v_ij over the scorable responses j != i of the group."""
-    pairs_PGG = scorable_pairs(rollouts)
+    """Mean over scored responses i of the mean of v_ij over the scored responses j != i of the group."""
+    pairs_PGG = scored_pairs(rollouts)
     sums_PG = torch.where(pairs_PGG, values_PGG, 0.0).sum(2)
     return response_mean((sums_PG / pairs_PGG.sum(2).clamp(min=1)).view(-1), rollouts)
 
 
 def win_rates(rollouts: Rollouts) -> Tensor:
-    """Share of the group's other scorable responses that a response beats in reward, a tie counting half, (P, G)."""
+    """Share of the group's other scored responses that a response beats in reward, a tie counting half, (P, G)."""
     gaps_PGG = pair_differences(rollouts.returns_PG.nan_to_num(0.0))
-    pairs_PGG = scorable_pairs(rollouts)
+    pairs_PGG = scored_pairs(rollouts)
     wins_PG = torch.where(pairs_PGG, (gaps_PGG.sign() + 1) / 2, 0.0).sum(2)
     return wins_PG / pairs_PGG.sum(2).clamp(min=1)

@@ -1,1 +1,1 @@
-"""Claims of the paper and of others, what measures each, and the verdicts."""
+"""The ledger: published claims, their thresholds, what measures each, and the verdicts."""

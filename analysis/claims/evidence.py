@@ -22,7 +22,7 @@ from analysis.variance.intervals import FEWEST, if_enough
 from analysis.variance.moments import Moments, bias_interval
 from analysis.variance.table import comparison_terms, ratio_value, terms_interval
 
-LEAST = {"prompts": FEWEST, "seeds": 3}  # fewer replicates give no verdict, whatever their interval says
+MIN_REPLICATES = {"prompts": FEWEST, "seeds": 3}  # fewer replicates give no verdict, whatever their interval says
 SENSIBLE = {"prompts": 5_000, "seeds": 100}  # more replicates than that is no plan
 LAST_TENTH = 0.1  # the part of the steps that "at equal tokens" looks at
 
@@ -79,12 +79,12 @@ class MeanEvidence(Evidence):
     def needed(self, borders: Sequence[float], level: float) -> int | None:
         """The least n whose Student interval, with the spread seen, is narrower than the way to the nearest border."""
         if len(self.values) < 2:
-            return LEAST[self.unit]
+            return MIN_REPLICATES[self.unit]
         distance = min(abs(float(np.mean(self.values)) - self.forth(b)) for b in borders)
         spread = float(np.std(self.values, ddof=1))
         if distance == 0:
             return None
-        counts = np.arange(max(LEAST[self.unit], len(self.values) + 1), SENSIBLE[self.unit] + 1)
+        counts = np.arange(max(MIN_REPLICATES[self.unit], len(self.values) + 1), SENSIBLE[self.unit] + 1)
         enough = student.ppf((1 + level) / 2, counts - 1) * spread / np.sqrt(counts) < distance
         return int(counts[enough.argmax()]) if enough.any() else SENSIBLE[self.unit] + 1
 

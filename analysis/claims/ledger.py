@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.claims.evidence import LEAST, SENSIBLE, Evidence
+from analysis.claims.evidence import MIN_REPLICATES, SENSIBLE, Evidence
 from analysis.claims.records import CLAIMS, Claim
 from analysis.variance.intervals import holm
 from opo.system.atomic import write_text
@@ -43,7 +43,9 @@ def judge(evidence: Mapping[str, Evidence], claims: Sequence[Claim] = CLAIMS) ->
     """One row for every claim that has evidence, in the order of the ledger."""
     present = [claim for claim in claims if claim.id in evidence]
     decisions = [_decision(claim, evidence[claim.id]) for claim in present]
-    able = [i for i, claim in enumerate(present) if evidence[claim.id].replicates >= LEAST[evidence[claim.id].unit]]
+    able = [
+        i for i, claim in enumerate(present) if evidence[claim.id].replicates >= MIN_REPLICATES[evidence[claim.id].unit]
+    ]
     corrected = dict(zip(able, holm([decisions[i][1] for i in able]).tolist(), strict=True)) if able else {}
     return [
         _row(claim, evidence[claim.id], *decisions[i], corrected.get(i), len(able)) for i, claim in enumerate(present)
@@ -52,7 +54,7 @@ def judge(evidence: Mapping[str, Evidence], claims: Sequence[Claim] = CLAIMS) ->
 
 def _row(claim: Claim, seen: Evidence, side: str, p_value: float, p_holm: float | None, family: int) -> dict[str, Any]:
     verdict = side if p_holm is not None and p_holm <= ALPHA else "not resolved"
-    enough, least = p_holm is not None, LEAST[seen.unit]
+    enough, least = p_holm is not None, MIN_REPLICATES[seen.unit]
     low, high = (_finite(bound) for bound in seen.interval(1 - ALPHA)) if seen.replicates > 1 else (None, None)
     notes = [claim.note, seen.note] if enough else [f"{seen.replicates} {seen.unit}: a verdict needs at least {least}."]
     needed = _needed(claim, seen, 1 - ALPHA / max(1, family)) if verdict == "not resolved" else None
@@ -79,7 +81,7 @@ def _needed(claim: Claim, seen: Evidence, level: float) -> int | None:
     """Replicates that would give a verdict; None where the effect is not known or as many as there are should do."""
     if not math.isfinite(seen.effect):
         return None
-    needed = max(seen.needed(claim.borders, level) or 0, LEAST[seen.unit])
+    needed = max(seen.needed(claim.borders, level) or 0, MIN_REPLICATES[seen.unit])
     return needed if needed > seen.replicates else None
 
 

@@ -1,1 +1,1 @@
-"""One file a command: `load_config` judges what is asked for, `main` does it."""
+"""One file a command: `load_config` validates the config, `main` runs the command."""

@@ -29,7 +29,7 @@ from opo.rollout.collect import Collector, open_collector
 from opo.system.seeding import generator_for
 from opo.system.threads import use_machine
 from opo.tasks import make_task
-from opo.train.mismatch import measure_gap
+from opo.train.mismatch import measure_mismatch
 
 # Bounds by the precision of the model: nats for log-probabilities, relative error for gradients.
 NATS = {"float64": 1e-9, "float32": 1e-4, "bfloat16": 0.25}
@@ -151,7 +151,7 @@ def _checks(config: DoctorConfig, policy: Policy, collector: Collector) -> Itera
 
 def _gap(name: str, policy: Policy, rollouts: Rollouts, dtype: str) -> Iterator[Check]:
     assert rollouts.logprobs_NT is not None
-    gap = measure_gap(rollouts.logprobs_NT, _logprobs(policy, rollouts, 10**9, shared=True), rollouts.mask_NT)
+    gap = measure_mismatch(rollouts.logprobs_NT, _logprobs(policy, rollouts, 10**9, shared=True), rollouts.mask_NT)
     yield Check(f"{name}, mean", gap.mean_abs, MEAN_GAP[dtype], "nats")
     yield Check(f"{name}, largest", gap.max_abs, NATS[dtype], "nats")
 

@@ -16,7 +16,7 @@ from opo.errors import UserError
 from opo.keys import STRICT, AtLeastTwo, Count, Device, Positive, Seed, Split, Threads
 from opo.run.policies import evaluated_policies
 
-MOST = 1000  # responses to a prompt, beyond which binomials leave float64
+MAX_RESPONSES = 1000  # responses to a prompt, beyond which binomials leave float64
 
 
 @dataclass(config=STRICT)
@@ -35,7 +35,7 @@ class EvaluateConfig:
     task: Any = None  # null: the run's own, else arithmetic
     rollout: StudyRollout = field(default_factory=StudyRollout)
     prompts: AtLeastTwo = 64  # the unit of replication: intervals are over prompts
-    responses: Annotated[int, Field(ge=1, le=MOST)] = 16  # to each
+    responses: Annotated[int, Field(ge=1, le=MAX_RESPONSES)] = 16  # to each
     ks: Annotated[list[Count], Field(min_length=1)] = field(default_factory=lambda: [1, 4, 16])  # of pass@k and maj@k
     split: Split = "eval"
     num_bootstrap: Resamples = 2000

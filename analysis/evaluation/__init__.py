@@ -1,1 +1,1 @@
-"""What a policy can do: pass@k, maj@k and diversity."""
+"""Evaluation of a policy: pass@k, mean@k, maj@k and diversity, with intervals."""

@@ -1,4 +1,4 @@
-"""How much a group of responses repeats itself, within a response and from one to the next. A token is anything hashable."""
+"""Diversity of a group of responses, and repetition within a response. A token is anything hashable."""
 
 import math
 from collections import Counter
@@ -6,7 +6,7 @@ from collections.abc import Hashable, Sequence
 
 Tokens = Sequence[Hashable]
 
-SMOOTHING = 0.1  # stands for a count of no matches, so that one order without any does not make the mean zero
+SMOOTHING = 0.1  # counted where an order has no match, so that BLEU is not zero
 
 
 def ngrams(tokens: Tokens, n: int) -> Counter[tuple[Hashable, ...]]:
@@ -32,9 +32,10 @@ def repetition_n(responses: Sequence[Tokens], n: int) -> float | None:
 def self_bleu(responses: Sequence[Tokens], max_n: int = 4) -> float | None:
     """Mean BLEU of each response against the others of its group (Zhu et al. 2018, arXiv 1802.01886): one where all are equal.
 
-    BLEU = min(1, exp(1 - r/l)) exp(mean_n log p_n), with p_n the share of the response's n-grams that one other response has as
-    often, n up to max_n or the response's length l, r the length among the others nearest to l (the shorter of two); no match
-    counts as 0.1 matches (Chen and Cherry 2014, method 1). None for fewer than two responses; empty ones are left out.
+    BLEU = min(1, exp(1 - r/l)) exp(mean_n log p_n), with p_n the share of the response's n-grams that one other
+    response has as often, n up to max_n or the response's length l, r the length among the others nearest to l (the
+    shorter of two); no match counts as 0.1 matches (Chen and Cherry 2014, method 1). None for fewer than two responses;
+    empty ones are left out.
     """
     responses = [response for response in responses if len(response)]
     if len(responses) < 2:

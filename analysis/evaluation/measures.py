@@ -1,4 +1,4 @@
-"""What a policy can do on a set of prompts, from n responses to each: mean@k, pass@k, maj@k and diversity, with intervals.
+"""Evaluation of a policy on a set of prompts, from n responses to each: mean@k, pass@k, maj@k and diversity, with intervals.
 
 Every measure is one number a prompt, unbiased where that exists, averaged over prompts; intervals are for fresh prompts
 (`analysis.evaluation.intervals`; of what has no upper bound, such as lengths, `analysis.variance.intervals`).
@@ -8,14 +8,14 @@ the mean at k, and `Estimate.num_prompts` says how many were.
 
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import comb
 
-from analysis.config.evaluate import MOST
+from analysis.config.evaluate import MAX_RESPONSES
 from analysis.evaluation.diversity import distinct_n, repetition_n, self_bleu
 from analysis.evaluation.intervals import Array, difference_interval, p_value, rate_interval
 from analysis.variance.intervals import critical_values, holm, resample_counts, studentised_means
@@ -36,7 +36,7 @@ class Estimate:
 
 
 def pass_at_k(num_correct: int, num_scored: int, k: int) -> float:
-    """Chance that k of the n responses, drawn without replacement, hold a correct one: 1 - C(n-c, k) / C(n, k).
+    """Probability that k of the n responses, drawn without replacement, include a correct one: 1 - C(n-c, k) / C(n, k).
 
     Unbiased for 1 - (1-p)^k, unlike the same with c/n for p (Chen et al. 2021, arXiv 2107.03374, equation 1).
     Raises ValueError where not 1 <= k <= n or not 0 <= c <= n.
@@ -51,14 +51,14 @@ def pass_at_k(num_correct: int, num_scored: int, k: int) -> float:
 def maj_at_k(answers_N: Sequence[Hashable | None], rewards_N: ArrayLike, k: int) -> float:
     """Expected reward of the majority answer among k of the n responses drawn without replacement. Exact, hence unbiased.
 
-    None does not vote; ties are broken by a fair draw; no vote at all earns 0. An answer's reward is the mean over the responses
+    An answer of None does not vote; ties are broken at random; a draw without any vote has reward 0. An answer's reward is the mean over the responses
     that gave it. A draw that holds i_a times answer a has probability prod_a C(n_a, i_a) / C(n, k). Draws are summed by the
     largest i_a = j and the number t of answers that reach it, adding one answer at a time to W[t, s], the weight of draws of s
     responses, and Q[t, s], the same times the summed rewards of those t answers; the result is sum_{j,t} Q_j[t, k] / t / C(n, k).
     """
     rewards_N = np.asarray(rewards_N, dtype=np.float64)
     if len(answers_N) != len(rewards_N) or not np.isfinite(rewards_N).all():
-        raise ValueError("maj@k needs one finite reward for every answer: leave unscorable responses out")
+        raise ValueError("maj@k needs one finite reward for every answer: leave unscored responses out")
     _check(len(answers_N), k)
     votes = Counter(answers_N)
     silent = votes.pop(None, 0)
@@ -91,8 +91,8 @@ def _convolve(rows: NDArray[np.float64], factor: NDArray[np.float64]) -> NDArray
 
 
 def _check(num_scored: int, k: int) -> None:
-    if not 1 <= k <= num_scored <= MOST:
-        raise ValueError(f"k={k} of {num_scored} scored responses: need 1 <= k <= responses <= {MOST}")
+    if not 1 <= k <= num_scored <= MAX_RESPONSES:
+        raise ValueError(f"k={k} of {num_scored} scored responses: need 1 <= k <= responses <= {MAX_RESPONSES}")
 
 
 def evaluate(
@@ -179,7 +179,7 @@ def differences(policies: Mapping[str, Mapping[str, Array]]) -> list[Difference]
     Prompts that either of two policies does not define are left out; measures outside [0, 1] are not compared.
     """
     (reference, base), *others = policies.items()
-    found = []
+    found: list[Difference] = []
     for name, own in others:
         for measure in (m for m in own if m == "mean" or m.startswith(("pass@", "maj@"))):
             both_P = np.isfinite(own[measure]) & np.isfinite(base[measure])
@@ -187,10 +187,11 @@ def differences(policies: Mapping[str, Mapping[str, Array]]) -> list[Difference]
             if len(x_P) < 2 or min(x_P.min(), y_P.min()) < 0 or max(x_P.max(), y_P.max()) > 1:
                 continue
             interval = partial(difference_interval, x_P, y_P)
-            value = float(x_P.mean() - y_P.mean())
-            found.append((name, reference, measure, value, *interval(0.95), p_value(interval), len(x_P)))
-    adjusted = holm([row[6] for row in found])
-    return [Difference(*row[:7], float(p), row[7]) for row, p in zip(found, adjusted, strict=True)]  # pyright: ignore[reportCallIssue]  nine: the interval is a pair
+            low, high = interval(LEVEL)
+            value, p = float(x_P.mean() - y_P.mean()), p_value(interval)
+            found.append(Difference(name, reference, measure, value, low, high, p, p, len(x_P)))
+    adjusted = holm([difference.p_value for difference in found]).tolist()
+    return [replace(difference, p_holm=p) for difference, p in zip(found, adjusted, strict=True)]
 
 
 DIVERSITY = {

@@ -1,1 +1,1 @@
-"""Figures: fn(data, ax=None) -> Axes, an interval wherever there is a number."""
+"""Figures of studies, runs, reports and notebooks: fn(data, ax=None) -> Axes, with an interval at every estimate."""

@@ -1,4 +1,4 @@
-"""How OPO's assumptions hold as training goes on, and in each part of the model: every number with its interval."""
+"""Figures of OPO's assumptions over training and in each part of the model, with intervals."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -67,7 +67,7 @@ def audit_by_part(study: Study, measure: str = "norm_length_exponent", ax: Axes 
 
 
 def _interval(ax: Axes, at: float, row: dict[str, Any], shade: str, vertical: bool) -> None:
-    """A line from end to end; towards an end that is open, an arrow."""
+    """The interval as a line; an arrow where an end is unbounded."""
     ends = [row["value"] if row[end] is None else row[end] for end in ("low", "high")]
     ax.plot(*(([at, at], ends) if vertical else (ends, [at, at])), color=shade, linewidth=1, solid_capstyle="butt")
     for end, points in (("low", -24), ("high", 24)):

@@ -1,4 +1,4 @@
-"""Figures of enumerable policies: the truth, so there is nothing to put an interval around."""
+"""Figures of enumerable policies: exact values, so there are no intervals."""
 
 import numpy as np
 from matplotlib.axes import Axes

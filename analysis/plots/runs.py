@@ -1,6 +1,7 @@
 """Figures of training runs and of the ledger: fn(table, ..., ax=None) -> Axes, the spread over seeds always drawn.
 
-`runs` is a tidy table with one row a run and step: a column that names the group, `seed`, `step` and the logged metrics.
+`runs` is a tidy table with one row per run and step: a column that names the group, `seed`, `step` and the logged
+metrics.
 """
 
 import textwrap
@@ -41,8 +42,8 @@ def training_curves(
 ) -> Axes:
     """Mean over seeds with the 95 % Student interval of that mean as a band; each seed as a thin line.
 
-    `window` averages each seed over so many neighbouring steps first. Against tokens, each seed is interpolated onto common places,
-    as far as its shortest run goes.
+    `window` averages each seed over so many neighbouring steps first. Against tokens, each seed is interpolated onto
+    common places, as far as its shortest run goes.
     """
     names = list(order or runs[by].unique(maintain_order=True))
     ax = axes(ax)
@@ -68,7 +69,7 @@ def training_curves(
 
 
 def curves(runs: pl.DataFrame, metric: str, x: str, window: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places (X,) and one row of values a seed (S, X), over the range that all seeds cover."""
+    """Places (X,) and one row of values per seed (S, X), over the range that all seeds cover."""
     series = []
     for _, run in runs.group_by("seed", maintain_order=True):
         run = run.sort("step").filter(pl.col(metric).is_not_null())
@@ -86,7 +87,7 @@ def curves(runs: pl.DataFrame, metric: str, x: str, window: int) -> tuple[np.nda
 
 
 def _span(ax: Axes) -> tuple[float, float]:
-    """Limits from the lines, so that a band of three seeds that runs to the sky does not flatten them."""
+    """Limits from the lines alone, so that a very wide band does not flatten them."""
     values = (
         np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in ax.lines])
         if ax.lines
@@ -130,7 +131,7 @@ def ledger(claims: Sequence[Mapping[str, Any]], ax: Axes | None = None) -> Axes:
 
 
 def effect_text(claim: Mapping[str, Any]) -> str:
-    """The effect and its interval to three digits; a bound that the data does not give is said to be open."""
+    """The effect and its interval to three digits; an unbounded end is written `open`."""
     return interval_text(claim["effect"], claim["low"], claim["high"])
 
 

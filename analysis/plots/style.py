@@ -1,4 +1,4 @@
-"""How every figure looks and is written: palette, light axes, SVG and PNG files, SVG for a page with a light and a dark side."""
+"""Style of every figure: palette, fonts, axes; SVG and PNG files, and SVG for a page with a light and a dark theme."""
 
 import hashlib
 import io
@@ -52,7 +52,7 @@ def styled() -> Iterator[None]:
 
 
 def axes(ax: Axes | None, width: float = 6.4, height: float = 3.8) -> Axes:
-    """`ax`, or the axes of a new figure that no window manager holds on to."""
+    """`ax`, or the axes of a new figure (not registered with pyplot, so it is freed with its last reference)."""
     if ax is not None:
         return ax
     return Figure(figsize=(width, height), layout="constrained").add_subplot()
@@ -64,7 +64,7 @@ def colour(name: str, names: list[str]) -> str:
 
 
 def marker(name: str, names: list[str]) -> str:
-    """A second sign beside the colour, so that a print in grey still tells the lines apart."""
+    """The marker of `name`, so that lines differ in a greyscale print too."""
     return MARKERS[names.index(name) % len(MARKERS)]
 
 
@@ -86,7 +86,7 @@ def save(ax: Axes, folder: Path, name: str) -> list[Path]:
 
 
 def inline_svg(ax: Axes, description: str) -> str:
-    """SVG markup for a page: transparent, its ink the page's text colour, its ids its own, with a description for screen readers."""
+    """SVG markup for a page: transparent, in the page's text colour, with ids of its own and a description for screen readers."""
     buffer = io.StringIO()
     with styled():
         figure_of(ax).savefig(buffer, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})

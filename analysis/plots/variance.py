@@ -1,7 +1,7 @@
 """Figures of a variance study: fn(study, ..., ax=None) -> Axes, an interval wherever there is a number.
 
-`study` is what `analysis.study.result.load` returns: tidy tables with one estimate and its 95 % interval in a row. A bound that
-the data does not give (null) is drawn as an arrow to the edge, never left out.
+`study` is what `analysis.study.result.load` returns: tidy tables with one estimate and its 95 % interval in a row. A
+bound that the data does not give (null) is drawn as an arrow to the edge, never left out.
 """
 
 import math
@@ -201,7 +201,7 @@ def norm_against_length(study: Study, policy: str | None = None, ax: Axes | None
 
 
 def _only(rows: pl.DataFrame, estimators: Sequence[str] | None) -> pl.DataFrame:
-    """The estimators asked for; those of `MAIN` that there are where nobody asked, or else all."""
+    """The estimators in `estimators`; by default those of `MAIN`, or all where none of them was measured."""
     main = rows.filter(pl.col("estimator").is_in(MAIN))
     if estimators is None:
         return rows if main.is_empty() else main
@@ -249,7 +249,7 @@ def _intervals(
 
 
 def _lines(ax: Axes, rows: pl.DataFrame, x: str) -> None:
-    """One line an estimator against `x` with vertical intervals, moved sideways by a little so that all are seen."""
+    """One line per estimator against `x` with vertical intervals, shifted slightly sideways so that none hides another."""
     shown = rows["estimator"].unique(maintain_order=True).to_list()
     values = sorted(rows[x].unique())
     log = x == "group_size"
@@ -268,7 +268,7 @@ def _lines(ax: Axes, rows: pl.DataFrame, x: str) -> None:
 
 
 def _legend(ax: Axes) -> None:
-    """Beside the lines, where it can hide nothing."""
+    """The legend, to the right of the axes."""
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 

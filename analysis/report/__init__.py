@@ -1,1 +1,1 @@
-"""The page, its W&B twin and the tables on the terminal."""
+"""The HTML page and its colours (`templates/`), the W&B report, and the tables on the terminal."""

@@ -27,7 +27,9 @@ def write_report(folder: Path) -> Path:
     """Write `report.html` from what is in the folder. Raises UserError where there is nothing to report on."""
     sections = sections_of(folder)
     title = (
-        "OPO and its rivals, measured" if (folder / "claims.json").exists() else f"Report on {folder.resolve().name}"
+        "OPO and other algorithms, measured"
+        if (folder / "claims.json").exists()
+        else f"Report on {folder.resolve().name}"
     )
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("analysis.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True

@@ -133,8 +133,8 @@ def _policies(study: Study) -> Section:
         "mean reward",
         "mean length",
         "prompts of one reward",
-        "unscorable",
-        "largest log-probability gap, nats",
+        "unscored",
+        "largest log-probability difference, nats",
     ]
     if study.imported is not None:
         return Section("policies", "The frozen responses", [table(study.imported["text"], columns, rows)])

@@ -1,6 +1,6 @@
-"""Runs of one configuration that differ in their seed form a group: its label, and the part it plays in the ledger.
+"""Runs of one configuration that differ in their seed form a group: its label, and its role in the ledger.
 
-Groups are made by what was asked for, the keys of the config; never by a label, and never by what came of a run.
+Groups are made from the keys of the config alone, never from labels or from the outcome of a run.
 """
 
 from collections.abc import Mapping, Sequence

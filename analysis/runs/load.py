@@ -1,4 +1,4 @@
-"""Run folders as tidy tables: one row a step, one row a run. Reads what is on disk and nothing of the trainer; runs may be going on."""
+"""Run folders as tidy tables: one row per step, one row per run. Reads what is on disk and nothing of the trainer; runs may be going on."""
 
 import json
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ import yaml
 
 from opo.train.mismatch import FILE
 from opo.errors import UserError
+from opo.run.folder import leaves
 from opo.run.metrics import read_rows
 
 LABELS = ("run", "study", "algo", "task", "model", "seed")
@@ -19,8 +20,9 @@ LABELS = ("run", "study", "algo", "task", "model", "seed")
 @dataclass(frozen=True)
 class Runs:
     """`metrics`: LABELS, `step`, then one Float64 column a metric, null where it is undefined. `runs`: LABELS, `path`, `steps`,
-    `steps_done`, `done`, `updates_per_rollout`, `on_policy` (`certificate`), `wandb_run_id`, then one column for each key of the config in which the runs differ (text where its values
-    are not all of one type). `run` is the folder's path below the one it was found in.
+    `steps_done`, `done`, `updates_per_rollout`, `on_policy` (`certificate`), `wandb_run_id`, then one column for each
+    key of the config in which the runs differ (text where its values are not all of one type). `run` is the folder's
+    path below the one it was found in.
     """
 
     metrics: pl.DataFrame
@@ -30,7 +32,8 @@ class Runs:
 def load(*paths: Path | str) -> Runs:
     """All runs at or below these folders, in the order of their names.
 
-    Raises UserError where a folder holds no run, or a metrics.jsonl a line that is no row (a last one still being written is fine).
+    Raises UserError where a folder holds no run, or a metrics.jsonl a line that is no row (a last one still being
+    written is fine).
     """
     found: dict[Path, str] = {}
     for path in map(Path, paths):
@@ -61,7 +64,7 @@ def load(*paths: Path | str) -> Runs:
                 "wandb_run_id": json.loads((folder / "run.json").read_text(encoding="utf-8"))["wandb_run_id"],
             }
         )
-        configs.append(_flat(config))
+        configs.append(leaves(config))
     return Runs(_metrics_table(metrics), pl.DataFrame(runs).hstack(_differing(configs)))
 
 
@@ -114,11 +117,3 @@ def _differing(configs: list[dict[str, Any]]) -> pl.DataFrame:
         plain = len({type(value) for value in values if value is not None}) == 1 and not isinstance(values[0], list)
         columns[key] = values if plain else [None if value is None else str(value) for value in values]
     return pl.DataFrame(columns)
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of a nested config by dotted key."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat

@@ -1,4 +1,4 @@
-"""The variance study: frozen responses of each policy, measured once, then every estimator at every group size."""
+"""The variance study: its config, the policies it evaluates, rollouts in external formats, pools, audits and results."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -28,7 +28,7 @@ GIB = 2**30
 
 @dataclass(frozen=True, eq=False)
 class PromptPool:
-    """R scorable responses to one prompt. Arrays of float64 or int64 unless said otherwise; K of the responses are seen by token."""
+    """R scored responses to one prompt. Arrays of float64 or int64 unless said otherwise; K of the responses are seen by token."""
 
     prompt_id: str
     prompt: str
@@ -102,7 +102,7 @@ def measure_pool(
     policy: Policy, prompt_id: str, prompt: str, responses: list[str], rollouts: Rollouts, how: Measurement
 ) -> PromptPool:
     """Everything about the responses to one prompt (rollouts of P = 1). Raises UserError where fewer than two have a reward."""
-    keep = rollouts.scorable_N.nonzero().squeeze(1)
+    keep = rollouts.scored_N.nonzero().squeeze(1)
     if len(keep) < 2:
         raise UserError(
             f"prompt {prompt_id}: {len(keep)} of {rollouts.group_size} responses have a reward; a pool needs two"

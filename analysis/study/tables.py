@@ -93,7 +93,7 @@ def _equal_variance(config: VarianceConfig, pools: Sequence[PromptPool]) -> list
     for name in config.estimators:
         if name in coupled or name == config.reference or min(len(pool) for pool in meter) < 6:
             continue
-        rng, counts_BP = rng_for(config.seed, "equal variance", size), _resamples(config, len(pools))
+        rng, counts_BP = rng_for(config.seed, "equal variance", size), _resamples(config, len(meter))
         found = equal_variance_group_size(meter, size, name, config.reference, rng, counts_BP=counts_BP)
         low, high = found.interval
         value = found.size if found.size > 0 else np.inf

@@ -26,10 +26,10 @@ BLOCK = 2**22  # coordinates whose bins and signs are drawn at once
 
 
 def prompt_gradient(policy: Policy, rollouts: Rollouts, dim: int = DIM) -> Array:
-    """The projection of u_p, (dim,) float32, from the scorable responses to one prompt. The model's gradients are left empty."""
-    rewards_N, scorable_N = rollouts.rewards_PG[0].nan_to_num(0.0), rollouts.scorable_N
-    n = int(scorable_N.sum())
-    advantages_N = torch.where(scorable_N, (rewards_N - rewards_N.sum() / n) * n / (n - 1), 0.0)
+    """The projection of u_p, (dim,) float32, from the scored responses to one prompt. The model's gradients are left empty."""
+    rewards_N, scored_N = rollouts.rewards_PG[0].nan_to_num(0.0), rollouts.scored_N
+    n = int(scored_N.sum())
+    advantages_N = torch.where(scored_N, (rewards_N - rewards_N.sum() / n) * n / (n - 1), 0.0)
     weights_NT = advantages_N[:, None] * rollouts.mask_NT / n
     policy.model.zero_grad(set_to_none=True)
     accumulate(policy, rollouts, [0], weights_NT)

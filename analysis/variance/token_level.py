@@ -49,6 +49,7 @@ def compare_token_weights(
     group_size: int,
     estimators: Sequence[str] | Mapping[str, str | TokenWeights],
     rng: np.random.Generator,
+    *,
     num_bootstrap: int = 2000,
     num_partitions: int = 1,
     temperature: float = 1.0,
@@ -61,7 +62,7 @@ def compare_token_weights(
     `opo.algorithms`, or a mapping from labels to names or functions; what an algorithm needs (logit_energy_NT, values_NT ...) is
     a field of the records. `logprobs`: for each record (N, T), of the policy that is differentiated, where another one sampled.
     `passes` go to `score_gram`, which runs `num_partitions` times for each record. Estimators are known up to the loss's scale, so
-    only scale-free measures mean anything. Raises ValueError on an unscorable response and where there are not two groups.
+    only scale-free measures mean anything. Raises ValueError on an unscored response and where there are not two groups.
     """
     named = estimators if isinstance(estimators, Mapping) else {name: name for name in estimators}
     weigh = {name: partial(_algorithm, what) if isinstance(what, str) else what for name, what in named.items()}
@@ -98,6 +99,7 @@ def compare_losses(
     group_size: int,
     losses: Mapping[str, Loss],
     rng: np.random.Generator,
+    *,
     num_bootstrap: int = 2000,
     num_partitions: int = 1,
     temperature: float = 1.0,
@@ -184,7 +186,7 @@ def _check(records: Sequence[Rollouts], group_size: int, num_partitions: int, na
     if REFERENCE in names:
         raise ValueError(f"{REFERENCE!r} is in every table: leave it out")
     for r, record in enumerate(records):
-        if not bool(record.scorable_N.all()):
+        if not bool(record.scored_N.all()):
             raise ValueError(f"record {r}: a response has no reward; leave it out of the record")
         if group_size < 2 or record.group_size < 2 * group_size:
             raise ValueError(

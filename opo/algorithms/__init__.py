@@ -1,8 +1,8 @@
-"""Algorithms: each file is one, its docstring the mini-paper, its function the formula.
+"""Algorithms, one per file: the docstring is a short account of the method, the function its formula.
 
-An algorithm is a function `loss(logprobs_NT, rollouts, *, knobs...) -> scalar`: `logprobs_NT` are the current policy's
+An algorithm is a function `loss(logprobs_NT, rollouts, *, hyperparameters...) -> scalar`: `logprobs_NT` are the current policy's
 log-probabilities of the sampled tokens (the only thing that is differentiated), `rollouts` what was sampled, the
-keyword arguments its knobs, whose annotations and defaults are their schema. Whatever it computes, its gradient is
+keyword arguments its hyperparameters, whose annotations and defaults are their schema. Whatever it computes, its gradient is
 sum_nt w_nt grad log pi(y_nt) with w = -dLoss/dlogprobs: so the trainer does not know which algorithm it runs, and the
 variance meter reads w off the loss with no work of the model.
 
@@ -45,7 +45,7 @@ class Algorithm:
     )
 
     @property
-    def knobs(self) -> Mapping[str, inspect.Parameter]:
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
         """Its keyword arguments with annotation and default."""
         parameters = inspect.signature(self.loss).parameters
         return {k: p for k, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
@@ -70,7 +70,7 @@ class Algorithm:
 
     def hyperparameters(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """All keyword arguments of the loss: those given, and the defaults of the others."""
-        return {name: p.default for name, p in self.knobs.items()} | dict(given)
+        return {name: p.default for name, p in self.parameters.items()} | dict(given)
 
 
 _REGISTRY: dict[str, Algorithm] = {}
@@ -89,7 +89,7 @@ def algorithm(**properties: Any) -> Callable[[Callable[..., Tensor]], Callable[.
             *(made.critic or ()),
             None if made.aggregation in get_args(Aggregation) else made.aggregation,
         ]
-        if unknown := {name for name in named if name is not None} - set(made.knobs):
+        if unknown := {name for name in named if name is not None} - set(made.parameters):
             raise ValueError(f"{made.name}: {min(unknown)} is declared in @algorithm and is no keyword of the loss")
         _REGISTRY[made.name] = made
         return loss
@@ -120,21 +120,23 @@ def score_weights(
     """Weights of the token scores at the on-policy point: w_nt = -dLoss/dlogprobs_nt, (N, T) float64, zero in padding.
 
     They are known up to the loss's overall scale, so only scale-free measures of them mean anything. Log-probabilities
-    and a reference that are not given equal the policy's; `policy_logprobs_NT` are the policy's where it is no longer the
-    one that sampled. `overrides` are knobs of the algorithm or fields of Rollouts it needs. Raises ValueError naming the
-    unknown algorithm or keyword, or the field that is missing.
+    and a reference that are not given equal the policy's; `policy_logprobs_NT` are the policy's where it is no longer
+    the one that sampled. `overrides` are hyperparameters of the algorithm or fields of Rollouts it needs. Raises ValueError
+    naming the unknown algorithm or keyword, or the field that is missing.
     """
     if name not in ALGORITHMS:
         raise ValueError(f"algorithm {name!r} is unknown: choose one of {', '.join(ALGORITHMS)}")
     chosen = ALGORITHMS[name]
     fields = {k: v for k, v in overrides.items() if k in Rollouts.__dataclass_fields__}
-    knobs = {k: v for k, v in overrides.items() if k not in fields}
+    hyperparameters = {k: v for k, v in overrides.items() if k not in fields}
     # a field with a shape suffix is a tensor of real numbers; the others (answers) are lists
     fields = {
         k: torch.as_tensor(v, dtype=torch.float64) if k.endswith(("_NT", "_PG", "_P")) else v for k, v in fields.items()
     }
-    if unknown := set(knobs) - set(chosen.knobs):
-        raise ValueError(f"{name} has no keyword {sorted(unknown)[0]!r}: it takes {', '.join(chosen.knobs) or 'none'}")
+    if unknown := set(hyperparameters) - set(chosen.parameters):
+        raise ValueError(
+            f"{name} has no keyword {sorted(unknown)[0]!r}: it takes {', '.join(chosen.parameters) or 'none'}"
+        )
     rollouts = rollouts.with_(**fields)
     logprobs_NT = rollouts.logprobs_NT
     if logprobs_NT is None:
@@ -147,4 +149,4 @@ def score_weights(
     if rollouts.kl_rewards_NT is not None and not chosen.kl_reward:
         raise ValueError(f"{name} takes no KL reward: leave kl_rewards_NT out")
     at_NT = logprobs_NT if policy_logprobs_NT is None else policy_logprobs_NT
-    return token_weights(lambda leaf_NT: chosen.loss(leaf_NT, rollouts, **knobs), at_NT) * rollouts.mask_NT
+    return token_weights(lambda leaf_NT: chosen.loss(leaf_NT, rollouts, **hyperparameters), at_NT) * rollouts.mask_NT

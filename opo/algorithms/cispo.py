@@ -4,7 +4,7 @@
     loss = -(1/sum L) sum_it stop(clip(rho_it, ratio_min, ratio_max)) A_i log pi(y_it)
 
 PPO's clip takes a token out of the gradient once its ratio has left the interval; here it stays in with a bounded
-weight, so rare tokens that turn an argument keep their say. The source bounds the ratio only from above.
+weight, so rare but decisive tokens still contribute. The source bounds the ratio only from above.
 
 At the first update every ratio is one: the z-score of GRPO with the mean over all tokens, biased as that is; later the
 truncation adds its own. Groups with equal rewards have zero advantage.

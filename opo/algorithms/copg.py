@@ -4,10 +4,10 @@ With d_i = log pi(y_i) - log ref(y_i), over whole responses, averaged over all p
 
     ((r_i - r_j) - beta/2 (d_i - d_j)) (d_i - d_j)
 
-Its gradient is (R_i - R_j)(grad log pi(y_i) - grad log pi(y_j)) with the regularised return R = r - beta d: a pair has
-no force left once d_i - d_j = (r_i - r_j) / beta, and the policy ref exp(r / beta), normalised, is the only maximum
-whoever did the sampling. Minimising the squared differences of R, as its k-sample form has it, is the same up to the
-factor 2 beta.
+Its gradient is (R_i - R_j)(grad log pi(y_i) - grad log pi(y_j)) with the regularised return R = r - beta d: the
+gradient of a pair is zero once d_i - d_j = (r_i - r_j) / beta, and the policy ref exp(r / beta), normalised, is the
+only maximum, whichever policy sampled. Minimising the squared differences of R, as its k-sample form has it, is the
+same up to the factor 2 beta.
 
 At the first update it is leave-one-out of R, unbiased for grad E[r] - beta grad KL(pi || ref). Always needs a
 reference.
@@ -27,4 +27,4 @@ def copg(logprobs_NT: Tensor, rollouts: Rollouts, *, beta: NonNegative = 0.06) -
     log_ratio_NT = logprobs_NT - needed(rollouts, "reference_logprobs_NT")
     drift_PGG = pair_differences(sequence_sum(log_ratio_NT, rollouts).view_as(rollouts.rewards_PG))
     gaps_PGG = pair_differences(rollouts.returns_PG.nan_to_num(0.0))
-    return -pair_mean((gaps_PGG - beta / 2 * drift_PGG) * drift_PGG, rollouts) / 2  # every pair stands twice
+    return -pair_mean((gaps_PGG - beta / 2 * drift_PGG) * drift_PGG, rollouts) / 2  # the mean counts every pair twice

@@ -8,10 +8,10 @@ H_q is the entropy in bits of the extracted answers of the group, L PPO's clippe
 for negative advantages, a bound `clip_dual` on the ratio. Standard deviations have ddof = 1. An answer that could not
 be extracted counts as one more answer.
 
-Groups that are all right or all wrong still give a gradient, through the global part. That part is one number a prompt,
-in which only a 1/G share is the response's own reward: a valid direction of grad E[R], but noisy; the local part is
-GRPO's, biases included. All rewards of the batch equal: zero gradient. ValueError where the batch has one prompt.
-Source: arXiv 2508.04138.
+Groups that are all right or all wrong still give a gradient, through the global part. That part is one number per
+prompt, in which only a share of 1/G is the response's own reward: a valid direction of grad E[R], but noisy; the local
+part is GRPO's, biases included. All rewards of the batch equal: zero gradient. ValueError where the batch has one
+prompt. Source: arXiv 2508.04138.
 """
 
 from collections import Counter
@@ -57,12 +57,12 @@ def copo(
 
 
 def answer_entropy(rollouts: Rollouts) -> Tensor:
-    """Entropy in bits of the answers of each group's scorable responses, (P,) float64."""
+    """Entropy in bits of the answers of each group's scored responses, (P,) float64."""
     if rollouts.answers is None:
         raise ValueError("this loss needs answers, and the rollouts have none")
     entropies = []
-    for group, scorable in zip(rollouts.answers, (~rollouts.rewards_PG.isnan()).tolist(), strict=True):
-        counts = Counter(answer for answer, kept in zip(group, scorable, strict=True) if kept)
+    for group, scored in zip(rollouts.answers, (~rollouts.rewards_PG.isnan()).tolist(), strict=True):
+        counts = Counter(answer for answer, kept in zip(group, scored, strict=True) if kept)
         shares = torch.tensor(list(counts.values()), dtype=torch.float64) / max(counts.total(), 1)
         entropies.append(-(shares * shares.log2()).sum())
     return torch.stack(entropies).to(rollouts.rewards_PG.device)

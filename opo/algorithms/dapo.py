@@ -36,7 +36,7 @@ def dapo(
     token_limit: Count | None = None,
     aggregation: Aggregation = "token_mean",
 ) -> Tensor:
-    keep_N = rollouts.scorable_N
+    keep_N = rollouts.scored_N
     if drop_constant_groups:
         keep_N = keep_N & ~constant_groups(rollouts.returns_PG).repeat_interleave(rollouts.group_size)
     if overlong_buffer:

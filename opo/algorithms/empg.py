@@ -38,7 +38,7 @@ def empg(
     clip_high: NonNegative = 0.2,
     aggregation: Aggregation = "token_mean",
 ) -> Tensor:
-    tokens_NT = rollouts.mask_NT & rollouts.scorable_N[:, None]
+    tokens_NT = rollouts.mask_NT & rollouts.scored_N[:, None]
     if not tokens_NT.any():
         return torch.zeros_like(logprobs_NT).sum()
     count_NK = _by_step(tokens_NT.double(), step_tokens)

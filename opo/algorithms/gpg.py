@@ -1,4 +1,4 @@
-"""GPG: the policy gradient with the group mean, scaled up for the groups that say nothing.
+"""GPG: the policy gradient with the group mean, scaled up to make up for groups with equal rewards.
 
     A_i = alpha (r_i - mean)        alpha = groups / groups with different rewards
     loss = -(1/sum L) sum_it A_i log pi(y_it)
@@ -8,7 +8,7 @@ the step does not fade as prompts get solved. No ratio, no clip, no standard dev
 rewards instead of groups.)
 
 alpha depends on the rewards of the whole batch: the estimate is no longer unbiased for a multiple of grad E[r], its
-target moves towards the prompts that still vary. No group varies: zero gradient, alpha = 0.
+target gives more weight to prompts whose rewards still vary. No group varies: zero gradient, alpha = 0.
 Source: Chu et al., arXiv 2504.02546.
 """
 

@@ -2,8 +2,8 @@
 
     A_i = r_i - (1/G) sum_j r_j        loss = -(1/N) sum_i A_i sum_t log pi(y_it)
 
-Unbiased for (1 - 1/G) grad E[r]: a response sits in its own baseline, which shrinks the mean by exactly that factor and
-leaves its direction, its cosine and its relative variance those of leave-one-out. No ratio, no clip, no division by the
+Unbiased for (1 - 1/G) grad E[r]: a response is part of its own baseline, which scales the estimate by exactly that
+factor; direction, cosine and relative variance are those of leave-one-out. No ratio, no clip, no division by the
 standard deviation: what Dr. GRPO is at its first update. All rewards equal: zero gradient.
 Source: the centred form of GRPO, arXiv 2503.20783 (Dr. GRPO), without its clip.
 """

@@ -4,9 +4,9 @@
     loss = -(1/N) sum_i (1/L_i) sum_t min(rho_it A_i, clip(rho_it, 1 - clip_low, 1 + clip_high) A_i)
 
 Biased for grad E[r] in three ways. Division by the group's own standard deviation weights prompts by about 1 / sqrt(p
-(1 - p)); the mean over tokens weights a response by 1 / L_i, and since E[z / L] is not zero no baseline makes up for
-it; the response sits in its own baseline, (1 - 1/G). The `aggregation` knob takes away the second: libraries that say
-GRPO differ here (token_mean in TRL and verl). Groups with equal rewards have zero advantage.
+(1 - p)); the mean over tokens weights a response by 1 / L_i, and since E[z / L] is not zero no baseline corrects
+that; the response is part of its own baseline, a factor 1 - 1/G. `aggregation` = sequence_sum removes the second;
+libraries differ here (token_mean in TRL and verl). Groups with equal rewards have zero advantage.
 Source: Shao et al., DeepSeekMath, arXiv 2402.03300, equation 3. The KL term is the trainer's (`kl_coef`, estimate k3,
 in the loss).
 """

@@ -1,10 +1,10 @@
-"""GSPO: one importance ratio a response, the geometric mean of its tokens', clipped as a whole.
+"""GSPO: one importance ratio per response, the geometric mean of its tokens', clipped as a whole.
 
     s_i = exp((1/L_i) sum_t log pi(y_it) / pi_old(y_it))        A_i = (r_i - mean) / (std + std_eps)
     loss = -(1/N) sum_i min(s_i A_i, clip(s_i, 1 - clip_low, 1 + clip_high) A_i)
 
-The reward belongs to the response, and so does the ratio: a single odd token cannot be clipped alone, nor blow up the
-weight. The mean over tokens brings s close to one, hence the narrow clip.
+The reward belongs to the response, and so does the ratio: a single unlikely token is not clipped alone and cannot make
+the weight large. The mean over tokens brings s close to one, hence the narrow clip.
 
 The derivative of s_i carries 1 / L_i: at the first update this is GRPO with its mean over each response's own tokens,
 biases included. Groups with equal rewards have zero advantage.

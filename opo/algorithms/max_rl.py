@@ -2,11 +2,10 @@
 
     A_i = (r_i - mean) / mean, zero where mean <= 0        loss = -(1/N) sum_i A_i sum_t log pi(y_it)
 
-For rewards of 0 and 1 and large groups its mean is the gradient of log p(x), p the chance of being right, instead of
-that of p(x): log p = -sum_k (1 - p)^k / k, and a group of G sees the first G - 1 terms. So hard prompts count most, and
-nearly solved ones least. Biased for grad E[r] by design. A group with equal rewards: zero gradient. ValueError where a
-reward is negative.
-Source: arXiv 2602.02710.
+For rewards of 0 and 1 and large groups its mean is the gradient of log p(x), p the probability of a correct response,
+instead of that of p(x): log p = -sum_k (1 - p)^k / k, and a group of G estimates the first G - 1 terms. So hard prompts
+have the largest weight and nearly solved ones the smallest. Biased for grad E[r] by design. A group with equal rewards:
+zero gradient. ValueError where a reward is negative. Source: arXiv 2602.02710.
 """
 
 from torch import Tensor

@@ -20,7 +20,7 @@ from torch.nn.functional import logsigmoid
 from opo.algorithms import algorithm
 from opo.batch import Rollouts
 from opo.keys import Positive
-from opo.losses import needed, pair_differences, scorable_pairs, sequence_sum
+from opo.losses import needed, pair_differences, scored_pairs, sequence_sum
 
 
 @algorithm(needs=("reference_logprobs_NT",), couples_prompts=True)
@@ -32,7 +32,7 @@ def mcts_dpo(logprobs_NT: Tensor, rollouts: Rollouts, *, beta: Positive = 0.1) -
         )
     log_ratio_NT = logprobs_NT - needed(rollouts, "reference_logprobs_NT")
     margin_PGG = beta * pair_differences(sequence_sum(log_ratio_NT, rollouts).view_as(rewards_PG))
-    better_PGG = scorable_pairs(rollouts) & (pair_differences(rewards_PG) > 0)
+    better_PGG = scored_pairs(rollouts) & (pair_differences(rewards_PG) > 0)
     confidence_PGG = 1 / (1 + rewards_PG[:, None, :] / rewards_PG[:, :, None].clamp(min=1))
     smoothing_PGG = (1 - confidence_PGG).clamp(max=0.5)
     loss_PGG = -(1 - smoothing_PGG) * logsigmoid(margin_PGG) - smoothing_PGG * logsigmoid(-margin_PGG)

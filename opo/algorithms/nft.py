@@ -7,11 +7,12 @@ pi_old(y_it):
     loss = (1/N) sum_i omega(q) sum_t l_it
 
 The sampling policy is a mixture of the policy of right answers and that of wrong ones; the second is what (1 - q
-rho)/(1 - q) is the ratio of. The maximum holds the value and lets the gradient through. `prompt_weight` omega: one,
-error_rate = 1 - q, odds = sqrt((1 - q)/q). `negative_weight` 0 learns from correct answers only (rejection sampling).
+rho)/(1 - q) is the ratio of. The maximum bounds the value; its gradient is passed through unchanged (straight-through).
+`prompt_weight` omega: one, error_rate = 1 - q, odds = sqrt((1 - q)/q). `negative_weight` 0 learns from correct answers
+only (rejection sampling).
 
 At the first update the weights are omega / (1 - q) (c_i - q): Dr. GRPO under error_rate, GRPO with the population's
-standard deviation under odds. The methods part only at later updates: a difference before is a fault. Groups that are
+standard deviation under odds. NFT differs from them only at later updates. Groups that are
 all right or all wrong are left out. ValueError where floor is not positive. Rewards above `correct_above` count as
 correct.
 Source: Chen et al., arXiv 2505.18116.

@@ -5,10 +5,10 @@
 
 over the responses of the group that have a token t; G_it is the return from token t on, the reward itself without KL
 rewards. The term in brackets is the squared norm of the score with respect to the logits of one token: a proxy for the
-squared norm of the gradient that costs no backward pass. OPO is the case of equal energies, once a response, with
-length for time.
+squared norm of the gradient that costs no backward pass. OPO is the case of equal energies, with one
+weight per response, its length.
 
-A response sits in its own baseline, and so does every token: bias O(1/G). A token that no other response reaches is its
+A response is part of its own baseline at every token: bias O(1/G). A token that no other response reaches is its
 own baseline and gets zero; with `zero_tail` it gets its full return instead. All rewards equal: zero gradient, but for
 zero_tail.
 Source: arXiv 2602.07078.
@@ -26,10 +26,10 @@ from opo.losses import needed, policy_gradient_loss
 @algorithm(needs=("logit_energy_NT",), on_policy_only=True, token_level=True)
 def otb(logprobs_NT: Tensor, rollouts: Rollouts, *, zero_tail: bool = False) -> Tensor:
     shape = (rollouts.num_prompts, rollouts.group_size, -1)
-    alive_PGT = (rollouts.mask_NT & rollouts.scorable_N[:, None]).view(shape)
+    alive_PGT = (rollouts.mask_NT & rollouts.scored_N[:, None]).view(shape)
     to_go_PGT = rollouts.token_rewards_NT.flip(1).cumsum(1).flip(1).view(shape)
     energy_PGT = torch.where(alive_PGT, needed(rollouts, "logit_energy_NT").view(shape), 0.0).cumsum(2)
-    # each token position is a batch of groups of its own; who has no token there is like an unscorable response
+    # each token position is a batch of groups of its own; a response without a token there is like an unscored one
     returns_TPG = torch.where(alive_PGT, to_go_PGT, torch.nan).permute(2, 0, 1)
     baseline_TPG = weighted_mean(returns_TPG, energy_PGT.permute(2, 0, 1))
     if zero_tail:

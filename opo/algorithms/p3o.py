@@ -1,4 +1,4 @@
-"""P3O: pairwise PPO, the difference of two rewards moves the difference of two log-probabilities.
+"""P3O: pairwise PPO, in which the difference of two rewards weights the difference of two log-probabilities.
 
 For two responses i, j to one prompt with sequence ratios rho = pi(y) / pi_old(y), averaged over all pairs of the group:
 
@@ -9,7 +9,7 @@ Both are maximised. A constant added to all rewards of a prompt changes nothing,
 
 At the first update it is leave-one-out, unbiased for grad E[r]. The gradient and the two kinds of clipping are the
 source's; the exact form of the clipped losses is ours, since the source's could not be checked. A group with one
-scorable response: zero.
+scored response: zero.
 Source: Wu et al., arXiv 2310.00212.
 """
 
@@ -41,4 +41,4 @@ def p3o(
     pull_PGG = pull_PGG * ratio_PG[:, :, None].detach()
     change_PGG = pair_differences(log_ratio_PG)
     bounded_PGG = torch.minimum(pull_PGG * change_PGG, pull_PGG * change_PGG.clamp(-clip_range, clip_range))
-    return -pair_mean(bounded_PGG, rollouts) / 2  # every pair stands in the mean twice
+    return -pair_mean(bounded_PGG, rollouts) / 2  # the mean counts every pair twice

@@ -1,16 +1,15 @@
-"""PPO: token-level advantages from a critic, and a clip on the ratio that makes several updates per rollout safe.
+"""PPO: token-level advantages from a critic, and a clipped ratio that allows several updates per rollout batch.
 
     delta_t = r_t + gamma V_{t+1} - V_t        A_t = sum_k (gamma lam)^k delta_{t+k}
     loss = -(1/sum L) sum_it min(rho_it A_it, clip(rho_it, 1 - clip_low, 1 + clip_high) A_it)
 
 `whiten` makes the advantages mean zero and variance one over the tokens of the batch. `values_NT` are the critic's at
-sampling time; the trainer fits it to A + V with the loss of `opo.gae.value_loss` under the knobs `gamma`, `lam` and
-`value_clip` (null = no clip). The only algorithm here with a second network, and the only one that tells the tokens of
-a response apart by what they changed.
+sampling time; the trainer fits it to A + V with the loss of `opo.gae.value_loss` and the hyperparameters `gamma`, `lam`
+and `value_clip` (null = no clip).
 
 With lam = 1 and without whitening the first update is unbiased for grad E[r], whatever the critic; below one it has the
 critic's bias. Whitening shifts and scales by statistics of the batch. With a critic of zeros, lam = 1 is REINFORCE.
-Equal rewards do not give zero advantages: the critic does not know them yet.
+Equal rewards do not give zero advantages, since the critic's values differ from them.
 Source: Schulman et al., arXiv 1707.06347, equation 7; GAE, arXiv 1506.02438, equation 16; for language models arXiv
 2203.02155.
 """
@@ -48,5 +47,5 @@ def ppo(
     values_NT = needed(rollouts, "values_NT")
     advantages_NT, _ = gae(rollouts.token_rewards_NT, values_NT, rollouts.mask_NT, gamma, lam)
     if whiten:
-        advantages_NT = whitened(advantages_NT, rollouts.mask_NT & rollouts.scorable_N[:, None], std_eps)
+        advantages_NT = whitened(advantages_NT, rollouts.mask_NT & rollouts.scored_N[:, None], std_eps)
     return clipped_loss(logprobs_NT, advantages_NT, rollouts, clip_low, clip_high, aggregation)

@@ -2,7 +2,7 @@
 
     A_i = r_i        loss = -(1/N) sum_i A_i sum_t log pi(y_it)
 
-Unbiased for grad E[r], with nothing done about its variance: the reference point of every baseline. A constant added to
+Unbiased for grad E[r], without any reduction of variance: what every baseline is compared with. A constant added to
 the reward does not change the mean of the gradient but does change its variance; equal rewards do not give a zero
 gradient.
 Source: Williams, "Simple statistical gradient-following algorithms for connectionist reinforcement learning", 1992.

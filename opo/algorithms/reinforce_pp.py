@@ -5,10 +5,10 @@
 
 The reward stands on the last token, a KL reward (`kl_placement: reward`, estimate k1) on every token; without the
 latter a response has one return on all of its tokens, and the batch mean is sum L r / sum L: the length-weighted
-baseline of the whole batch. std has ddof = 0. Needs no group: one response a prompt will do.
+baseline of the whole batch. std has ddof = 0. Needs no group: one response per prompt is enough.
 
-Biased for grad E[r] by O(1/(P G)), its response being in the mean, and rescaled by the batch's 1/std. What is easy and
-what is hard about a prompt stays in the advantage. All rewards of the batch equal: zero gradient.
+Biased for grad E[r] by O(1/(P G)), its response being in the mean, and rescaled by the batch's 1/std. How easy or
+hard a prompt is stays in the advantage. All rewards of the batch equal: zero gradient.
 Source: Hu, arXiv 2501.03262.
 """
 
@@ -31,5 +31,5 @@ def reinforce_pp(
     aggregation: Aggregation = "token_mean",
 ) -> Tensor:
     to_go_NT = rollouts.token_rewards_NT.flip(1).cumsum(1).flip(1)
-    advantages_NT = whiten(to_go_NT, rollouts.mask_NT & rollouts.scorable_N[:, None], std_eps)
+    advantages_NT = whiten(to_go_NT, rollouts.mask_NT & rollouts.scored_N[:, None], std_eps)
     return clipped_loss(logprobs_NT, advantages_NT, rollouts, clip_low, clip_high, aggregation)

@@ -32,5 +32,5 @@ def reinforce_pp_baseline(
     aggregation: Aggregation = "token_mean",
 ) -> Tensor:
     centred_N = advantages(rollouts, group_mean(rollouts.returns_PG))
-    advantages_N = whiten(centred_N, rollouts.scorable_N, std_eps, center=False)
+    advantages_N = whiten(centred_N, rollouts.scored_N, std_eps, center=False)
     return clipped_loss(logprobs_NT, advantages_N, rollouts, clip_low, clip_high, aggregation)

@@ -2,10 +2,9 @@
 
     A_i = r_i - r(greedy(x))        loss = -(1/N) sum_i A_i sum_t log pi(y_it)
 
-Unbiased for grad E[r]: the greedy response is no function of the sampled ones. It costs one more response a prompt, and
-unlike the group baselines works with a group of one. A prompt whose greedy response could not be scored has zero
-advantages.
-Source: Li et al., arXiv 2310.10505.
+Unbiased for grad E[r]: the greedy response does not depend on the sampled ones. It costs one more response per prompt,
+and unlike the group baselines works with a group of one. A prompt whose greedy response could not be scored has zero
+advantages. Source: Li et al., arXiv 2310.10505.
 """
 
 from torch import Tensor

@@ -22,7 +22,7 @@ from opo.algorithms import algorithm
 from opo.batch import Rollouts
 from opo.keys import NonNegative, Real
 from opo.kl import kl_estimate
-from opo.losses import aggregate, log_ratio, needed, pair_differences, response_mean, scorable_pairs, sequence_sum
+from opo.losses import aggregate, log_ratio, needed, pair_differences, response_mean, scored_pairs, sequence_sum
 
 
 @algorithm(needs=("reference_logprobs_NT",), couples_prompts=True, aggregation="sequence_mean", kl_reward=False)
@@ -38,7 +38,7 @@ def trpa(
     drift_N = sequence_sum(logprobs_NT - needed(rollouts, "reference_logprobs_NT"), rollouts) / rollouts.lengths_N
     drift_PG = drift_N.view_as(rollouts.rewards_PG)
     solved_PG = rollouts.rewards_PG >= solved_reward
-    better_PGG = scorable_pairs(rollouts) & (pair_differences(rollouts.rewards_PG.nan_to_num(0.0)) > 0)
+    better_PGG = scored_pairs(rollouts) & (pair_differences(rollouts.rewards_PG.nan_to_num(0.0)) > 0)
     if better_PGG.any():
         slope_PG1 = beta * torch.where(solved_PG, solved_boost, 1.0)[:, :, None]
         preference = -logsigmoid(slope_PG1 * pair_differences(drift_PG))[better_PGG].mean()

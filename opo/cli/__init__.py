@@ -44,6 +44,12 @@ COMMANDS = {
         "analysis.commands.variance:main",
         "analysis.study.config:VarianceConfig",
     ),
+    "audit": Command(
+        "what rewards and lengths alone say of rollouts from elsewhere",
+        "analysis.config.audit:load_config",
+        "analysis.commands.audit:main",
+        "analysis.config.audit:AuditConfig",
+    ),
     "verify": Command(
         "train OPO and rivals, measure variance, judge each claim",
         "analysis.config.verify:load_config",
@@ -89,8 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def fail(message: str, status: int) -> NoReturn:
-    """Print one line and exit."""
-    print(" ".join(message.split()), file=sys.stderr)
+    """Print one line and exit; what a terminal would obey (an escape sequence in a value) is shown, not sent."""
+    line = " ".join(message.split())
+    print("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line), file=sys.stderr)
     sys.exit(status)
 
 

@@ -26,7 +26,7 @@ def one_line(error: Exception, known_keys: Callable[[], Sequence[str]]) -> str:
         beside = [known.rpartition(".")[2] for known in keys if known.rpartition(".")[0] == group]
         allowed = f"; allowed {f'in {group}' if group else 'at the top'} are {', '.join(beside)}" if beside else ""
         return f"{key}: unknown key{_near_key(key, keys, beside)}{allowed}"
-    if found := re.search(r"Ambiguous value for argument '([^']+)'", text):
+    if found := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '([^']+)'", text):
         return f"{found.group(1)}: several values are several runs, which need -m; one value with a comma needs quotes"
     if found := re.search(r"An item is already at '([^']+)'", text):
         return f"+{found.group(1)}: the key exists; leave out the +"
@@ -34,7 +34,7 @@ def one_line(error: Exception, known_keys: Callable[[], Sequence[str]]) -> str:
     if found := re.search(r"full_key: (\S+)", text):
         missing = first.startswith("Missing mandatory value")
         return f"{found.group(1)}: {'a value is needed and there is no default' if missing else first}"
-    return first
+    return shown(" ".join(text.split())) if first.endswith(":") else first  # a list of what is allowed follows
 
 
 def unreadable(override: str) -> str:

@@ -12,7 +12,7 @@ from opo.errors import UserError, near
 from opo.parts.options import OPTIONS
 from opo.tasks import kind_of
 
-UNIVERSAL = [field.name for field in fields(AlgoConfig) if field.name != "knobs"]
+UNIVERSAL = [field.name for field in fields(AlgoConfig) if field.name != "hyperparameters"]
 
 
 def load_config(values: Mapping[str, Any]) -> RunConfig:
@@ -30,7 +30,7 @@ def load_config(values: Mapping[str, Any]) -> RunConfig:
 
 
 def algorithm_config(values: Any) -> AlgoConfig:
-    """The keys that every algorithm has, and in `knobs` every hyperparameter of this one, given or default."""
+    """The keys that every algorithm has, and in `hyperparameters` every hyperparameter of this one, given or default."""
     own = catalogue()[_named(values, "algo", catalogue())].hyperparameters
     names = [field.name for field in fields(own)]
     for key in values:
@@ -40,7 +40,7 @@ def algorithm_config(values: Any) -> AlgoConfig:
     config = read(AlgoConfig, {key: value for key, value in values.items() if key not in [*names, *parts]}, "algo")
     for kind, options in parts.items():
         setattr(config, kind, options)
-    config.knobs = asdict(read(own, {key: value for key, value in values.items() if key in names}, "algo"))
+    config.hyperparameters = asdict(read(own, {key: value for key, value in values.items() if key in names}, "algo"))
     return config
 
 

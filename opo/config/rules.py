@@ -73,7 +73,7 @@ def whole_minibatches(config: RunConfig) -> Iterator[str]:
 
 def penalty_has_a_limit(config: RunConfig) -> Iterator[str]:
     """DAPO's penalty for long responses grows over the last tokens before a limit."""
-    buffer, limit = (config.algo.knobs.get(name) for name in ("overlong_buffer", "token_limit"))
+    buffer, limit = (config.algo.hyperparameters.get(name) for name in ("overlong_buffer", "token_limit"))
     if buffer and (limit is None or limit < buffer):
         yield (
             f"algo.token_limit={'null' if limit is None else limit}: the penalty over the last algo.overlong_buffer={buffer} "
@@ -88,7 +88,7 @@ def bearable_batch(config: RunConfig) -> Iterator[str]:
     algo, group_size = config.algo, config.rollout.group_size
     prompts = config.rollout.num_prompts // algo.minibatches
     try:
-        teaches = learns(algo.name, algo.knobs, min(prompts, 3), min(group_size, 16))
+        teaches = learns(algo.name, algo.hyperparameters, min(prompts, 3), min(group_size, 16))
     except ValueError as error:
         if group_size > 1:
             key = "rollout.num_prompts" if algo.minibatches == 1 else "algo.minibatches"

@@ -28,7 +28,7 @@ from opo.keys import (
 
 @dataclass(config=STRICT)
 class AlgoConfig:
-    """An algorithm and what is universal about how it is run; `knobs` are the keywords of its loss."""
+    """An algorithm and what is universal about how it is run; `hyperparameters` are the keywords of its loss."""
 
     name: str = "opo"
     updates_per_rollout: Count = 1  # optimizer steps for each rollout batch; 1 is exactly on-policy
@@ -44,7 +44,7 @@ class AlgoConfig:
     regulariser: Any = None  # a term on the tokens' entropies
     gradient: Any = None  # what the optimizer is given in place of the batch's own gradient
     shaper: Any = None  # of the rewards
-    knobs: dict[str, Any] = field(default_factory=dict)
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(config=STRICT)
@@ -205,7 +205,7 @@ class RunConfig:
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
-    """The config as plain dicts, shaped as in conf/: an algorithm's knobs stand beside its other keys."""
+    """The config as plain dicts, shaped as in conf/: an algorithm's hyperparameters stand beside its other keys."""
     plain = asdict(config)
-    plain["algo"] |= plain["algo"].pop("knobs")
+    plain["algo"] |= plain["algo"].pop("hyperparameters")
     return plain

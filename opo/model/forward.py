@@ -1,8 +1,8 @@
 """Hidden states at the positions that predict response tokens, with every prompt encoded once for its whole group.
 
-A plain forward pass repeats the prompt for each of its G responses. Here the decoder sees each prompt once, and the responses
-attend to its keys and values; autograd adds what the responses send back to the prompt. The result is that of the plain pass up
-to rounding (`shared_prefix=False` is that pass, kept as the slow twin).
+A plain forward pass repeats the prompt for each of its G responses. Here the decoder sees each prompt once, and the
+responses attend to its keys and values; autograd adds what the responses send back to the prompt. The result is that of
+the plain pass up to rounding (`shared_prefix=False` is that pass, kept as the slow reference).
 """
 
 from collections.abc import Iterator
@@ -43,8 +43,8 @@ def microbatches(
 ) -> Iterator[Microbatch]:
     """Cut these prompts' responses so that no part has more than `token_budget` tokens after padding (one response at least).
 
-    Longest first, so that rows of one part are alike in length; a group is split only where it does not fit. With `distinct`, only
-    the first of responses that are the same (`Rollouts.first_N`).
+    Longest first, so that the rows of a micro-batch have similar lengths; a group is split only where it does not fit.
+    With `distinct`, duplicate responses appear once (`Rollouts.first_N`).
     """
     first = rollouts.first_N.tolist() if distinct else range(rollouts.num_prompts * rollouts.group_size)
     lengths = rollouts.lengths_N.tolist()

@@ -1,8 +1,8 @@
 """Gradients of the model from weights on token scores: the only place where the policy is differentiated.
 
-A loss is evaluated on token log-probabilities alone; its gradient there, w = -dLoss/dlogprobs, is then carried through the model part
-by part. So any loss, also one that couples the responses of a group or a batch, gives the same gradient however the micro-batches
-are cut.
+A loss is a function of token log-probabilities; its gradient with respect to them, w = -dLoss/dlogprobs, is
+backpropagated through the model micro-batch by micro-batch. So a loss that couples the responses of a group or a batch
+gives the same gradient however the micro-batches are cut.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from opo.model.policy import Policy
 
 @dataclass(frozen=True)
 class Pass:
-    """What the forward pass of an update saw: (N, T) on the CPU, zero outside the minibatch's responses."""
+    """Log-probabilities and entropies (nats) from an update's forward pass: (N, T) on the CPU, zero outside the minibatch's responses."""
 
     logprobs_NT: Tensor
     entropies_NT: Tensor

@@ -1,8 +1,8 @@
 """Log-probabilities and entropies by Liger (https://github.com/linkedin/Liger-Kernel): one fused kernel on a Hopper GPU.
 
-The one file that imports liger_kernel. Elsewhere Liger takes the same function 512 positions at a time in plain torch, with no gain
-over `opo.model.logprobs`: there it sums the head's gradient in bfloat16 too. It has no float32, no bias, no cap and no energy, and rounds
-entropies to bfloat16, by up to 0.4 %.
+The only file that imports liger_kernel. On other GPUs Liger computes the same function in plain torch, 512 positions at
+a time, and is no faster than `opo.model.logprobs`. It supports neither float32 nor a bias, a logit cap or the logit
+energy, sums the head's gradient in bfloat16, and rounds entropies to bfloat16 (by up to 0.4 %).
 """
 
 import importlib
@@ -16,7 +16,7 @@ from opo.model.logprobs import Head, TokenStats
 
 
 def check_liger(head: Head) -> None:
-    """Raises UserError where Liger is not installed, or what its kernel is written in, and where it has none for this head."""
+    """Raises UserError where Liger or the package of its kernel is not installed, and where it does not support this head."""
     if importlib.util.find_spec("liger_kernel") is None:
         raise UserError("model.head_kernel=liger: liger-kernel is not installed (extra liger); allowed is tiled")
     device = head.weight_VD.device

@@ -16,7 +16,7 @@ from opo.model.smollm2 import smollm2_folder
 from opo.model.source import complaints, refuse_changed
 from opo.model.tiny import tiny_folder
 
-disable_progress_bar()  # bars of loading and saving would break the one line of progress
+disable_progress_bar()  # its bars would break the progress line
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -104,7 +104,7 @@ def _first_line(error: Exception) -> str:
 
 
 def max_length(model: PreTrainedModel | Any) -> int:
-    """How many tokens the model has positions for."""
+    """The largest number of tokens the model has positions for."""
     return int(getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", 2**20))
 
 

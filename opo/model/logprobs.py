@@ -1,9 +1,9 @@
 """Log-probabilities, entropies and logit energies of sampled tokens, in memory that does not grow with positions x vocabulary.
 
-Legend: M response positions laid end to end, D hidden units, V vocabulary. The logits (M, V) are the largest tensor of a plain
-training step. Here they are made one tile at a time, in the forward pass (log-sum-exp, carried from tile to tile) and again in the
-backward pass, so that memory is that of the hidden states and of the head's own gradient. Only where all the logits of a part are
-few (`KEPT`) does the backward pass find them kept.
+Legend: M response positions laid end to end, D hidden units, V vocabulary. The logits (M, V) are the largest tensor of
+a plain training step. Here they are computed one tile at a time in the forward pass (with a running log-sum-exp) and
+again in the backward pass, so that memory is that of the hidden states and of the head's gradient. Logits of a
+micro-batch that are few (`KEPT`) are kept for the backward pass.
 """
 
 from collections.abc import Iterator
@@ -45,7 +45,8 @@ class Head:
     def of(cls, model: Any) -> Self:
         """The head of a transformers causal model (or of one that peft has wrapped), with the scale and cap its config names.
 
-        Whichever of them reproduces the model's own logits on two tokens is taken; UserError names a model where none does.
+        Whichever of them reproduces the model's own logits on two tokens is taken; UserError names a model where none
+        does.
         """
         model = model.get_base_model() if hasattr(model, "get_base_model") else model
         config, module, name = model.config.get_text_config(), model.get_output_embeddings(), type(model).__name__
@@ -138,7 +139,7 @@ def log_softmax(s_MV: Tensor) -> Tensor:
 
 
 def _plain(hidden_MD: Tensor, head: Head, targets_M: Tensor, spec: _Spec, entropy: bool, energy: bool) -> TokenStats:
-    """The same through autograd, holding the logits: for small ones the faster way, for all others the slow twin."""
+    """The same through autograd, with all logits in memory: faster for few logits, and the slow reference for many."""
     logprobs_MV = log_softmax(spec.s(hidden_MD, head.weight_VD, head.bias_V))
     logprobs_M = logprobs_MV.gather(1, targets_M[:, None]).squeeze(1)
     entropies_M = -(logprobs_MV.exp() * logprobs_MV).sum(1) if entropy else None

@@ -29,7 +29,7 @@ class TokenScores:
 
 @dataclass(frozen=True)
 class Policy:
-    """What is trained. Temperature is part of it: it divides the logits here as it does in the sampler."""
+    """What is trained. The temperature is part of it: logits are divided by it here as in the sampler."""
 
     model: Any  # a causal model of transformers, or peft's wrapper around one
     tokenizer: PreTrainedTokenizerBase
@@ -46,7 +46,7 @@ class Policy:
 
     @property
     def causal_lm(self) -> Any:
-        """The transformers model itself, also where LoRA adapters are wrapped around it."""
+        """The transformers model itself, without peft's wrapper."""
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
     @cached_property
@@ -55,7 +55,7 @@ class Policy:
         return Head.of(self.causal_lm)
 
     def parameters(self) -> list[nn.Parameter]:
-        """What the optimizer moves."""
+        """The trainable parameters."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
     def scores(
@@ -67,7 +67,7 @@ class Policy:
         energy: bool = False,
     ) -> TokenScores:
         """Of one part's sampled tokens; log-probabilities (entropies on demand) are differentiable where gradients are enabled."""
-        head = self.head  # found out in full precision
+        head = self.head  # determined in full precision
         with computing(self.compute, self.causal_lm.device.type):
             hidden_KH, mask_MT = response_hidden(self.decoder, rollouts, part, self.shared_prefix)
             targets_K = rollouts.tokens_NT[part.rows_M, : mask_MT.shape[1]].to(mask_MT.device)[mask_MT]

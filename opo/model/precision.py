@@ -1,11 +1,12 @@
-"""How linear layers multiply: in float32, in bfloat16 on the way back alone, or in bfloat16 both ways.
+"""Precision of linear layers: float32, bfloat16 in the backward pass only (`bfloat16_backward`), or bfloat16 in both passes.
 
-Two thirds of an update's arithmetic are the two products of each linear layer's backward pass. Taken in bfloat16 with float32 sums
-they are about twice as fast where the processor has instructions for it, and they leave log-probabilities, ratios and the certificate
-as they are in float32: the gradient alone is rounded, by less than 1 % of its norm. In bfloat16 both ways the sampler and the trainer
-round differently, by about 3e-2 nats a token.
+Two thirds of an update's arithmetic are the two matrix products in each linear layer's backward pass. In bfloat16 with
+float32 sums they are about twice as fast where the processor has instructions for it. Log-probabilities, ratios and the
+rollout-trainer mismatch are then those of float32; only the gradient is rounded, by less than 1 % of its norm. With
+bfloat16 in both passes the sampler and the trainer round differently, by about 3e-2 nats per token.
 
-On x86 processors float32 products go through oneDNN, which torch keeps for half precision: a tenth faster than MKL on AMD.
+On x86 processors float32 products go through oneDNN, which torch itself uses only for half precision: a tenth faster
+than MKL on AMD.
 """
 
 import platform
@@ -28,7 +29,7 @@ ONEDNN = (
 
 
 def computing(compute: Compute, device: str) -> AbstractContextManager[Any]:
-    """The context of a forward pass, or of sampling, whose products are to be taken so."""
+    """The context in which a forward pass, or sampling, uses this precision."""
     if compute == "bfloat16":
         return torch.autocast(device, torch.bfloat16)
     if compute == "bfloat16_backward":
@@ -51,7 +52,7 @@ def packed_weight(weight: Tensor, rows: int) -> Tensor:
 
 
 class LinearLayers(TorchFunctionMode):
-    """Linear layers of float32 that are called inside are differentiated by `_Linear`."""
+    """Inside this context, float32 linear layers are differentiated by `_Linear`."""
 
     def __init__(self, backward_dtype: torch.dtype = torch.float32) -> None:
         super().__init__()

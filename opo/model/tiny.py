@@ -1,7 +1,7 @@
 """The built-in policy: a character-level Llama of about a million parameters, warmed up on imperfect demonstrations.
 
-It needs no download and no more than a minute, and comes out the same, bit by bit, for the same recipe: it is made by one thread from
-the recipe's seed, then kept in the cache under the recipe's hash.
+It needs no download and takes less than a minute to make. The same recipe gives the same weights, bit by bit: one
+thread trains it from the recipe's seed, and it is cached under the recipe's hash.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ WIDTH = 96  # tokens of a row of demonstrations
 
 def tiny_folder(config: ModelConfig) -> Path:
     """The folder of the built-in policy for this recipe, made on first use."""
-    # a sample of the demonstrations stands for whatever decides them
+    # hash a sample of the demonstrations, so that a change to the task makes a new policy
     sample = repr(Arithmetic(ArithmeticConfig()).demonstrations(random.Random(0), 256))
     shown = hashlib.sha256(sample.encode()).hexdigest()
     recipe = {"format": 2, "demonstrations": shown, "torch": torch.__version__, **vars(config.tiny)}
@@ -69,7 +69,7 @@ def tiny_model(config: TinyConfig, vocabulary: int, generator: torch.Generator) 
 
 def _make(config: TinyConfig, folder: Path) -> None:
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums are then taken in one order on every machine
+    torch.set_num_threads(1)  # so that sums are taken in the same order on every machine
     try:
         tokenizer = character_tokenizer()
         model = tiny_model(config, len(tokenizer), torch.Generator().manual_seed(seed_for(config.seed, "tiny weights")))

@@ -27,7 +27,7 @@ class EntropyBand(options.EntropyBand):
 
     def slopes(self, rollouts: Rollouts, step: int, steps: int) -> Tensor:
         """d bonus / d H_t times the number of tokens, (N, T); an algorithm's own average turns it into weights. Remembers the batch."""
-        entropies_NT, mask_NT = rollouts.entropies_NT, rollouts.mask_NT & rollouts.scorable_N[:, None]
+        entropies_NT, mask_NT = rollouts.entropies_NT, rollouts.mask_NT & rollouts.scored_N[:, None]
         assert entropies_NT is not None
         slopes_NT = torch.ones_like(entropies_NT)
         if self.batches:

@@ -1,4 +1,4 @@
-"""Rewards, computed in processes that can be killed."""
+"""Rewards, computed in worker processes that can be killed."""
 
 from typing import TYPE_CHECKING, Any
 

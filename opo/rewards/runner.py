@@ -2,8 +2,8 @@
 
 Each worker is a fresh interpreter in a process group of its own (no fork: the parent has threads), asked in batches and answering
 response by response. A worker that is silent for longer than the time limit is killed with its whole group and replaced; the
-response it was at is unscorable, the ones behind it are asked again. One that died before it had read what it was asked (killed from
-outside while idle) is replaced, and no response is to blame.
+response it was at is unscored, the ones behind it are asked again. One that died before it had read what it was asked (killed from
+outside while idle) is replaced, and no response loses its reward.
 """
 
 import os
@@ -42,7 +42,7 @@ class ScoredRewards:
     ]  # "timeout", "crash: ...", "forged: ...", "exception: ...", "not finite: ..." or "not a number: ..."
 
     def counts(self) -> Counter[str]:
-        """How many responses were unscorable for each kind of reason."""
+        """How many responses were unscored for each kind of reason."""
         return Counter(reason.partition(":")[0] for reason in self.reasons.values())
 
 

@@ -1,7 +1,7 @@
 """What every sampler offers, whichever engine is behind it."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from transformers import PreTrainedModel
@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 @dataclass(frozen=True)
 class Sampling:
-    """How responses are drawn. Temperature is part of the policy: it divides the logits wherever log-probabilities are taken."""
+    """How responses are drawn. The temperature is part of the policy: logits are divided by it wherever log-probabilities are computed."""
 
     group_size: int
     max_new_tokens: int
@@ -34,7 +34,7 @@ class Sampler(Protocol):
     """An engine that samples from the policy. `load_weights` must be called before the first `generate` and after every update."""
 
     def load_weights(self, model: PreTrainedModel, version: int) -> None:
-        """Make `model`'s present weights the ones that sample, and drop whatever was computed with others."""
+        """Sample with `model`'s present weights from now on, and drop every cache that was computed with earlier ones."""
         ...
 
     def generate(self, prompt_ids: list[list[int]], sampling: Sampling, generator: torch.Generator) -> Samples:
@@ -42,5 +42,10 @@ class Sampler(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back processes and memory."""
+        """Free processes and memory."""
         ...
+
+
+def grouped(flat: list[Any], group: int) -> list[list[Any]]:
+    """What is in the order of all responses, as one list for each prompt's group."""
+    return [flat[i : i + group] for i in range(0, len(flat), group)]

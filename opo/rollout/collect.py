@@ -25,16 +25,16 @@ LOOK_AHEAD, LOOK_AHEAD_S = 16384, 5.0  # prompts that are read, and seconds spen
 
 @dataclass(frozen=True)
 class Collected:
-    """A batch of rollouts and the text it stands for."""
+    """A batch of rollouts with its prompts and responses as text."""
 
     rollouts: Rollouts
     prompts: list[Prompt]
     responses: list[list[str]]
     samples: Samples
-    reasons: dict[tuple[int, int], str]  # why (prompt, response) is unscorable
+    reasons: dict[tuple[int, int], str]  # why (prompt, response) is unscored
 
     def rows(self, most: int) -> list[dict[str, Any]]:
-        """One row a response, of the first `most` responses, for tables of completions."""
+        """One row per response, of the first `most` responses, for tables of completions."""
         group, rewards_N = self.rollouts.group_size, self.rollouts.rewards_PG.view(-1).tolist()
         return [
             {
@@ -90,7 +90,7 @@ def response_text(tokenizer: Any, ids: list[int], stop: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True)
 class Collector:
-    """Draws prompts by number and returns scored rollouts; knows nothing of training."""
+    """Samples and scores responses to prompts that are given by their number in the task's stream."""
 
     task: Task
     tokenizer: PreTrainedTokenizerBase
@@ -158,7 +158,6 @@ class Collector:
             versions=samples.versions,
             answers=[[self.task.extract(r) for r in group] for group in responses],
             finished_PG=torch.tensor(samples.finished),
-            prompt_index_P=torch.tensor([p.index for p in prompts]),
         )
 
 
@@ -182,7 +181,6 @@ def joined(first: Collected, second: Collected) -> Collected:
         versions=samples.versions,
         answers=[[*a, *b] for a, b in zip(one.answers, other.answers, strict=True)],
         finished_PG=torch.tensor(samples.finished),
-        prompt_index_P=one.prompt_index_P,
     )
     responses = [[*a, *b] for a, b in zip(first.responses, second.responses, strict=True)]
     reasons = first.reasons | {(p, g + size): reason for (p, g), reason in second.reasons.items()}

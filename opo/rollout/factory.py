@@ -1,4 +1,4 @@
-"""Which sampler a run asked for."""
+"""The sampler that a config names."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

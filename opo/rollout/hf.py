@@ -1,11 +1,11 @@
-"""Sampling with transformers, made for RL.
+"""Sampling with transformers in which duplicate prefixes are computed once.
 
-Responses to a prompt are one row of the batch as long as they are the same, so nothing is computed twice for a group: not the
-prompt, and not what its responses have in common. A row splits where they part and leaves when they have finished. Each response has
-uniform numbers of its own, drawn beforehand and turned into tokens through the inverse of the cumulative distribution, so a sample
-depends neither on who shares the batch with it nor on when the others finish.
+Responses to a prompt share one row of the batch as long as their tokens are the same; the prompt and every common
+prefix are therefore computed once per group. A row splits where its responses differ, and leaves the batch when they
+are finished. Each response has uniform numbers of its own, drawn beforehand and turned into tokens by inverting the
+cumulative distribution, so a sample does not depend on the other responses in the batch.
 
-R rows of the batch (distinct beginnings of responses), S responses that are still growing.
+R rows of the batch (distinct prefixes), S responses that are not finished.
 """
 
 from typing import Any
@@ -17,15 +17,15 @@ from transformers import DynamicCache, PreTrainedModel, TopKLogitsWarper, TopPLo
 
 from opo.keys import Compute
 from opo.model.forward import evaluating, pad_left, positions
-from opo.rollout.base import Samples, Sampling
+from opo.rollout.base import Samples, Sampling, grouped
 from opo.rollout.decoding import packed_weights, shared_keys
 
-BLOCK = 128  # tokens of the vocabulary whose probabilities are summed in the policy's precision
-BELOW_ONE = 1 - 2**-52  # a uniform number of one, reached by rounding, would hit no token
+BLOCK = 128  # tokens of the vocabulary per block; within a block sums are in the policy's precision
+BELOW_ONE = 1 - 2**-52  # a uniform number that rounds to one would select no token
 
 
 class HfSampler:
-    """Samples with the very module that is trained, so its weights can never be stale."""
+    """Samples with the module that is being trained, so its weights are never stale."""
 
     def __init__(self, max_sequences: int = 256, compute: Compute = "float32") -> None:
         self.max_sequences = max_sequences  # responses sampled at once; bounds the memory of keys and values
@@ -36,7 +36,7 @@ class HfSampler:
         self.model, self.version = model, version
 
     def close(self) -> None:
-        """Nothing is held beside the trained module."""
+        """Nothing to free."""
 
     @torch.inference_mode()
     def generate(self, prompt_ids: list[list[int]], sampling: Sampling, generator: torch.Generator) -> Samples:
@@ -58,8 +58,8 @@ class HfSampler:
                 responses += [row[:length] for row, length in zip(tokens_NT.tolist(), lengths, strict=True)]
                 logprobs += [row[:length] for row, length in zip(logprobs_NT.tolist(), lengths, strict=True)]
                 finished += finished_N.tolist()
-        versions = _grouped([[self.version] * len(response) for response in responses], group)
-        return Samples(_grouped(responses, group), _grouped(logprobs, group), _grouped(finished, group), versions)
+        versions = grouped([[self.version] * len(response) for response in responses], group)
+        return Samples(grouped(responses, group), grouped(logprobs, group), grouped(finished, group), versions)
 
     def _sample(
         self, prompt_ids: list[list[int]], sampling: Sampling, uniforms_NT: Tensor
@@ -115,10 +115,6 @@ class HfSampler:
         return tokens_NT.cpu(), logprobs_NT.cpu(), lengths_N.cpu(), finished_N.cpu()
 
 
-def _grouped(flat: list[Any], group: int) -> list[list[Any]]:
-    return [flat[i : i + group] for i in range(0, len(flat), group)]
-
-
 def policy_logits(logits_BV: Tensor, sampling: Sampling) -> Tensor:
     """s with softmax(s) = pi(. | context): at least float32, over the temperature, -inf where truncated, (B, V)."""
     s_BV = (logits_BV if logits_BV.dtype == torch.float64 else logits_BV.float()) / sampling.temperature
@@ -137,8 +133,9 @@ def _warped(warper: Any, s_BV: Tensor) -> Tensor:
 def draw(s_RV: Tensor, row_S: Tensor, uniforms_S: Tensor | None) -> tuple[Tensor, Tensor]:
     """For each sample a token from softmax(s) of its row, (S,), and the token's log-probability, (S,) float64.
 
-    The token is the one whose interval of the cumulative distribution holds the uniform number, or without one the likeliest. Only
-    sums of blocks of the vocabulary are added up one by one, and the tokens of the block that was hit, both in float64.
+    The token is the one whose interval of the cumulative distribution holds the uniform number, or, without uniform
+    numbers, the likeliest one. The search goes first over blocks of the vocabulary and then inside the block, with
+    float64 sums.
     """
     top_R1 = s_RV.amax(1, keepdim=True)
     e_RV = (s_RV - top_R1).exp()
@@ -150,7 +147,7 @@ def draw(s_RV: Tensor, row_S: Tensor, uniforms_S: Tensor | None) -> tuple[Tensor
     else:
         mass_SK = mass_RK[row_S]
         aim_S1 = uniforms_S[:, None].clamp(max=BELOW_ONE) * mass_SK[:, -1:]
-        last = mass_SK.shape[1] - 1  # where logits are not numbers every search ends past the end
+        last = mass_SK.shape[1] - 1  # with NaN logits the search returns an index past the end
         block_S1 = torch.searchsorted(mass_SK, aim_S1, right=True).clamp(max=last)
         before_S1 = F.pad(mass_SK, (1, 0)).gather(1, block_S1)
         share_S1 = (aim_S1 - before_S1) / (mass_SK.gather(1, block_S1) - before_S1)

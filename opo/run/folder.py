@@ -1,6 +1,6 @@
-"""Run folders: what replays a run, what it left, and how the same command goes on where a kill interrupted it.
+"""Run folders: config, provenance, metrics and checkpoints of a run, and how the same command resumes it.
 
-config.yaml     resolved; the folder belongs to it     metrics.jsonl   one object a step
+config.yaml     resolved; the folder belongs to it     metrics.jsonl   one object per step
 run.json        versions, code, device, seeds          rollouts/       completions by step
 checkpoints/    step-000100/ ...                       DONE            the number of steps, once all are done
 """
@@ -20,15 +20,15 @@ from filelock import FileLock, Timeout
 from opo.errors import UserError
 from opo.run.checkpoint import checkpoints, remove_incomplete
 from opo.run.metrics import read_rows
-from opo.run.provenance import surroundings
+from opo.run.provenance import provenance
 from opo.system.atomic import write_text
 
-FREE = ("tracking", "checkpoint", "study")  # keys that say nothing about what is trained
+FREE = ("tracking", "checkpoint", "study")  # keys that may differ when a run is resumed
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of one run, held by this process alone until it is let go."""
+    """The folder of one run, locked by this process."""
 
     path: Path
     config: dict[str, Any]
@@ -39,19 +39,20 @@ class RunFolder:
     def open(cls, path: Path, config: dict[str, Any]) -> Self:
         """Make the folder, or open the one that this config made before.
 
-        `steps` may grow where the learning rate does not depend on it; `tracking`, `checkpoint` and `study` may differ. Raises
-        UserError that names the first other key that differs, with both values, and where another process holds the folder.
+        `steps` may grow where the learning rate does not depend on it; `tracking`, `checkpoint` and `study` may differ.
+        Raises UserError that names the first other key that differs, with both values, and where another process holds
+        the folder.
         """
         config = yaml.safe_load(yaml.safe_dump(config, sort_keys=False))
         file = path / "config.yaml"
         if not file.exists():
             if strays := [name for name in ("metrics.jsonl", "checkpoints", "DONE") if (path / name).exists()]:
                 raise UserError(
-                    f"{path}: has {strays[0]} but no config.yaml, so it cannot be told whose it is; give another folder"
+                    f"{path}: has {strays[0]} but no config.yaml, so it cannot be told which run made it; give another folder"
                 )
             path.mkdir(parents=True, exist_ok=True)
             lock = _lock(path)
-            record = {"wandb_run_id": secrets.token_hex(4)} | surroundings(config)
+            record = {"wandb_run_id": secrets.token_hex(4)} | provenance(config)
         else:
             before = yaml.safe_load(file.read_text(encoding="utf-8"))
             _refuse_another(path, before, config)
@@ -60,17 +61,17 @@ class RunFolder:
                 return cls(path, config, record["wandb_run_id"], None)
             lock = _lock(path)
             (path / "DONE").unlink(missing_ok=True)  # of fewer steps
-            record.setdefault("resumed", []).append(surroundings(config))
+            record.setdefault("resumed", []).append(provenance(config))
         write_text(path / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
         write_text(file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         return cls(path, config, record["wandb_run_id"], lock)
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Let the folder go on leaving.
+        """Unlock the folder on leaving.
 
-        Where a UserError comes before the first step, take away what was written, so that the mended command finds no folder of
-        another config.
+        Where a UserError comes before the first step, take away what was written, so that the mended command finds no
+        folder of another config.
         """
         try:
             yield
@@ -98,8 +99,8 @@ class RunFolder:
     def latest_checkpoint(self) -> Path | None:
         """The newest complete checkpoint. What a killed save left is removed."""
         remove_incomplete(self.path / "checkpoints")
-        found = checkpoints(self.path / "checkpoints")
-        return found[-1] if found else None
+        complete = checkpoints(self.path / "checkpoints")
+        return complete[-1] if complete else None
 
     def truncate_metrics(self, step: int) -> None:
         """Cut metrics.jsonl and rollouts/ back to `step`, the checkpoint's, and mend a last line that a kill cut short.
@@ -121,7 +122,7 @@ class RunFolder:
 
 def _refuse_another(path: Path, before: dict[str, Any], config: dict[str, Any]) -> None:
     """Raise UserError where `config` does not belong to the folder that `before` made."""
-    old, new = _flat(before), _flat(config)
+    old, new = leaves(before), leaves(config)
     for key in [*new, *(key for key in old if key not in new)]:
         if key.partition(".")[0] in FREE or key == "steps" or (key in old and key in new and old[key] == new[key]):
             continue
@@ -141,12 +142,12 @@ def _refuse_another(path: Path, before: dict[str, Any], config: dict[str, Any]) 
         )
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def leaves(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """The leaves of a nested config by dotted key, in the config's order."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
+            flat |= leaves(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat

@@ -1,7 +1,8 @@
 """The one table of metric names, and the rows of `metrics.jsonl`.
 
-A name ends in its unit. Nothing outside this table is logged, no value is NaN or infinite, and a metric that is undefined in a step
-is absent from its row. Only `time/*`, `memory/*` and `*tokens_per_s` may differ between two runs of the same config.
+A name ends in its unit. Nothing outside this table is logged, no value is NaN or infinite, and a metric that is
+undefined in a step is absent from its row. Only `time/*`, `memory/*` and `*tokens_per_s` may differ between two runs of
+the same config.
 """
 
 import json
@@ -22,8 +23,8 @@ class Metric(NamedTuple):
 
 METRICS: dict[str, Metric] = {
     "train/step": Metric("steps", "rollout batches used so far; the x-axis of every other metric"),
-    "train/reward_mean": Metric("reward", "mean over this batch's scorable responses"),
-    "train/reward_std": Metric("reward", "standard deviation (n - 1) over this batch's scorable responses"),
+    "train/reward_mean": Metric("reward", "mean over this batch's scored responses"),
+    "train/reward_std": Metric("reward", "standard deviation (n - 1) over this batch's scored responses"),
     "train/grad_norm": Metric("1", "Euclidean norm of the gradient before clipping, mean over updates"),
     "train/clipped": Metric("fraction", "share of updates whose gradient was scaled down to optim.max_grad_norm"),
     "train/moved_fraction": Metric(
@@ -55,7 +56,7 @@ METRICS: dict[str, Metric] = {
     "length/tokens_max": Metric("tokens", "longest response of the batch"),
     "length/tokens_std": Metric("tokens", "standard deviation (n - 1) of response length"),
     "length/truncated_fraction": Metric("fraction", "share of responses cut at rollout.max_new_tokens"),
-    "length/reward_correlation": Metric("1", "Pearson correlation of length and reward over scorable responses"),
+    "length/reward_correlation": Metric("1", "Pearson correlation of length and reward over scored responses"),
     "mismatch/logprob_abs_mean_nats": Metric(
         "nats", "|trainer - sampler| log-probability of a sampled token, mean, before any update"
     ),

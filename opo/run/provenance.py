@@ -1,4 +1,4 @@
-"""What a run depended on beside its config: versions, code, device. Nothing in it names the machine or its user."""
+"""Provenance of a run: versions, code, device and seeds. Nothing in it names the machine or its user."""
 
 import os
 import platform
@@ -31,7 +31,7 @@ PACKAGES = (
 GIT_TIMEOUT_S = 20
 
 
-def surroundings(config: dict[str, Any]) -> dict[str, Any]:
+def provenance(config: dict[str, Any]) -> dict[str, Any]:
     """Versions of what is installed, commit and uncommitted changes, device and threads, seeds, and the time, as JSON."""
     project, here = Path(__file__).parents[2], Path.cwd()
     code = {"project": git_state(project)}
@@ -56,13 +56,13 @@ def surroundings(config: dict[str, Any]) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """The versions of the packages in PACKAGES that are installed; torch says itself which build it is (+cpu, +cu130)."""
-    found = {"torch": str(torch.__version__)}
+    installed = {"torch": str(torch.__version__)}
     for name in PACKAGES:
         try:
-            found.setdefault(name, metadata.version(name))
+            installed.setdefault(name, metadata.version(name))
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Where things made once are kept: the built-in policy, converted models. `OPO_CACHE` moves it."""
+"""The cache of what is made once: the built-in policy, converted models. `OPO_CACHE` moves it."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Randomness as an argument: every stream is a pure function of the run's seed and where it is used.
+"""Seeds: every random stream is a pure function of the run's seed, a name and indices such as the step.
 
 No state is carried from step to step, so a run resumed at step s draws what an uninterrupted one would have drawn.
 """

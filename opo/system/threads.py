@@ -1,4 +1,4 @@
-"""How this process uses the machine."""
+"""Threads and memory allocation of this process."""
 
 import ctypes
 import sys
@@ -9,9 +9,10 @@ MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # mallopt(3)
 
 
 def use_machine(threads: int) -> None:
-    """So many threads, and memory that tensors have given back is kept for the next ones.
+    """Set the number of threads, and keep freed memory for the next tensors.
 
-    glibc returns large blocks to the kernel at once, and the next tensor pays for fresh pages: 5 to 10 % of a training step.
+    glibc returns large blocks to the kernel at once, and the next tensor pays for fresh pages: 5 to 10 % of a training
+    step.
     """
     torch.set_num_threads(threads)
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):

@@ -1,12 +1,13 @@
-"""Tracking: `metrics.jsonl` is the truth, W&B its mirror, kept by a process of its own.
+"""Tracking: metrics.jsonl is always written, and a separate process copies it to W&B.
 
-The trainer writes one line a step and forces it to the disk. Beside it `python -m opo.tracking.mirror` (the
-only place that knows wandb) reads the run folder and repeats it to W&B. The trainer never waits for that process: it may be slow,
-hang, crash or find no wandb at all, and the run is the same to the last bit.
+The trainer writes one line per step and forces it to the disk. Beside it `python -m opo.tracking.mirror` (the only
+place that knows wandb) reads the run folder and repeats it to W&B. The trainer never waits for that process: it may be
+slow, hang, crash or find no wandb at all, and the run is the same, bit by bit.
 
-Since a mirror can be made anew, nothing has to be merged. A run that goes on offline replaces its W&B record by one of the whole
-metrics.jsonl, which was cut back to the checkpoint. Online, the steps that the server has are kept (a resumed run repeats them
-bit by bit) and the ones it lacks are sent. A run that W&B refuses online is recorded offline, for `wandb sync`.
+Since a mirror can be made anew, nothing has to be merged. A run that goes on offline replaces its W&B record by one of
+the whole metrics.jsonl, which was cut back to the checkpoint. Online, the steps that the server has are kept (a resumed
+run repeats them bit by bit) and the ones it lacks are sent. A run that W&B refuses online is recorded offline, for
+`wandb sync`.
 """
 
 import json
@@ -33,13 +34,12 @@ COMPLETIONS = {  # column of rollouts/step-*.parquet -> Arrow type
     "sample": "int64",  # number within its group
     "prompt": "string",
     "response": "string",
-    "reward": "float64",  # null: unscorable
+    "reward": "float64",  # null: unscored
     "unscorable": "string",  # why, or null
-    "advantage": "float64",
     "tokens": "int64",
     "logprob_nats": "float64",  # of the response, summed over its tokens
     "finished": "bool",  # false: cut at rollout.max_new_tokens
-    "version": "int64",  # the oldest of its tokens': how many updates the weights that sampled them had seen
+    "version": "int64",  # the oldest of its tokens': number of updates before the weights that sampled them
 }
 
 
@@ -87,7 +87,8 @@ class Tracker:
     def completions(self, step: int, rows: list[dict[str, Any]]) -> None:
         """Keep these responses in rollouts/step-NNNNNN.parquet; call it before `log` of the same step.
 
-        Columns are those of COMPLETIONS; one that is left out is null. Raises ValueError for others, and where `step` has a row.
+        Columns are those of COMPLETIONS; one that is left out is null. Raises ValueError for others, and where `step`
+        has a row.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq

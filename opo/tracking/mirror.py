@@ -1,4 +1,4 @@
-"""The process that repeats a run folder to W&B: `python -m opo.tracking.mirror SETUP`, woken through its standard input."""
+"""The process that copies a run folder to W&B: `python -m opo.tracking.mirror SETUP`, woken through its standard input."""
 
 import contextlib
 import faulthandler
@@ -23,7 +23,7 @@ FLUSH_S = 1.0  # wandb's own default loses up to fifteen seconds of rows when it
 
 
 def mirror(setup: dict[str, Any]) -> None:
-    """Repeat a run folder to W&B until the trainer, at the other end of standard input, says how it ended or dies."""
+    """Copy a run folder to W&B until the trainer, at the other end of standard input, says how it ended or dies."""
     folder = Path(setup["folder"])
     with _time_limit():
         run, table = _start_run(folder, setup)

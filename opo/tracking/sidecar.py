@@ -1,4 +1,4 @@
-"""A process beside the trainer that may be slow, hang or die: nothing here waits for it, but for its end, and that within a limit."""
+"""A process beside the trainer that may be slow, hang or die. Only its end is waited for, within a time limit."""
 
 import contextlib
 import os
@@ -12,8 +12,8 @@ from pathlib import Path
 class Sidecar:
     """`python -m MODULE ARGUMENT`, woken by bytes on its standard input; what it prints is appended to `log`.
 
-    It leads a session of its own, so that a Ctrl-C at the trainer does not reach it. It sees the end of its input when the trainer
-    ends, however that ends.
+    It leads a session of its own, so that a Ctrl-C at the trainer does not reach it. It sees the end of its input when
+    the trainer ends, however that ends.
     """
 
     def __init__(self, module: str, argument: str, log: Path, environment: dict[str, str]) -> None:
@@ -35,7 +35,7 @@ class Sidecar:
         os.set_blocking(self.input.fileno(), False)
 
     def wake(self, message: bytes) -> bool:
-        """Write to its input; False if it is gone. A full pipe drops the message: there is enough in it to wake up for."""
+        """Write to its input; False if it is gone. If the pipe is full the message is dropped: what is in it wakes the process anyway."""
         try:
             self.input.write(message)
         except BrokenPipeError:
@@ -43,7 +43,7 @@ class Sidecar:
         return self.process.poll() is None
 
     def finish(self, message: bytes, seconds: float) -> bool:
-        """Say the last message; whether the process then ended by itself, with status 0, within so many seconds."""
+        """Send the last message; whether the process then ended by itself, with status 0, within `seconds`."""
         self.wake(message)
         self.input.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -51,13 +51,13 @@ class Sidecar:
         return False
 
     def kill(self) -> str:
-        """End it and all that it started; why it failed, as far as it said so."""
+        """Kill it and its children; returns why it failed, as far as its log says."""
         hangs = self.process.poll() is None
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)  # the group of the session that was started for it
         self.process.wait()
         self.input.close()
         if hangs:
-            return "it did not come to an end"
+            return "it did not end in time"
         errors = re.findall(r"^[\w.]*(?:Error|Exception)\b.*", self.log.read_text(errors="replace"), re.MULTILINE)
         return errors[-1] if errors else f"see {self.log}"

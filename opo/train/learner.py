@@ -21,7 +21,7 @@ from opo.parts.gradients import LookAhead
 from opo.run.checkpoint import load_checkpoint, save_checkpoint
 from opo.run.folder import RunFolder
 from opo.train.critic import Critic, update_critic
-from opo.train.mismatch import Certificate, Gap, measure_gap, truncated_ratios
+from opo.train.mismatch import Mismatch, MismatchCheck, measure_mismatch, truncated_ratios
 from opo.train.optimizer import learning_rate, optimizer_of, optimizer_tensors, restore_optimizer, take_step
 from opo.train.step_metrics import UpdateTally
 from opo.train.update import loss_of, minibatch, needs_reference, refuse_nonfinite, unit_weights
@@ -45,7 +45,7 @@ class Learner:
         )
         self.parts = Parts(config.algo)
         behaviour = getattr(self.parts.sampler, "behaviour", False)
-        self.check = Certificate.open(path, config.certificate, config.algo.updates_per_rollout, behaviour)
+        self.check = MismatchCheck.open(path, config.certificate, config.algo.updates_per_rollout, behaviour)
         self.step = 0  # rollout batches done
         self.version = 0  # optimizer updates done
         self.tokens = 0  # response tokens generated
@@ -55,7 +55,7 @@ class Learner:
 
         The first update takes the sampler's log-probabilities as the policy's, so that every importance ratio is one; its own
         forward pass then measures how far the trainer's are from them. Raises StoppedRun, the batch on disk, where a gradient is
-        not finite, and CertificateBreach where the batch is not on-policy and must be.
+        not finite, and MismatchBreach where the batch is not on-policy and must be.
         """
         algo, corrects = self.config.algo, self.config.certificate.on_breach == "correct"
         assert rollouts.logprobs_NT is not None
@@ -101,11 +101,11 @@ class Learner:
         self.tokens += int(rollouts.lengths_N.sum())
         return tally.metrics()
 
-    def _gap(self, seen: Pass | TokenScores, rollouts: Rollouts, rows: Tensor) -> Gap:
+    def _gap(self, seen: Pass | TokenScores, rollouts: Rollouts, rows: Tensor) -> Mismatch:
         """Between sampler and trainer, over these rows."""
         trainer_NT = seen.logprobs_NT if isinstance(seen, Pass) else seen.logprobs_MT
         assert rollouts.logprobs_NT is not None
-        return measure_gap(rollouts.logprobs_NT[rows], trainer_NT[rows], rollouts.mask_NT[rows])
+        return measure_mismatch(rollouts.logprobs_NT[rows], trainer_NT[rows], rollouts.mask_NT[rows])
 
     def _breach(self, seen: Pass | TokenScores, rollouts: Rollouts, rows: Tensor) -> bool:
         """The mismatch check of the first update on a batch: true where its weights have to be corrected."""

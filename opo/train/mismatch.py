@@ -21,12 +21,12 @@ from opo.system.atomic import write_text
 FILE = "certificate.json"
 
 
-class CertificateBreach(StoppedRun):
+class MismatchBreach(StoppedRun):
     """A batch that is not exactly on-policy, in a run that must be."""
 
 
 @dataclass(frozen=True)
-class Gap:
+class Mismatch:
     """How far the trainer is from the sampler, with d = log pi_trainer - log pi_sampler of one sampled token, r = exp d."""
 
     mean_abs: float  # nats: mean over tokens of |d|
@@ -46,7 +46,7 @@ class Gap:
         }
 
 
-def measure_gap(sampler_logprobs_NT: Tensor, trainer_logprobs_NT: Tensor, mask_NT: Tensor) -> Gap:
+def measure_mismatch(sampler_logprobs_NT: Tensor, trainer_logprobs_NT: Tensor, mask_NT: Tensor) -> Mismatch:
     """The gap over the true entries of the mask, in float64.
 
     Raises ValueError where the mask is empty, or a log-probability in it is not finite (naming the response).
@@ -58,7 +58,7 @@ def measure_gap(sampler_logprobs_NT: Tensor, trainer_logprobs_NT: Tensor, mask_N
     weights_N = torch.softmax(
         difference_NT.sum(1), 0
     )  # normalised: a common factor does not change the effective sample size
-    return Gap(
+    return Mismatch(
         mean_abs=float(difference_M.abs().mean()),
         max_abs=float(difference_M.abs().max()),
         k1=float(-difference_M.mean()),
@@ -89,7 +89,7 @@ def _difference(sampler_logprobs_NT: Tensor, trainer_logprobs_NT: Tensor, mask_N
 
 
 @dataclass
-class Certificate:
+class MismatchCheck:
     """What was checked so far, kept in the run folder as `certificate.json` and carried on by a resumed run.
 
     Three things are asserted of the first update on a batch: the version of the weights that sampled each token, the mean gap, and
@@ -108,7 +108,7 @@ class Certificate:
     path: Path | None = None  # of the file; None: nothing is written
     steps_checked: int = 0
     last_step: int = 0  # counted from 1
-    worst: dict[str, float] = field(default_factory=dict)  # by name of a Gap's field, `version_lag` beside them
+    worst: dict[str, float] = field(default_factory=dict)  # by name of a Mismatch's field, `version_lag` beside them
     breaches: dict[str, str] = field(default_factory=dict)  # step -> what was wrong with it
 
     @classmethod
@@ -131,7 +131,7 @@ class Certificate:
             certificate.worst, certificate.breaches = record["worst"], record["breaches"]
         return certificate
 
-    def complaints(self, versions: set[int], current_version: int, gap: Gap) -> list[str]:
+    def complaints(self, versions: set[int], current_version: int, gap: Mismatch) -> list[str]:
         """What keeps this batch from being exactly on-policy: measured against allowed, nothing where it is."""
         found = []
         if versions != {current_version}:
@@ -143,15 +143,15 @@ class Certificate:
         ):
             if measured > allowed:
                 found.append(
-                    f"{what} log-probability gap {measured:.2e} nats, allowed {allowed:.2e} (certificate.{key})"
+                    f"{what} log-probability difference {measured:.2e} nats, allowed {allowed:.2e} (certificate.{key})"
                 )
         return found
 
-    def check(self, step: int, versions: set[int], current_version: int, gap: Gap) -> bool:
+    def check(self, step: int, versions: set[int], current_version: int, gap: Mismatch) -> bool:
         """Judge the first update on a batch and write the verdict down; true where its weights have to be corrected.
 
         `versions` are those of the weights that sampled any token of the batch, `current_version` that of the weights about to be
-        updated. A breach raises CertificateBreach. With `on_breach="correct"` a gap does not: multiply the batch's token weights
+        updated. A breach raises MismatchBreach. With `on_breach="correct"` a gap does not: multiply the batch's token weights
         by `truncated_ratios`, and the certificate says so from here on. A token of other weights always raises.
         """
         found = self.complaints(versions, current_version, gap)
@@ -164,7 +164,7 @@ class Certificate:
         if self.path is not None:
             write_text(self.path, json.dumps(self.record(), indent=1) + "\n")
         if found and (self.on_breach == "stop" or versions != {current_version}):
-            raise CertificateBreach(f"step {step} is not exactly on-policy: {self.breaches[str(step)]}")
+            raise MismatchBreach(f"step {step} is not exactly on-policy: {self.breaches[str(step)]}")
         return bool(found)
 
     def record(self) -> dict[str, Any]:

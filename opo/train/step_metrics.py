@@ -11,7 +11,7 @@ from opo.batch import Rollouts
 from opo.kl import kl_estimate
 from opo.model.gradient import Pass
 from opo.rollout.collect import Collected
-from opo.train.mismatch import Gap
+from opo.train.mismatch import Mismatch
 
 
 class Clock:
@@ -49,10 +49,10 @@ def peak_memory_mib() -> float:
 def batch_metrics(batch: Collected) -> dict[str, float]:
     """Rewards and lengths of a batch as it was sampled; what is undefined is absent."""
     rollouts = batch.rollouts
-    lengths_N, scorable_N = rollouts.lengths_N.double(), rollouts.scorable_N
-    rewards_N = rollouts.rewards_PG.view(-1)[scorable_N]
+    lengths_N, scored_N = rollouts.lengths_N.double(), rollouts.scored_N
+    rewards_N = rollouts.rewards_PG.view(-1)[scored_N]
     metrics = {
-        "train/unscorable_count": float((~scorable_N).sum()),
+        "train/unscorable_count": float((~scored_N).sum()),
         "length/tokens_mean": float(lengths_N.mean()),
         "length/tokens_min": float(lengths_N.min()),
         "length/tokens_max": float(lengths_N.max()),
@@ -69,7 +69,7 @@ def batch_metrics(batch: Collected) -> dict[str, float]:
         metrics["train/constant_groups_fraction"] = float((lowest_P >= highest_P).double().mean())
     if len(rewards_N) > 1:
         metrics["train/reward_std"] = float(rewards_N.std())
-        both = torch.stack([rewards_N, lengths_N[scorable_N]])
+        both = torch.stack([rewards_N, lengths_N[scored_N]])
         if bool((both.std(1) > 0).all()):
             metrics["length/reward_correlation"] = float(torch.corrcoef(both)[0, 1])
     return metrics
@@ -99,7 +99,7 @@ class UpdateTally:
         self.clipped_tokens += float((active & (weights_NT[rows][mask] == 0)).sum())
         self.active += float(active.sum())
 
-    def first(self, rows: Tensor, seen: Pass, gap: Gap) -> None:
+    def first(self, rows: Tensor, seen: Pass, gap: Mismatch) -> None:
         """Entropy, KL to the initial policy and the gap between sampler and trainer, before any update on this batch."""
         mask_NT = self.rollouts.mask_NT
         self.row["train/entropy_mean_nats"] = float(seen.entropies_NT[rows][mask_NT[rows]].mean())

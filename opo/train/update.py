@@ -26,10 +26,10 @@ def loss_of(algo: AlgoConfig, rollouts: Rollouts) -> Callable[[Tensor], Tensor]:
     chosen = ALGORITHMS[algo.name]
 
     def loss(logprobs_NT: Tensor) -> Tensor:
-        value = chosen.loss(logprobs_NT, rollouts, **algo.knobs)
+        value = chosen.loss(logprobs_NT, rollouts, **algo.hyperparameters)
         if algo.kl_coef and algo.kl_placement == "loss":
             penalty_NT = kl_penalty(logprobs_NT, rollouts, algo.kl_estimator)
-            value = value + algo.kl_coef * chosen.average(penalty_NT, rollouts, algo.knobs)
+            value = value + algo.kl_coef * chosen.average(penalty_NT, rollouts, algo.hyperparameters)
         return value
 
     return loss
@@ -39,7 +39,7 @@ def unit_weights(algo: AlgoConfig, rollouts: Rollouts) -> Tensor:
     """What one unit of a token's value adds to the algorithm's average, (N, T): the scale of its policy term."""
     chosen = ALGORITHMS[algo.name]
     return -token_weights(
-        lambda values_NT: chosen.average(values_NT, rollouts, algo.knobs), torch.zeros(rollouts.mask_NT.shape)
+        lambda values_NT: chosen.average(values_NT, rollouts, algo.hyperparameters), torch.zeros(rollouts.mask_NT.shape)
     )
 
 

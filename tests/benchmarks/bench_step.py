@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python tests/benchmarks/bench_step.py [--policies tiny,smollm2] [--rounds 2] [--steps 5]
 
-The arms take turns, `rounds` times each; medians over all steps but the first of each process. All responses have the full length
-(no stop tokens here, `min_new_tokens` there), float32, AdamW, one update a batch.
+The arms take turns, `rounds` times each; medians over all steps but the first of each process. All responses have the
+full length (no stop tokens here, `min_new_tokens` there), float32, AdamW, one update per batch.
 
     opo        sampling with transformers, update, certificate
     opo_half_backward, opo_half    the same with model.compute=bfloat16_backward and bfloat16

@@ -12,25 +12,25 @@ NEEDS_WEIGHTS = [name for name in BASELINES if "weighted" in name]
 NAN = math.nan
 
 
-def sample(num_prompts=5, group_size=6, seed=0, unscorable=()):
+def sample(num_prompts=5, group_size=6, seed=0, unscored=()):
     generator = torch.Generator().manual_seed(seed)
     rewards_PG = torch.randn(num_prompts, group_size, generator=generator, dtype=torch.float64)
     weights_PG = torch.rand(num_prompts, group_size, generator=generator, dtype=torch.float64) * 50 + 1
-    for p, g in unscorable:
+    for p, g in unscored:
         rewards_PG[p, g] = NAN
     return rewards_PG, weights_PG
 
 
 def slow_baseline(name, rewards_G, weights_G, i):
-    """One number of the definition: a mean over scorable responses, plain or weighted, with or without response i."""
+    """One number of the definition: a mean over scored responses, plain or weighted, with or without response i."""
     kept = [j for j in range(len(rewards_G)) if not math.isnan(rewards_G[j]) and not (j == i and "loo" in name)]
     w = [float(weights_G[j]) if "weighted" in name else 1.0 for j in kept]
     return sum(wj * float(rewards_G[j]) for wj, j in zip(w, kept, strict=True)) / sum(w)
 
 
 @pytest.mark.parametrize("name", [name for name in BASELINES if not name.startswith(("batch", "shrinkage", "none"))])
-def test_group_baselines_are_means_of_scorable_rewards(name):
-    rewards_PG, weights_PG = sample(unscorable=[(1, 0), (1, 3), (4, 5)])
+def test_group_baselines_are_means_of_scored_rewards(name):
+    rewards_PG, weights_PG = sample(unscored=[(1, 0), (1, 3), (4, 5)])
     baseline_PG = BASELINES[name](rewards_PG, weights_PG)
     slow_name = name.replace("leave_one_out", "loo")
     expected = [[slow_baseline(slow_name, rewards_PG[p], weights_PG[p], g) for g in range(6)] for p in range(5)]
@@ -59,7 +59,7 @@ def test_identities():
 
 
 def slow_shrinkage(rewards, i, j):
-    """The paper's formula with the sums written out, for groups without unscorable responses."""
+    """The paper's formula with the sums written out, for groups without unscored responses."""
     num_prompts, group_size = rewards.shape
     others = [k for k in range(num_prompts) if k != i]
     means = {k: float(rewards[k].mean()) for k in others}
@@ -84,8 +84,8 @@ def test_shrinkage_is_the_written_out_formula_and_blind_to_the_response_itself()
     assert (changed_PG != baseline_PG).sum() == 29
 
 
-def test_shrinkage_with_unscorable_responses_ignores_prompts_it_cannot_use():
-    rewards_PG, _ = sample(unscorable=[(0, g) for g in range(5)] + [(1, g) for g in range(6)])
+def test_shrinkage_with_unscored_responses_ignores_prompts_it_cannot_use():
+    rewards_PG, _ = sample(unscored=[(0, g) for g in range(5)] + [(1, g) for g in range(6)])
     baseline_PG = shrinkage(rewards_PG)
     assert baseline_PG.isfinite().all()
     kept_PG = rewards_PG[2:]
@@ -96,10 +96,10 @@ def test_shrinkage_with_unscorable_responses_ignores_prompts_it_cannot_use():
 
 
 def test_batch_forms_are_one_group():
-    rewards_PG, weights_PG = sample(unscorable=[(0, 0)])
-    scorable = ~rewards_PG.isnan()
-    mean = rewards_PG[scorable].mean()
-    weighted = (weights_PG * rewards_PG)[scorable].sum() / weights_PG[scorable].sum()
+    rewards_PG, weights_PG = sample(unscored=[(0, 0)])
+    scored = ~rewards_PG.isnan()
+    mean = rewards_PG[scored].mean()
+    weighted = (weights_PG * rewards_PG)[scored].sum() / weights_PG[scored].sum()
     torch.testing.assert_close(BASELINES["batch_mean"](rewards_PG), mean.expand(5, 6))
     torch.testing.assert_close(batch_weighted_mean(rewards_PG, weights_PG), weighted.expand(5, 6))
 
@@ -122,7 +122,7 @@ def test_equal_rewards_leave_exactly_nothing(name, group_size):
 
 
 @pytest.mark.parametrize("name", IN_GROUP)
-def test_a_lone_scorable_response_has_zero_advantage_and_an_empty_group_a_finite_baseline(name):
+def test_a_lone_scored_response_has_zero_advantage_and_an_empty_group_a_finite_baseline(name):
     rewards_PG = torch.tensor([[NAN, 0.7, NAN], [NAN, NAN, NAN]], dtype=torch.float64)
     baseline_PG = BASELINES[name](rewards_PG, torch.ones(2, 3))
     assert baseline_PG[0, 1] == 0.7

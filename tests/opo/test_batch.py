@@ -29,13 +29,13 @@ def test_versions_are_those_of_tokens_not_of_padding():
     assert rollouts.select([1]).versions == {5}
 
 
-def test_returns_add_kl_rewards_and_keep_unscorable_apart():
+def test_returns_add_kl_rewards_and_keep_unscored_apart():
     rollouts = Rollouts.from_lists([[7]], [[[1, 2], [4]]], [[1.0, float("nan")]])
     rollouts = rollouts.with_(kl_rewards_NT=torch.tensor([[-0.1, -0.2], [-0.4, 99.0]], dtype=torch.float64))
     assert rollouts.returns_PG[0, 0].item() == pytest.approx(0.7)
     assert rollouts.returns_PG[0, 1].isnan()
     assert rollouts.token_rewards_NT.tolist() == [[-0.1, 0.8], [-0.4, 0.0]]
-    assert rollouts.scorable_N.tolist() == [True, False]
+    assert rollouts.scored_N.tolist() == [True, False]
 
 
 def test_select_keeps_rows_together():

@@ -23,4 +23,4 @@ def test_an_entry_equals_the_imported_algorithm(name: str) -> None:
     assert {p: getattr(entry, p) for p in PROPERTIES} == {p: getattr(algorithm, p) for p in PROPERTIES}
     hints = get_type_hints(algorithm.loss, include_extras=True)
     read = [(field.name, field.type, field.default) for field in fields(entry.hyperparameters)]
-    assert read == [(key, hints[key], parameter.default) for key, parameter in algorithm.knobs.items()]
+    assert read == [(key, hints[key], parameter.default) for key, parameter in algorithm.parameters.items()]

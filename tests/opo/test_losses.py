@@ -18,7 +18,7 @@ NAN = math.nan
 
 def test_three_aggregations():
     rollouts = batch([[1.0, 0.0], [NAN, 0.0]], [[1, 2], [2, 3]])
-    values_NT = f64([[6.0, 9, 9], [1.0, 2, 9], [50.0, 50, 9], [3.0, 3, 3]])  # the third is unscorable, 9 is padding
+    values_NT = f64([[6.0, 9, 9], [1.0, 2, 9], [50.0, 50, 9], [3.0, 3, 3]])  # the third is unscored, 9 is padding
     close(aggregate(values_NT, rollouts, "sequence_sum"), (6 + 3 + 9) / 3)
     close(aggregate(values_NT, rollouts, "sequence_mean"), (6 + 1.5 + 3) / 3)
     close(aggregate(values_NT, rollouts, "token_mean"), (6 + 3 + 9) / 6)
@@ -64,7 +64,7 @@ def test_clipped_is_the_worse_of_two(ratio, advantage, low, high):
     close(clipped(f64(ratio), f64(advantage), low, high), min(ratio * advantage, held * advantage))
 
 
-def test_pairs_are_of_scorable_responses():
+def test_pairs_are_of_scored_responses():
     rollouts = batch([[2.0, NAN, 1.0, 1.0]], [[1, 1, 1, 1]])
     close(win_rates(rollouts)[0], [1.0, 0.0, 0.25, 0.25])
     values_PGG = f64([[[9, 9, 1, 2], [9, 9, 9, 9], [3, 9, 9, 4], [5, 9, 6, 9]]])

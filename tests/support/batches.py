@@ -13,7 +13,7 @@ def batch(rewards_PG, lengths_PG, **fields) -> Rollouts:
 
 
 def per_response(name, rollouts, **overrides) -> torch.Tensor:
-    """Weight of each response's tokens, which must be one number a response, (P, G)."""
+    """Weight of each response's tokens, which must be one number per response, (P, G)."""
     weights_NT = score_weights(name, rollouts, **overrides)
     first_N1 = weights_NT[:, :1]
     torch.testing.assert_close(weights_NT, first_N1 * rollouts.mask_NT)

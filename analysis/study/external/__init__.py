@@ -25,7 +25,7 @@ from analysis.study.external.notes import Notes
 from analysis.study.external.record import Record, RewardChoice, Table
 from opo.errors import UserError
 
-FORMATS = (trl, verl, prime_traces, prime_rollouts, prime_parquet, open_instruct, plain)  # the most particular first
+FORMATS = (prime_parquet, prime_traces, prime_rollouts, trl, verl, open_instruct, plain)  # the most particular first
 
 __all__ = ["EncodedPrompt", "Encoder", "Group", "Notes", "Reader", "RewardChoice", "encode_groups", "read_groups"]
 
@@ -47,7 +47,11 @@ def read_groups(
         records += rows
     if choice.weights:
         notes.reward = " + ".join(f"{weight:g} {name}" for name, weight in choice.weights.items())
-    groups = group(_of_steps(records, steps, files))
+    records = _of_steps(records, steps, files)
+    notes.left_out.update(record.left_out for record in records if record.left_out)
+    groups = group([record for record in records if not record.left_out])
+    if not groups:
+        raise UserError(f"rollouts={_names(files)}: no response counts; left out are {notes.counted()}")
     groups, copies = without_copies(groups)
     if copies:
         notes.left_out["of groups that stand there twice (copies)"] = copies
@@ -82,8 +86,7 @@ def encode_groups(
     notes, found = encoder.notes, []
     for item in groups:
         rows = Group(item.step, item.name, item.records[:most])
-        rewards = [choice.of(record) if record.left_out is None else float("nan") for record in rows.records]
-        made = encoder.encode(rows, rewards)
+        made = encoder.encode(rows, [choice.of(record) for record in rows.records])
         if made is None:
             notes.prompts_left_out["without a response that counts"] += 1
             continue

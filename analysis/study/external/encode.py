@@ -24,7 +24,7 @@ from opo.batch import Rollouts
 from opo.errors import UserError
 
 UNLIKE_SHARE = 0.1  # of texts that the tokenizer may change before the file is refused
-LIMIT_SHARE = 0.1  # of responses at the greatest length, above which it may have been the limit
+PEAK = 3.0  # times as many responses as at other lengths: the greatest length may have been the limit
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ class Encoder:
         self.reader, self.append_eos, self.limit, self.notes = reader, append_eos, limit, notes
         self.lengths = Counter[int]()  # tokens of responses that got an end
         self.special = {*special_tokens(reader.tokenizer).values()}
-        self.texts = self.mismatched = 0
-        self.first_mismatch = ""
+        self.texts = self.mismatched = self.unended = 0
+        self.first_mismatch = self.first_unended = ""
         self.unmarked = ""
 
     def encode(self, group: Group, rewards: list[float]) -> EncodedPrompt | None:
@@ -124,10 +124,15 @@ class Encoder:
                 f"(such as {notes.unlike_example}), more than {UNLIKE_SHARE:.0%}; is this the model that sampled them?"
             )
         longest = max(self.lengths, default=0)
-        if self.limit is None and self.lengths[longest] > 1 and self.lengths[longest] > LIMIT_SHARE * notes.ends_added:
+        usual = notes.ends_added / max(1, len(self.lengths))
+        if self.limit is None and self.lengths[longest] > max(2, PEAK * usual):
             notes.warnings.append(
                 f"{self.lengths[longest]} responses have the greatest length, {longest} tokens; where that was the limit they were cut, "
                 f"and rollout.max_new_tokens={longest} adds no end to them"
+            )
+        if self.unended:
+            notes.warnings.append(
+                f"{self.unended} responses have a log-probability for each token of their text and none for an end ({self.first_unended}), so they are taken as cut"
             )
         if self.mismatched:
             notes.warnings.append(
@@ -140,10 +145,9 @@ class Encoder:
             )
 
     def _kept(self, records: list[Record]) -> list[int]:
-        reasons = ["without a response" if r.response is None else r.left_out for r in records]
-        reasons = [r.left_out or why for r, why in zip(records, reasons, strict=True)]
         reasons = [
-            "without a prompt" if r.prompt is None and not why else why for r, why in zip(records, reasons, strict=True)
+            "without a response" if r.response is None else "without a prompt" if r.prompt is None else None
+            for r in records
         ]
         self.notes.left_out.update(why for why in reasons if why)
         return [n for n, why in enumerate(reasons) if not why]
@@ -222,7 +226,11 @@ class Encoder:
             self.notes.cut += 1
             return ids, content
         if isinstance(record.logprobs, list) and len(record.logprobs) == len(ids) and end:
-            self.notes.cut += 1  # a log-probability for each token of the text and none for an end
+            self.notes.cut += 1
+            self.unended += 1
+            self.first_unended = (
+                self.first_unended or f"{record.where}: {len(ids)} log-probabilities, {len(ids)} tokens"
+            )
             return ids, content
         if end:
             self.notes.ends_added += 1

@@ -45,7 +45,7 @@ class Imported:
             raise UserError(self._too_few(config, scored))
         if left := [size for size in config.group_sizes if size not in sizes]:
             self.notes.warnings.append(
-                f"group sizes {', '.join(map(str, left))} are left out, since no two prompts have twice as many scored responses"
+                f"left out of group_sizes: {', '.join(map(str, left))}, since no two prompts have twice as many scored responses"
             )
         rollout = config.rollout
         if rollout.temperature is None and self.notes.temperature is not None:
@@ -82,7 +82,7 @@ class Imported:
 
 
 def sampled_from(pools: Sequence[PromptPool]) -> tuple[float | None, dict[str, float] | None]:
-    """The log-probability gap (mean over prompts that bring log-probabilities, or None), and whether the model sampled these responses.
+    """The log-probability difference (mean over prompts that bring log-probabilities, or None), and whether the model sampled these responses.
 
     Under the policy that sampled, log pi(y_t) + H(pi_t) has mean zero at every token, whatever came before. So its sums over the tokens of a
     response, and of all responses to a prompt, are independent with mean zero: z = mean / (sd / sqrt(n)), against Student's t. `z` is

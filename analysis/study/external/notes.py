@@ -39,16 +39,7 @@ class Notes:
 
     def paragraph(self) -> str:
         """One paragraph for a reader."""
-        forms = sorted({entry["format"] for entry in self.files})
-        name = self.files[0]["path"] if len(self.files) == 1 else f"{len(self.files)} files"
-        said = [
-            f"Read {name} as {' and '.join(forms)}: {self.prompts} prompts with {self.responses} responses"
-            + (f" of step {', '.join(map(str, self.steps))}" if self.steps else "")
-            + f"; reward: {self.reward}."
-        ]
-        out = [f"{count} responses {why}" for why, count in self.left_out.items()]
-        out += [f"{count} prompts {why}" for why, count in self.prompts_left_out.items()]
-        said.append(f"Left out: {'; '.join(out)}." if out else "Nothing was left out.")
+        said = [self.read()]
         forms = ", ".join(f"{count} as {form}" for form, count in self.prompt_form.items())
         said.append(f"Prompts: {forms}.")
         said.append(self._ends())
@@ -62,6 +53,25 @@ class Notes:
         said += [f"Warning: {warning}." for warning in self.warnings]
         said += self._fit()
         return " ".join(said)
+
+    def read(self) -> str:
+        """What was read and what was left out."""
+        forms = sorted({entry["format"] for entry in self.files})
+        name = self.files[0]["path"] if len(self.files) == 1 else f"{len(self.files)} files"
+        said = [
+            f"Read {name} as {' and '.join(forms)}: {self.prompts} prompts with {self.responses} responses"
+            + (f" of step {', '.join(map(str, self.steps))}" if self.steps else "")
+            + f"; reward: {self.reward}."
+        ]
+        out = self.counted()
+        said.append(f"Left out: {out}." if out else "Nothing was left out.")
+        return " ".join(said)
+
+    def counted(self) -> str:
+        """What was left out, with its counts."""
+        out = [f"{count} responses {why}" for why, count in self.left_out.items()]
+        out += [f"{count} prompts {why}" for why, count in self.prompts_left_out.items()]
+        return "; ".join(out)
 
     def _ends(self) -> str:
         parts = [f"added to {self.ends_added} responses"]

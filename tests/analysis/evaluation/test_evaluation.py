@@ -109,7 +109,7 @@ def test_self_bleu_clips_by_one_reference_not_by_all():
     assert one == pytest.approx((1 / 2 + 1 / 2 + 1 / 2) / 3)
 
 
-def test_the_table_counts_prompts_and_leaves_unscorable_responses_out():
+def test_the_table_counts_prompts_and_leaves_unscored_responses_out():
     nan = math.nan
     rewards = [[1, 0, nan, 1], [0, 0, 0, 0], [nan, nan, nan, 1], [nan] * 4]
     answers = [["5", "6", "5", "5"], ["1", None, "1", "2"], ["7"] * 4, [None] * 4]

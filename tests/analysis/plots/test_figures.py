@@ -102,7 +102,7 @@ def across(line: Any) -> list[float]:
 
 
 def test_forest_draws_every_interval(study: Study) -> None:
-    """One line from low to high and one point a row, in the order of relative variance, the same for bias beside it."""
+    """One line from low to high and one point per row, in the order of relative variance, the same for bias beside it."""
     ax = figures.forest(study)
     rows = study.select("relative_variance").sort("value", descending=True)
     ends = {tuple(across(line)) for line in ax.lines if len(across(line)) == 2}

@@ -11,14 +11,14 @@ from studies import write_run
 
 from analysis.runs.groups import with_groups
 from analysis.runs.load import LABELS, load
-from opo.train.mismatch import Certificate, measure_gap
+from opo.train.mismatch import MismatchCheck, measure_mismatch
 from opo.config.schema import CertificateConfig
 from opo.errors import UserError
 
 
 def make_run(path: Path, algo: str, seed: int, rows: list[dict], tail: str = "", done: bool = False, **optim) -> None:
     config = {
-        "algo": {"name": algo, "knobs": {}},
+        "algo": {"name": algo, "hyperparameters": {}},
         "task": {"name": "arithmetic"},
         "model": {"name": "tiny"},
         "optim": {"learning_rate": 0.1, "schedule": "constant"} | optim,
@@ -70,7 +70,7 @@ def test_one_row_a_step_and_undefined_is_null(tmp_path):
         ("s/a", 2, 1, False, "id0", 0.2, "constant"),
         ("s/b", 2, 2, True, "id1", 0.1, "constant"),
     ]
-    assert "algo.knobs" not in loaded.runs.columns
+    assert "algo.hyperparameters" not in loaded.runs.columns
 
 
 def test_one_folder_that_has_just_begun(tmp_path):
@@ -105,9 +105,9 @@ def test_runs_say_whether_they_were_exactly_on_policy(tmp_path: Path) -> None:
     mask = torch.ones(1, 2, dtype=torch.bool)
     sampled = torch.tensor([[-1.0, -2.0]], dtype=torch.float64)
     for name, gaps in {"exact": (0.0, 0.0), "corrected": (0.0, 0.5)}.items():
-        certificate = Certificate.open(write_run(tmp_path / name, "opo", 0, 0.0), CertificateConfig("correct"))
+        certificate = MismatchCheck.open(write_run(tmp_path / name, "opo", 0, 0.0), CertificateConfig("correct"))
         for step, gap in enumerate(gaps, 1):
-            certificate.check(step, {0}, 0, measure_gap(sampled, sampled + gap, mask))
+            certificate.check(step, {0}, 0, measure_mismatch(sampled, sampled + gap, mask))
     write_run(tmp_path / "none", "opo", 0, 0.0)
     found = {row["run"]: row["on_policy"] for row in load(tmp_path).runs.iter_rows(named=True)}
     assert found == {"exact": "exact", "corrected": "corrected in 1 of 2 steps", "none": "-"}
@@ -118,9 +118,9 @@ def test_runs_are_grouped_by_what_was_asked_for_and_not_by_what_came_of_it(tmp_p
     mask = torch.ones(1, 2, dtype=torch.bool)
     sampled = torch.tensor([[-1.0, -2.0]], dtype=torch.float64)
     for seed in range(3):
-        certificate = Certificate.open(write_run(tmp_path / f"opo-{seed}", "opo", seed, 0.0), CertificateConfig("correct"))
+        certificate = MismatchCheck.open(write_run(tmp_path / f"opo-{seed}", "opo", seed, 0.0), CertificateConfig("correct"))
         for step in range(1, 4):
-            certificate.check(step, {0}, 0, measure_gap(sampled, sampled + 0.5 * (step <= seed), mask))
+            certificate.check(step, {0}, 0, measure_mismatch(sampled, sampled + 0.5 * (step <= seed), mask))
         write_run(tmp_path / f"grpo-{seed}", "grpo", seed, 0.0)
         write_run(tmp_path / f"off-{seed}", "grpo", seed, 0.0, updates=4)
     runs = load(tmp_path)

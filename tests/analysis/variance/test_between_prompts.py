@@ -15,7 +15,7 @@ from opo.model.tiny import character_tokenizer
 
 
 def test_projection_of_a_prompts_gradient() -> None:
-    """It is the projection of (1/N) sum_i A_i z_i with leave-one-out weights, unscorable responses left out."""
+    """It is the projection of (1/N) sum_i A_i z_i with leave-one-out weights, unscored responses left out."""
     policy, rollouts = Policy(small_llama(), character_tokenizer()), random_rollouts(prompts=1, group=5, seed=3)
     rewards = torch.tensor([[1.0, 0.0, torch.nan, 1.0, 0.0]], dtype=torch.float64)
     rollouts = rollouts.with_(rewards_PG=rewards)

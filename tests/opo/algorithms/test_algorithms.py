@@ -230,7 +230,7 @@ def test_shift_and_scale_of_the_reward(rollouts, scale, shift):
     linear = ["opo", "group_mean", "rloo", "dr_grpo", "gpg", "p3o", "copg"]
     scale_free = ["grpo", "gspo", "cispo", "dapo", "reinforce_pp_baseline"]
     for name in linear + scale_free:
-        exact: dict[str, Any] = {} if "std_eps" not in ALGORITHMS[name].knobs else {"std_eps": 0.0}
+        exact: dict[str, Any] = {} if "std_eps" not in ALGORITHMS[name].parameters else {"std_eps": 0.0}
         weights_NT = score_weights(name, rollouts, **exact)
         close(score_weights(name, moved, **exact), weights_NT, 1e-9)
         factor = scale if name in linear else 1.0

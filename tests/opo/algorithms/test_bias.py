@@ -30,7 +30,7 @@ class TabularPolicy:
         return self.gradient(self.probabilities @ self.rewards)
 
     def expected_estimate(self, name, group_size, rewards=None, **overrides):
-        """E[g] over all groups, one prompt a batch, in the loss's own scale."""
+        """E[g] over all groups, one prompt per batch, in the loss's own scale."""
         rewards = self.rewards if rewards is None else rewards
         total = torch.zeros_like(self.logits)
         for group in itertools.product(range(5), repeat=group_size):

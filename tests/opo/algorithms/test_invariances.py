@@ -1,4 +1,4 @@
-"""What holds for every algorithm: invariances, unscorable responses, the flags, and the YAML files."""
+"""What holds for every algorithm: invariances, unscored responses, the flags, and the YAML files."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -44,12 +44,12 @@ def random_batch(seed=0, rewards_PG=None, on_policy=False) -> tuple[Rollouts, to
     return rollouts, (sampling_NT + drift_NT) * rollouts.mask_NT
 
 
-KNOBS = {"empg": {"step_tokens": 2}}  # the default is longer than any response here
+HYPERPARAMETERS = {"empg": {"step_tokens": 2}}  # the default is longer than any response here
 
 
 def weights(name, rollouts, logprobs_NT) -> torch.Tensor:
-    loss, knobs = ALGORITHMS[name].loss, KNOBS.get(name, {})
-    return token_weights(lambda x_NT: loss(x_NT, rollouts, **knobs), logprobs_NT)
+    loss, hyperparameters = ALGORITHMS[name].loss, HYPERPARAMETERS.get(name, {})
+    return token_weights(lambda x_NT: loss(x_NT, rollouts, **hyperparameters), logprobs_NT)
 
 
 def rearranged(rollouts: Rollouts, rows: list[int], prompts: list[int]) -> Rollouts:
@@ -88,11 +88,11 @@ def test_finite_and_zero_outside_responses(name, on_policy):
 def test_weights_are_the_slope_of_the_loss(name):
     rollouts, logprobs_NT = random_batch()
     weights_NT = weights(name, rollouts, logprobs_NT)
-    loss, knobs, step = ALGORITHMS[name].loss, KNOBS.get(name, {}), 1e-6
+    loss, hyperparameters, step = ALGORITHMS[name].loss, HYPERPARAMETERS.get(name, {}), 1e-6
     for n, t in [(0, 0), (1, 3), (4, 2), (6, 1), (9, 0), (11, 5)]:
         nudge_NT = torch.zeros_like(logprobs_NT)
         nudge_NT[n, t] = step
-        ends = [loss(logprobs_NT + sign * nudge_NT, rollouts, **knobs) for sign in (1, -1)]
+        ends = [loss(logprobs_NT + sign * nudge_NT, rollouts, **hyperparameters) for sign in (1, -1)]
         close((ends[1] - ends[0]) / (2 * step), weights_NT[n, t], 1e-6)
 
 
@@ -132,7 +132,7 @@ def test_a_batch_twice_over_has_the_same_mean(name):
 
 
 @every_algorithm
-def test_an_unscorable_response_might_as_well_not_be_there(name):
+def test_an_unscored_response_might_as_well_not_be_there(name):
     """One of four lost in every group, then a whole group: the rest is weighed as if they had never been sampled."""
     rollouts, logprobs_NT = random_batch()
     lost = rollouts.rewards_PG.clone()
@@ -229,10 +229,12 @@ def test_the_yaml_says_what_the_function_says(name):
     assert text.startswith("# ")
     config = yaml.safe_load(text)
     assert config["name"] == name
-    knobs = {k: v for k, v in config.items() if k not in UNIVERSAL}
-    assert set(config) - set(knobs) == UNIVERSAL
-    assert knobs == {k: p.default for k, p in ALGORITHMS[name].knobs.items()}
-    assert {k: type(v) for k, v in knobs.items()} == {k: type(p.default) for k, p in ALGORITHMS[name].knobs.items()}
+    hyperparameters = {k: v for k, v in config.items() if k not in UNIVERSAL}
+    assert set(config) - set(hyperparameters) == UNIVERSAL
+    assert hyperparameters == {k: p.default for k, p in ALGORITHMS[name].parameters.items()}
+    assert {k: type(v) for k, v in hyperparameters.items()} == {
+        k: type(p.default) for k, p in ALGORITHMS[name].parameters.items()
+    }
     assert config["kl_estimator"] in get_args(KLEstimator)
     assert config["kl_placement"] in ("loss", "reward")
     assert config["updates_per_rollout"] % config["minibatches"] == 0

@@ -66,7 +66,7 @@ def test_every_choice_composes_and_is_accepted(group: str, choice: str, tmp_path
     config = load_config(composed(f"{group}={choice}", *needs.get((group, choice), [])))
     if group == "algo":
         assert config.algo.name == choice or choice not in ALGORITHMS  # a preset of parts around another algorithm
-        assert set(config.algo.knobs) == set(ALGORITHMS[config.algo.name].knobs)
+        assert set(config.algo.hyperparameters) == set(ALGORITHMS[config.algo.name].parameters)
 
 
 def test_every_algorithm_and_task_has_its_file() -> None:
@@ -82,7 +82,7 @@ def test_the_command_in_a_file_is_accepted(file: Path) -> None:
     assert f"{file.parent.name}={file.stem}" in found.group(1)
     configs = jobs_of(found.group(1))
     axes = yaml.safe_load(file.read_text()).get("hydra", {}).get("sweeper", {}).get("params", {})
-    if axes:  # a sweep: every combination once, one thread a job
+    if axes:  # a sweep: every combination once, one thread per job
         pairs = {(config.algo.name, config.seed) for config in configs}
         assert len(pairs) == len(configs) == len(axes["algo"].split(",")) * len(axes["seed"].split(","))
         assert {config.threads for config in configs} == {1}
@@ -111,7 +111,7 @@ def test_every_key_can_be_overridden_without_a_plus(default: dict[str, Any]) -> 
     assert set(tiny) == {field.name for field in fields(ModelConfig)} == set(pretrained) | {"tiny"}
     assert set(default["rollout"]) | set(vllm) == {field.name for field in fields(RolloutConfig)}
     assert set(default["tracking"]) == {field.name for field in fields(TrackingConfig)}
-    assert set(default["algo"]) == {field.name for field in fields(AlgoConfig)} - {"knobs"}
+    assert set(default["algo"]) == {field.name for field in fields(AlgoConfig)} - {"hyperparameters"}
     for group in ("optim", "critic", "reward", "evaluate", "checkpoint", "certificate"):
         assert set(default[group]) == {field.name for field in fields(get_type_hints(RunConfig)[group])}
 

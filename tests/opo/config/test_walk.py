@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from analysis.config.audit import AuditConfig
 from analysis.config.doctor import DoctorConfig
 from analysis.config.evaluate import EvaluateConfig
 from analysis.config.report import ReportConfig
@@ -27,6 +28,7 @@ from opo.tasks import TASKS
 SCHEMAS = {
     "train": RunConfig,
     "variance": VarianceConfig,
+    "audit": AuditConfig,
     "verify": VerifyConfig,
     "evaluate": EvaluateConfig,
     "report": ReportConfig,

@@ -1,8 +1,8 @@
 """Everything that touches the device, on a GPU where there is one; where there is none the same bodies run on a stand-in.
 
-`cuda` is the real thing and says so when it is skipped. `elsewhere` is this machine's memory under another device's name
-(tests/elsewhere.py): it shows that every tensor is where it must be, not how a GPU rounds. torch counts its devices at the first
-backward pass, so the stand-in has a process of its own.
+`cuda` is the real thing and says so when it is skipped. `elsewhere` is this machine's memory under another device's
+name (tests/elsewhere.py): it shows that every tensor is where it must be, not how a GPU rounds. torch counts its
+devices at the first backward pass, so the stand-in has a process of its own.
 """
 
 import json
@@ -45,7 +45,7 @@ from opo.rollout.base import Sampling
 from opo.rollout.hf import HfSampler
 from opo.tasks.arithmetic import ArithmeticConfig
 from opo.train.loop import train
-from opo.train.mismatch import FILE, Gap, measure_gap
+from opo.train.mismatch import FILE, Mismatch, measure_mismatch
 
 
 def has(distribution: str) -> bool:
@@ -209,7 +209,7 @@ def test_a_run_is_exactly_on_policy_and_resumes(device: str, tmp_path: Path, alg
     ],
 )
 def test_the_command_certifies_its_run(tmp_path: Path, where: str, compute: str, head: str) -> None:
-    """Float32 at the default tolerances; bfloat16, which rounds by 3e-2 nats a token, at those that are meant for it."""
+    """Float32 at the default tolerances; bfloat16, which rounds by 3e-2 nats per token, at those that are meant for it."""
     options = ["steps=2", f"device={where}", f"model.compute={compute}", f"model.head_kernel={head}"]
     options += ["tracking=off", "checkpoint.every=0"]
     if compute == "bfloat16":
@@ -262,7 +262,7 @@ def engine_of(folder: Path, where: str, **options: Any) -> Any:
     return VllmSampler(str(folder), max_sequences=16, **(room | options))
 
 
-def gap_after(sampler: Any, policy: Policy, version: int) -> Gap:
+def gap_after(sampler: Any, policy: Policy, version: int) -> Mismatch:
     """Between vLLM and the policy on a fresh batch, and an update of the policy after it."""
     sampler.load_weights(policy.model, version)
     samples = sampler.generate(PROMPTS, SAMPLING, generator(version))
@@ -275,7 +275,7 @@ def gap_after(sampler: Any, policy: Policy, version: int) -> Gap:
             assert p.grad is not None
             p -= 1e-2 * p.grad.sign()
             p.grad = None
-    return measure_gap(rollouts.logprobs_NT, seen.logprobs_NT, rollouts.mask_NT)
+    return measure_mismatch(rollouts.logprobs_NT, seen.logprobs_NT, rollouts.mask_NT)
 
 
 # Triton's attention takes products of float32 in TF32, which the CPU's does not; a missed synchronisation is 0.1 nats and more

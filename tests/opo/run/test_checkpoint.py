@@ -125,10 +125,10 @@ def save_once_and_be_killed(folder: Path) -> None:
     save_checkpoint(folder, 2, killed_in_the_policy, {}, {})
 
 
-def save_for_ever(folder: Path, first: int, started: Event) -> None:
-    started.set()
+def save_for_ever(folder: Path, first: int, saved: Event) -> None:
     for step in range(first, 10**6):
         save(folder, step, keep=1)
+        saved.set()
 
 
 def test_a_kill_in_the_middle_of_a_save_leaves_the_one_before(tmp_path):
@@ -148,19 +148,18 @@ def test_kills_at_any_moment_lose_nothing_that_was_complete(tmp_path):
     """Saves in a row, killed at a dozen moments; each time the newest checkpoint loads and is what its step wrote."""
     newest = 0
     for kill in range(12):
-        started = FORKSERVER.Event()
-        child = FORKSERVER.Process(target=save_for_ever, args=(tmp_path, newest + 1, started))
+        saved = FORKSERVER.Event()
+        child = FORKSERVER.Process(target=save_for_ever, args=(tmp_path, newest + 1, saved))
         child.start()
-        started.wait()
-        time.sleep(0.02 + 0.0037 * kill)
+        saved.wait()
+        time.sleep(0.0037 * kill)
         child.kill()
         child.join()
         remove_incomplete(tmp_path)
-        if found := checkpoints(tmp_path):
-            tensors, state = load_checkpoint(found[-1])
-            assert state["step"] >= newest
-            newest = state["step"]
-            assert found[-1].name == f"step-{newest:06d}"
-            assert torch.equal(tensors["weights"], torch.arange(1000.0) * newest)
-            assert json.loads((found[-1] / "manifest.json").read_text())["step"] == newest
-    assert newest > 0
+        last = checkpoints(tmp_path)[-1]
+        tensors, state = load_checkpoint(last)
+        assert state["step"] > newest
+        newest = state["step"]
+        assert last.name == f"step-{newest:06d}"
+        assert torch.equal(tensors["weights"], torch.arange(1000.0) * newest)
+        assert json.loads((last / "manifest.json").read_text())["step"] == newest

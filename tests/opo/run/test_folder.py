@@ -20,7 +20,7 @@ from opo.run.folder import RunFolder
 from opo.run.provenance import git_state
 
 CONFIG = {
-    "algo": {"name": "opo", "kl_coef": 0.0, "knobs": {}},
+    "algo": {"name": "opo", "kl_coef": 0.0, "hyperparameters": {}},
     "task": {"name": "arithmetic", "seed": 3},
     "optim": {"learning_rate": 3e-4, "schedule": "constant"},
     "tracking": {"mode": "offline"},
@@ -107,7 +107,11 @@ def test_the_same_config_opens_the_same_run(tmp_path):
         ("seed", 8, "seed: .* was made with 7 and this run has 8"),
         ("algo.name", "grpo", r"algo\.name: .* was made with 'opo' and this run has 'grpo'"),
         ("optim.learning_rate", 1e-3, r"optim\.learning_rate: .* was made with 0\.0003 and this run has 0\.001"),
-        ("algo.knobs", {"clip": 0.2}, r"algo\.knobs\.clip: .* was made with absent and this run has 0\.2"),
+        (
+            "algo.hyperparameters",
+            {"clip": 0.2},
+            r"algo\.hyperparameters\.clip: .* was made with absent and this run has 0\.2",
+        ),
         ("algo.clip", 0.2, r"algo\.clip: .* was made with absent and this run has 0\.2"),
         ("steps", 9, "steps: .* was made with 10 and this run has 9; steps may only grow"),
     ],

@@ -203,7 +203,7 @@ def test_a_process_that_cannot_be_started_harms_nothing(tmp_path, monkeypatch, c
     ("module", "reason"),
     [
         ("raise ModuleNotFoundError(\"No module named 'wandb'\")", "ModuleNotFoundError: No module named 'wandb'"),
-        ("import time; time.sleep(3600)", "it did not come to an end"),
+        ("import time; time.sleep(3600)", "it did not end in time"),
         (
             "def __getattr__(name): raise OSError(28, 'No space left on device')",
             r"OSError: [Errno 28] No space left on device",

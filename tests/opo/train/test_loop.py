@@ -126,7 +126,7 @@ def test_products_in_half_precision_are_stopped_or_corrected_and_marked(tmp_path
     """Sampler and trainer round differently: a real breach, met in both ways that a run may choose."""
     options = ("steps=2", "tracking=off", "tracking.completions_every=1", "model.compute=bfloat16")
     stderr = train(tmp_path / "stopped", *options, status=1)
-    assert "step 1 is not exactly on-policy: mean log-probability gap" in stderr
+    assert "step 1 is not exactly on-policy: mean log-probability difference" in stderr
     assert len(stderr.strip().splitlines()) == 1
     assert rows(tmp_path / "stopped") == []
     train(tmp_path / "corrected", *options, "certificate.on_breach=correct")

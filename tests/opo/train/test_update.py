@@ -59,7 +59,7 @@ def test_the_gradient_is_that_of_the_loss_through_the_model(name):
     policy = Policy(model, None, token_budget=25)  # type: ignore[arg-type]
     measured = policy.measure(rollouts, [0, 1, 2, 3]).logprobs_MT
     rollouts = rollouts.with_(logprobs_NT=measured)
-    algo = AlgoConfig(name=name, knobs={k: p.default for k, p in ALGORITHMS[name].knobs.items()})
+    algo = AlgoConfig(name=name, hyperparameters={k: p.default for k, p in ALGORITHMS[name].parameters.items()})
     model.zero_grad()
     accumulate(policy, rollouts, [0, 1, 2, 3], token_weights(loss_of(algo, rollouts), measured))
     parts = gradient(model)
@@ -139,11 +139,13 @@ def test_a_critic_sees_each_response_once_and_counts_its_copies(budget: int) -> 
         algo=AlgoConfig("ppo"),
         optim=OptimConfig(tokens_per_microbatch=budget, max_grad_norm=0.0),
     )
-    knobs = {name: p.default for name, p in ALGORITHMS["ppo"].knobs.items()}
-    _, target_NT = gae(rollouts.token_rewards_NT, old_NT, rollouts.mask_NT, knobs["gamma"], knobs["lam"])
+    hyperparameters = {name: p.default for name, p in ALGORITHMS["ppo"].parameters.items()}
+    _, target_NT = gae(
+        rollouts.token_rewards_NT, old_NT, rollouts.mask_NT, hyperparameters["gamma"], hyperparameters["lam"]
+    )
     rows = rollouts.rows_of([0, 2])
-    inside_NT = (rollouts.mask_NT & rollouts.scorable_N[:, None])[rows]
-    loss = value_loss(expected_NT[rows], old_NT[rows], target_NT[rows], inside_NT, knobs["value_clip"])
+    inside_NT = (rollouts.mask_NT & rollouts.scored_N[:, None])[rows]
+    loss = value_loss(expected_NT[rows], old_NT[rows], target_NT[rows], inside_NT, hyperparameters["value_clip"])
     parameters = [p for p in critic.parameters() if p.requires_grad]
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     optimizer = torch.optim.SGD(parameters, lr=1.0)
