@@ -33,7 +33,7 @@ def kind_of(values: Any) -> type:
         return config_kind(name)
     if not isinstance(values, Mapping) or not isinstance(name, str) or name not in TASKS:
         raise UserError(
-            f"task={name}: not one of {', '.join(TASKS)}{near(str(name), TASKS)}; a task of your own is module:MyTask"
+            f"task={'null' if name is None else str(name)[:200]}: not one of {', '.join(TASKS)}{near(str(name), TASKS)}; a task of your own is module:MyTask"
         )
     return TASKS[name][0]
 
