@@ -112,9 +112,6 @@ def batch_weighted_mean(rewards_PG: Tensor, weights_PG: Tensor | None = None) ->
     return weighted_mean(rewards_PG.reshape(flat), weights_PG.reshape(flat)).reshape(rewards_PG.shape)
 
 
-length_weighted = weighted_mean
-length_weighted_loo = weighted_mean_loo
-
 BASELINES: Mapping[str, Baseline] = MappingProxyType(
     {
         "none": none,

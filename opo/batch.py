@@ -36,7 +36,6 @@ class Rollouts:
     greedy_rewards_P: Tensor | None = None  # reward of the greedy response to each prompt
     answers: list[list[str | None]] | None = None  # extracted answers, P lists of G
     finished_PG: Tensor | None = None  # bool, true where the response ended by itself, not at the token limit
-    prompt_index_P: Tensor | None = None  # int64, position of each prompt in the task's stream
 
     @classmethod
     def from_lists(

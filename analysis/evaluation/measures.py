@@ -8,7 +8,7 @@ the mean at k, and `Estimate.num_prompts` says how many were.
 
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -179,7 +179,7 @@ def differences(policies: Mapping[str, Mapping[str, Array]]) -> list[Difference]
     Prompts that either of two policies does not define are left out; measures outside [0, 1] are not compared.
     """
     (reference, base), *others = policies.items()
-    found = []
+    found: list[Difference] = []
     for name, own in others:
         for measure in (m for m in own if m == "mean" or m.startswith(("pass@", "maj@"))):
             both_P = np.isfinite(own[measure]) & np.isfinite(base[measure])
@@ -187,10 +187,11 @@ def differences(policies: Mapping[str, Mapping[str, Array]]) -> list[Difference]
             if len(x_P) < 2 or min(x_P.min(), y_P.min()) < 0 or max(x_P.max(), y_P.max()) > 1:
                 continue
             interval = partial(difference_interval, x_P, y_P)
-            value = float(x_P.mean() - y_P.mean())
-            found.append((name, reference, measure, value, *interval(0.95), p_value(interval), len(x_P)))
-    adjusted = holm([row[6] for row in found])
-    return [Difference(*row[:7], float(p), row[7]) for row, p in zip(found, adjusted, strict=True)]  # pyright: ignore[reportCallIssue]  nine: the interval is a pair
+            low, high = interval(LEVEL)
+            value, p = float(x_P.mean() - y_P.mean()), p_value(interval)
+            found.append(Difference(name, reference, measure, value, low, high, p, p, len(x_P)))
+    adjusted = holm([difference.p_value for difference in found]).tolist()
+    return [replace(difference, p_holm=p) for difference, p in zip(found, adjusted, strict=True)]
 
 
 DIVERSITY = {

@@ -93,7 +93,8 @@ def audit_interval(measure: str, terms_P3: Array, counts_BP: Array, level: float
             return 0.0, 1.0
         low, high = ratio_interval(product_of_means(b_P, b_P, over=a_P), c_P, counts_BP, level)
         return low, min(high, 1.0)
-    low, high = ratio_interval(b_P, a_P, counts_BP, level, not measure.endswith(("_exponent", "_rank", "_gain")))
+    signed = measure.endswith(("_exponent", "_rank", "_gain"))
+    low, high = ratio_interval(b_P, a_P, counts_BP, level, nonnegative=not signed)
     return (max(low, -1.0), min(high, 1.0)) if measure.endswith("_rank") else (low, high)
 
 

@@ -6,19 +6,20 @@ skewed. So every interval inverts a studentised test, whose critical values come
 
     t*_b = (mean_b(x) - mean(x)) / se_b(x)         for B resamples of the P prompts,
 
-and lie a quarter of the way from the quantiles of t* to Student's where Student's are wider: resampling underestimates
-both tails a little at P = 24, and Student's alone overestimate them where scales differ much.
-A ratio of means has the prompts' common scale in both, and needs no more. The mean of one moment does: where scales are
-log-normal a few prompts are the mean, two dozen often hold none of them, and no resampling of those knows. There a
-share of the t* comes from log-normal prompts instead (`mean_interval`), as large as the sample's scales make likely.
+Resampling underestimates the tails at P = 24: the rare prompt that would make them is not in the sample. `Tails` says by how
+much quantiles of t* are moved outwards for it, one rule for each kind of number (a ratio, a comparison of two estimators, a
+cosine), found by the simulation below and held fixed. The mean of one moment is worse: where scales are log-normal a few
+prompts are the mean, two dozen often hold none of them, and no resampling of those knows. There a share of the t* comes from
+log-normal prompts instead (`mean_interval`), as large as the sample's scales make likely.
 
-`tests/benchmarks/bench_coverage.py` shows what that covers. Resamples are passed as counts, one matrix for all measures
-and estimators, so comparisons are paired. Sources: Efron 1979 (bootstrap-t); Fieller 1954 (ratios); Zhou and Gao 1997
-(means of log-normal samples); Krishnamoorthy and Mathew 2003 (the deviation unknown); Buckland, Burnham and Augustin
-1997 (weights of models); Holm 1979.
+What that covers is in README.md beside this file, from `tests/benchmarks/bench_coverage.py`. Fewer than `FEWEST` prompts give
+no interval. Resamples are passed as counts, one matrix for all measures and estimators, so comparisons are paired. Sources:
+Efron 1979 (bootstrap-t); Fieller 1954 (ratios); Zhou and Gao 1997 (means of log-normal samples); Krishnamoorthy and Mathew
+2003 (the deviation unknown); Buckland, Burnham and Augustin 1997 (weights of models); Holm 1979.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -29,8 +30,29 @@ from scipy.stats import t as student
 Array = NDArray[np.float64]
 
 FEWEST = 8  # prompts; fewer give a point and no interval
-_TOWARDS_STUDENT = 0.25
 _ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class Tails:
+    """From quantiles of t* to critical values: outwards, towards what the sample has not seen.
+
+    A share of the way to Student's where those are wider; the longer tail lengthened by its ratio to the shorter one, to the
+    power `lean`, since a tail that shows in two dozen prompts is longer still; then each by a factor of its own.
+    """
+
+    towards_student: float = 0.25
+    lean: float = 0.0
+    low: float = 1.0
+    high: float = 1.0
+    high_as_student: bool = False  # the upper one at least Student's
+
+
+RATIO = Tails()
+COMPARISON = Tails(
+    towards_student=0.5, lean=1.0
+)  # of two estimators, whose paired difference a rare prompt may reverse
+COSINE = Tails(low=0.85, high=1.3, high_as_student=True)  # prompts whose mean estimate points elsewhere are rare
 
 
 def resample_counts(num_prompts: int, num_bootstrap: int, rng: np.random.Generator) -> Array:
@@ -39,7 +61,13 @@ def resample_counts(num_prompts: int, num_bootstrap: int, rng: np.random.Generat
 
 
 def ratio_interval(
-    numerator_P: Array, denominator_P: Array, counts_BP: Array, level: float = 0.95, nonnegative: bool = True
+    numerator_P: Array,
+    denominator_P: Array,
+    counts_BP: Array,
+    level: float = 0.95,
+    *,
+    nonnegative: bool = True,
+    tails: Tails = RATIO,
 ) -> tuple[float, float]:
     """Interval for theta = E[x] / E[y] over fresh prompts: all theta with q_low <= t(theta) <= q_high (Fieller's set).
 
@@ -57,10 +85,26 @@ def ratio_interval(
         return floor, np.inf
     theta = mean_x / mean_y if mean_y > 0 else np.inf
     residual_P = _residual(numerator_P, denominator_P)
-    q_low, q_high = critical_values(studentised_means(residual_P, counts_BP), num_prompts, level)
+    q_low, q_high = critical_values(studentised_means(residual_P, counts_BP), num_prompts, level, tails)
     low = _fieller_end(numerator_P, denominator_P, q_high, theta, upward=False)
     high = _fieller_end(numerator_P, denominator_P, q_low, theta, upward=True)
     return float(max(floor, low)), float(max(floor, high))
+
+
+def ratio_accepts(
+    numerator_RP: Array,
+    denominator_RP: Array,
+    counts_BP: Array,
+    theta: float,
+    level: float = 0.95,
+    tails: Tails = RATIO,
+) -> NDArray[np.bool_]:
+    """Whether the interval of each of R samples holds theta, (R,): the test that `ratio_interval` inverts, for simulations."""
+    num_prompts = numerator_RP.shape[-1]
+    t_RB = studentised_means(_residual(numerator_RP, denominator_RP), counts_BP)
+    low_R, high_R = critical_values(t_RB, num_prompts, level, tails)
+    t_R = _studentised(numerator_RP - theta * denominator_RP)
+    return (low_R <= t_R) & (t_R <= high_R)
 
 
 def mean_interval(values_P: Array, scale_P: Array, counts_BP: Array, level: float = 0.95) -> tuple[float, float]:
@@ -73,11 +117,11 @@ def mean_interval(values_P: Array, scale_P: Array, counts_BP: Array, level: floa
     interval is right for many prompts of any finite variance, and for few prompts of log-normal scale.
     """
     num_prompts, mean = len(values_P), float(values_P.mean())
-    if num_prompts < FEWEST:
-        return -np.inf, np.inf
-    error = float(values_P.std(ddof=1)) / np.sqrt(num_prompts)
+    error = float(values_P.std(ddof=1)) / np.sqrt(num_prompts) if num_prompts > 1 else np.inf
     if error <= _ROUNDING * abs(mean):
         return mean, mean
+    if num_prompts < FEWEST:
+        return -np.inf, np.inf
     t_B = studentised_means(values_P, counts_BP)
     log_P = np.log(scale_P[scale_P > _ROUNDING * scale_P.max()])
     from_lognormal = round(_lognormal_weight(log_P) * len(t_B))
@@ -111,7 +155,9 @@ def if_enough(interval: tuple[float, float], num_prompts: int) -> tuple[float, f
     return interval if num_prompts >= FEWEST or interval[0] == interval[1] else (-np.inf, np.inf)
 
 
-def ratio_p_value(numerator_P: Array, denominator_P: Array, counts_BP: Array, theta: float = 1.0) -> float:
+def ratio_p_value(
+    numerator_P: Array, denominator_P: Array, counts_BP: Array, theta: float = 1.0, tails: Tails = RATIO
+) -> float:
     """Two-sided p-value of E[x] / E[y] = theta: the least alpha whose set leaves theta out, at least 2 / (B + 1)."""
     num_prompts, alpha_A = len(numerator_P), np.arange(2, len(counts_BP) + 1, 2) / (len(counts_BP) + 1)
     constant = proportionality(numerator_P, denominator_P) if num_prompts > 1 and denominator_P.any() else None
@@ -119,26 +165,27 @@ def ratio_p_value(numerator_P: Array, denominator_P: Array, counts_BP: Array, th
         return 1.0 if abs(constant - theta) <= _ROUNDING else float(alpha_A[0])
     if num_prompts < FEWEST or not denominator_P.any():
         return 1.0
-    difference_P = numerator_P - theta * denominator_P
-    t = difference_P.mean() / (difference_P.std(ddof=1) / np.sqrt(num_prompts))
-    residual_P = _residual(numerator_P, denominator_P)
-    low_A, high_A = critical_values(studentised_means(residual_P, counts_BP), num_prompts, 1 - alpha_A)
+    t = float(_studentised(numerator_P - theta * denominator_P))
+    t_B = studentised_means(_residual(numerator_P, denominator_P), counts_BP)
+    low_A, high_A = critical_values(t_B, num_prompts, 1 - alpha_A, tails)
     return float(alpha_A[(low_A <= t) & (t <= high_A)].max(initial=alpha_A[0]))
 
 
 def product_of_means(*values_P: Array, over: Array | None = None) -> Array:
-    """Pseudo-values, one a prompt: their mean is the product of the means, their spread its spread to first order.
+    """Pseudo-values, one a prompt, (..., P): their mean is the product of the means, their spread its spread to first order.
 
     With m = prod_k m_k / m_o the product of the means over the mean of `over`, prompt p has the value
     m + sum_k (m / m_k) (x_kp - m_k) - (m / m_o) (x_op - m_o), which is m plus its influence on it. A ratio of products of
     means is a ratio of means of these; the fewer noisy factors its denominator has, the shorter its interval.
     """
-    means = [float(values.mean()) for values in values_P]
-    scale = 1.0 if over is None else 1 / float(over.mean())
-    product_P = np.full(len(values_P[0]), float(np.prod(means)) * scale)
+    means = [values.mean(-1, keepdims=True) for values in values_P]
+    scale = 1.0 if over is None else 1 / over.mean(-1, keepdims=True)
+    product = np.prod(means, axis=0) * scale
+    product_P = product + np.zeros_like(values_P[0])
     for k, values in enumerate(values_P):
-        product_P += float(np.prod(means[:k] + means[k + 1 :])) * scale * (values - means[k])
-    return product_P if over is None else product_P - np.prod(means) * scale * (over * scale - 1)
+        others = np.prod(means[:k] + means[k + 1 :], axis=0) if len(means) > 1 else 1.0
+        product_P += others * scale * (values - means[k])
+    return product_P if over is None else product_P - product * (over * scale - 1)
 
 
 def holm(p_values: Sequence[float]) -> Array:
@@ -166,21 +213,28 @@ def proportionality(numerator_P: Array, denominator_P: Array) -> float | None:
 
 
 def studentised_means(values_P: Array, counts_BP: Array) -> Array:
-    """t*_b = (mean_b - mean) / se_b over resamples; zero where both vanish, infinite where only the error does."""
-    num_prompts = len(values_P)
-    centred_P = values_P - values_P.mean()
-    mean_B = counts_BP @ centred_P / num_prompts
-    variance_B = np.maximum(counts_BP @ centred_P**2 / num_prompts - mean_B**2, 0.0)
-    return _divide(mean_B, np.sqrt(variance_B / (num_prompts - 1)), np.abs(centred_P).max())
+    """t*_b = (mean_b - mean) / se_b over resamples, (..., B) for values (..., P); zero where both vanish, infinite where only the error does."""
+    num_prompts = values_P.shape[-1]
+    centred_P = values_P - values_P.mean(-1, keepdims=True)
+    mean_B = centred_P @ counts_BP.T / num_prompts
+    variance_B = np.maximum(centred_P**2 @ counts_BP.T / num_prompts - mean_B**2, 0.0)
+    return _divide(mean_B, np.sqrt(variance_B / (num_prompts - 1)), np.abs(centred_P).max(-1, keepdims=True))
 
 
-def critical_values(t_B: Array, num_prompts: int, level: float | Array) -> tuple[Array, Array]:
-    """Quantiles of t* moved a quarter of the way to Student's where those are wider."""
+def critical_values(t_B: Array, num_prompts: int, level: float | Array, tails: Tails = RATIO) -> tuple[Array, Array]:
+    """Critical values (low, high) from t*, over its last axis; see `Tails`."""
     tail = (1 - np.asarray(level)) / 2
     wide = student.ppf(1 - tail, num_prompts - 1)
-    low, high = np.quantile(t_B, tail, method="lower"), np.quantile(t_B, 1 - tail, method="higher")
-    blend = _TOWARDS_STUDENT
-    return (1 - blend) * low + blend * np.minimum(low, -wide), (1 - blend) * high + blend * np.maximum(high, wide)
+    low, high = np.quantile(t_B, tail, axis=-1, method="lower"), np.quantile(t_B, 1 - tail, axis=-1, method="higher")
+    blend = tails.towards_student
+    low = (1 - blend) * low + blend * np.minimum(low, -wide)
+    high = (1 - blend) * high + blend * np.maximum(high, wide)
+    if tails.lean:
+        known = (low < 0) & (high > 0) & np.isfinite(low) & np.isfinite(high)
+        ratio = np.where(known, high / np.where(known, -low, 1.0), 1.0) ** tails.lean
+        low, high = low * np.maximum(1 / ratio, 1.0), high * np.maximum(ratio, 1.0)
+    high = np.maximum(high, wide) if tails.high_as_student else high
+    return low * tails.low, high * tails.high
 
 
 def _lognormal_weight(log_P: Array) -> float:
@@ -201,8 +255,14 @@ def _draws(num_prompts: int, degrees: int, num_samples: int) -> tuple[Array, Arr
 
 def _residual(numerator_P: Array, denominator_P: Array) -> Array:
     """x - theta y at the estimated theta, which has mean zero; -y where theta is infinite."""
-    mean_y = denominator_P.mean()
-    return numerator_P - numerator_P.mean() / mean_y * denominator_P if mean_y > 0 else -denominator_P
+    mean_y = denominator_P.mean(-1, keepdims=True)
+    known = mean_y > 0
+    theta = numerator_P.mean(-1, keepdims=True) / np.where(known, mean_y, 1.0)
+    return np.where(known, numerator_P - theta * denominator_P, -denominator_P)
+
+
+def _studentised(values_P: Array) -> Array:
+    return values_P.mean(-1) / (values_P.std(-1, ddof=1) / np.sqrt(values_P.shape[-1]))
 
 
 def _fieller_end(x_P: Array, y_P: Array, critical: Array, theta: float, upward: bool) -> float:
@@ -227,8 +287,8 @@ def _fieller_end(x_P: Array, y_P: Array, critical: Array, theta: float, upward: 
     return below[-1] if below else -np.inf
 
 
-def _divide(numerator_B: Array, error_B: Array, scale: float) -> Array:
-    tiny = _ROUNDING * scale
+def _divide(numerator_B: Array, error_B: Array, scale: float | Array) -> Array:
+    tiny = _ROUNDING * np.asarray(scale)
     known_B = error_B > tiny
     infinite_B = np.where(np.abs(numerator_B) > tiny, np.copysign(np.inf, numerator_B), 0.0)
     return np.where(known_B, numerator_B / np.where(known_B, error_B, 1.0), infinite_B)

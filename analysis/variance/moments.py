@@ -10,17 +10,7 @@ of unbiased estimates (`analysis.variance.compare` has them):
 Ratios of unbiased means are consistent, not unbiased. An estimated S or R can be at or below zero, since it is a
 product of noisy vectors: the ratio over it is then inf, its interval has no upper end, and nothing is ever NaN.
 
-At 24 prompts of 64 responses the 95 % intervals hold the truth in these shares of replicates, where the scores of prompts
-differ by factors whose logarithm has the standard deviation s (`tests/benchmarks/bench_coverage.py`, G of 2 and 8):
-
-    T, S                                       94 to 98 % up to s = 1, 92 to 93 % at s = 1.5
-    relative_variance, mse, mse_rescaled       93 to 98 %
-    bias                                       92 to 98 % up to s = 1, 97 to 99 % at s = 1.5
-    a ratio of two estimators                  91 to 97 % for length weights, 88 to 98 % for score-norm weights
-    cosine                                     88 to 98 % for length weights, 82 to 96 % for score-norm weights
-
-The cosine is worst at G = 8 and s < 1, where it is above 0.99 and measures a squared distance that is small against its
-noise, and skewed.
+How often the intervals hold the truth is in README.md beside this file.
 """
 
 from collections.abc import Sequence
@@ -30,7 +20,10 @@ from typing import Self
 import numpy as np
 
 from analysis.variance.intervals import (
+    COSINE,
+    RATIO,
     Array,
+    Tails,
     mean_interval,
     product_of_means,
     proportionality,
@@ -154,11 +147,11 @@ class Row:
         value = float(np.sign(m.cross.mean())) * _root(self._explained(m.signal))
         if value <= 0:
             return value, (-1.0, 1.0)
-        low, high = self._explained_interval(m.signal)
+        low, high = self._explained_interval(m.signal, COSINE)
         return value, (_root(low), _root(high))
 
     def _mse_rescaled(self) -> tuple[float, Interval]:
-        low, high = self._explained_interval(self.moments.second)
+        low, high = self._explained_interval(self.moments.second, RATIO)
         return 1 - self._explained(self.moments.second), (1 - high, 1 - low)
 
     def _explained(self, norm_P: Array) -> float:
@@ -166,12 +159,12 @@ class Row:
         cross, reference, norm = (x.mean() for x in (self.moments.cross, self.moments.reference, norm_P))
         return float(min(cross**2 / (reference * norm), 1.0)) if min(reference, norm) > 0 else 0.0
 
-    def _explained_interval(self, norm_P: Array) -> Interval:
+    def _explained_interval(self, norm_P: Array, tails: Tails) -> Interval:
         m = self.moments
         if min(m.reference.mean(), norm_P.mean()) <= 0:
             return 0.0, 1.0
         explained_P = product_of_means(m.cross, m.cross, over=m.reference)
-        low, high = ratio_interval(explained_P, norm_P, self.counts_BP)
+        low, high = ratio_interval(explained_P, norm_P, self.counts_BP, tails=tails)
         return min(low, 1.0), min(high, 1.0)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from analysis.variance.intervals import (
+    COMPARISON,
     Array,
     holm,
     if_enough,
@@ -101,7 +102,7 @@ class Table:
 def ratio_between(row: Row, base: Row, measure: str) -> tuple[float, Interval, float]:
     """Ratio of a measure of two rows of the same prompts, its interval and its p-value."""
     terms = comparison_terms(row.moments, base.moments, measure)
-    p_value = ratio_p_value(*terms, row.counts_BP)
+    p_value = ratio_p_value(*terms, row.counts_BP, tails=COMPARISON)
     return ratio_value(*terms), terms_interval(*terms, row.counts_BP), p_value
 
 
@@ -115,7 +116,7 @@ def ratio_value(numerator_P: Array, denominator_P: Array) -> float:
 
 def terms_interval(numerator_P: Array, denominator_P: Array, counts_BP: Array, level: float = 0.95) -> Interval:
     """Its interval for fresh prompts."""
-    return ratio_interval(numerator_P, denominator_P, counts_BP, level)
+    return ratio_interval(numerator_P, denominator_P, counts_BP, level, tails=COMPARISON)
 
 
 def comparison_terms(own: Moments, base: Moments, measure: str) -> tuple[Array, Array]:

@@ -14,12 +14,12 @@ Source: Hao et al., arXiv 2505.23585, equations for the optimal baseline and its
 from torch import Tensor
 
 from opo.algorithms import algorithm
-from opo.baselines import length_weighted
+from opo.baselines import weighted_mean
 from opo.batch import Rollouts
 from opo.losses import advantages, policy_gradient_loss
 
 
 @algorithm(on_policy_only=True)
 def opo(logprobs_NT: Tensor, rollouts: Rollouts) -> Tensor:
-    baseline_PG = length_weighted(rollouts.returns_PG, rollouts.lengths_PG)
+    baseline_PG = weighted_mean(rollouts.returns_PG, rollouts.lengths_PG)
     return policy_gradient_loss(logprobs_NT, advantages(rollouts, baseline_PG), rollouts)

@@ -1,7 +1,7 @@
 """What every sampler offers, whichever engine is behind it."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from transformers import PreTrainedModel
@@ -44,3 +44,8 @@ class Sampler(Protocol):
     def close(self) -> None:
         """Free processes and memory."""
         ...
+
+
+def grouped(flat: list[Any], group: int) -> list[list[Any]]:
+    """What is in the order of all responses, as one list for each prompt's group."""
+    return [flat[i : i + group] for i in range(0, len(flat), group)]

@@ -158,7 +158,6 @@ class Collector:
             versions=samples.versions,
             answers=[[self.task.extract(r) for r in group] for group in responses],
             finished_PG=torch.tensor(samples.finished),
-            prompt_index_P=torch.tensor([p.index for p in prompts]),
         )
 
 
@@ -182,7 +181,6 @@ def joined(first: Collected, second: Collected) -> Collected:
         versions=samples.versions,
         answers=[[*a, *b] for a, b in zip(one.answers, other.answers, strict=True)],
         finished_PG=torch.tensor(samples.finished),
-        prompt_index_P=one.prompt_index_P,
     )
     responses = [[*a, *b] for a, b in zip(first.responses, second.responses, strict=True)]
     reasons = first.reasons | {(p, g + size): reason for (p, g), reason in second.reasons.items()}

@@ -17,7 +17,7 @@ from transformers import DynamicCache, PreTrainedModel, TopKLogitsWarper, TopPLo
 
 from opo.keys import Compute
 from opo.model.forward import evaluating, pad_left, positions
-from opo.rollout.base import Samples, Sampling
+from opo.rollout.base import Samples, Sampling, grouped
 from opo.rollout.decoding import packed_weights, shared_keys
 
 BLOCK = 128  # tokens of the vocabulary per block; within a block sums are in the policy's precision
@@ -58,8 +58,8 @@ class HfSampler:
                 responses += [row[:length] for row, length in zip(tokens_NT.tolist(), lengths, strict=True)]
                 logprobs += [row[:length] for row, length in zip(logprobs_NT.tolist(), lengths, strict=True)]
                 finished += finished_N.tolist()
-        versions = _grouped([[self.version] * len(response) for response in responses], group)
-        return Samples(_grouped(responses, group), _grouped(logprobs, group), _grouped(finished, group), versions)
+        versions = grouped([[self.version] * len(response) for response in responses], group)
+        return Samples(grouped(responses, group), grouped(logprobs, group), grouped(finished, group), versions)
 
     def _sample(
         self, prompt_ids: list[list[int]], sampling: Sampling, uniforms_NT: Tensor
@@ -113,10 +113,6 @@ class HfSampler:
             ).logits[:, -1]
             position_R = position_R + 1
         return tokens_NT.cpu(), logprobs_NT.cpu(), lengths_N.cpu(), finished_N.cpu()
-
-
-def _grouped(flat: list[Any], group: int) -> list[list[Any]]:
-    return [flat[i : i + group] for i in range(0, len(flat), group)]
 
 
 def policy_logits(logits_BV: Tensor, sampling: Sampling) -> Tensor:

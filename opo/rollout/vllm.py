@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from opo.errors import UserError
-from opo.rollout.base import Samples, Sampling
+from opo.rollout.base import Samples, Sampling, grouped
 from opo.rollout.isolation import contained, same_generators
 from opo.rollout.merged_weights import merged_weights
 from opo.system.seeding import seed_for
@@ -164,12 +164,12 @@ class VllmSampler:
             self.asleep = {"weights", "kv_cache"}
         responses: list[Any] = [output.outputs[0] for output in outputs]
         return Samples(
-            response_ids=_grouped([list(r.token_ids) for r in responses], group),
-            logprobs=_grouped(
+            response_ids=grouped([list(r.token_ids) for r in responses], group),
+            logprobs=grouped(
                 [[step[t].logprob for t, step in zip(r.token_ids, r.logprobs, strict=True)] for r in responses], group
             ),
-            finished=_grouped([r.finish_reason == "stop" for r in responses], group),
-            versions=_grouped(
+            finished=grouped([r.finish_reason == "stop" for r in responses], group),
+            versions=grouped(
                 [[int(s.version) for s in r.weight_versions for _ in range(s.start, s.end)] for r in responses], group
             ),
         )
@@ -242,10 +242,6 @@ class WeightSource:
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         return merged_weights(self.model)
-
-
-def _grouped(flat: list[Any], group: int) -> list[list[Any]]:
-    return [flat[i : i + group] for i in range(0, len(flat), group)]
 
 
 def _import_vllm() -> Any:

@@ -36,7 +36,6 @@ COMPLETIONS = {  # column of rollouts/step-*.parquet -> Arrow type
     "response": "string",
     "reward": "float64",  # null: unscored
     "unscorable": "string",  # why, or null
-    "advantage": "float64",
     "tokens": "int64",
     "logprob_nats": "float64",  # of the response, summed over its tokens
     "finished": "bool",  # false: cut at rollout.max_new_tokens

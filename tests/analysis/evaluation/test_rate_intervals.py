@@ -1,5 +1,7 @@
 """Intervals of rates over prompts hold the truth near the edges too, and are no wider than a count of prompts allows."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy.stats import beta, betabinom
@@ -12,7 +14,7 @@ RESPONSES, SAMPLES = 16, 1000
 CHANCE = np.array([[pass_at_k(c, RESPONSES, k) for c in range(RESPONSES + 1)] for k in (1, 4, 16)])  # (k, correct)
 
 
-def population(mean, concentration):
+def population(mean, concentration) -> Any:
     """How many of the responses to a prompt are correct, where its chance is Beta-distributed."""
     return betabinom(RESPONSES, mean * concentration, (1 - mean) * concentration)
 

@@ -57,9 +57,17 @@ def moments(table: Table, name: str, fields: tuple[str, ...] = KNOWN) -> list[np
 def test_token_weights_in_one_pass_are_the_gradients_of_the_loss(name: str, prompts: int):
     model = small_gpt2()
     samples = [r.with_(logprobs_NT=logprobs(model, r).detach()) for r in records(prompts)]
-    fast = compare_token_weights(model, samples, 3, [name], np.random.default_rng(7), 100, num_partitions=2)
+    fast = compare_token_weights(
+        model, samples, 3, [name], np.random.default_rng(7), num_bootstrap=100, num_partitions=2
+    )
     slow = compare_losses(
-        model, samples, 3, {name: partial(loss_of, name, True)}, np.random.default_rng(7), 100, num_partitions=2
+        model,
+        samples,
+        3,
+        {name: partial(loss_of, name, True)},
+        np.random.default_rng(7),
+        num_bootstrap=100,
+        num_partitions=2,
     )
     for row in (name, "leave_one_out"):
         np.testing.assert_allclose(moments(fast, row), moments(slow, row), rtol=1e-8, atol=1e-12)
@@ -74,12 +82,14 @@ def test_ratios_to_the_sampler_enter_clipped_off_policy(name: str, generator: to
         r.with_(logprobs_NT=x - 0.3 * torch.rand(x.shape, dtype=torch.float64, generator=generator))
         for r, x in zip(samples, now, strict=True)
     ]
-    found = compare_token_weights(model, near, 4, [name], np.random.default_rng(7), 100, logprobs=now)
-    slow = compare_losses(model, near, 4, {name: partial(loss_of, name, False)}, np.random.default_rng(7), 100)
+    found = compare_token_weights(model, near, 4, [name], np.random.default_rng(7), num_bootstrap=100, logprobs=now)
+    slow = compare_losses(
+        model, near, 4, {name: partial(loss_of, name, False)}, np.random.default_rng(7), num_bootstrap=100
+    )
     np.testing.assert_allclose(
         moments(found, name, ("second", "signal")), moments(slow, name, ("second", "signal")), rtol=1e-8, atol=1e-13
     )
-    on_policy = compare_token_weights(model, near, 4, [name], np.random.default_rng(7), 100)
+    on_policy = compare_token_weights(model, near, 4, [name], np.random.default_rng(7), num_bootstrap=100)
     assert abs(on_policy[name].moments.second / found[name].moments.second - 1).max() > 1e-3
 
 
@@ -90,7 +100,7 @@ def test_the_off_policy_reference_is_weighted_by_the_ratio_of_the_response():
     shift_NT = 0.2 * torch.from_numpy(np.random.default_rng(4).normal(size=now_NT.shape))
     sample = sample.with_(logprobs_NT=now_NT.detach() + shift_NT)
     table = compare_token_weights(
-        model, [sample], 4, ["rloo"], np.random.default_rng(3), 100, logprobs=[now_NT.detach()]
+        model, [sample], 4, ["rloo"], np.random.default_rng(3), num_bootstrap=100, logprobs=[now_NT.detach()]
     )
     rng, order = np.random.default_rng(3), np.arange(8)
     groups = rng.permuted(order[None], axis=1).reshape(2, 4)
@@ -110,7 +120,9 @@ def test_the_off_policy_reference_is_weighted_by_the_ratio_of_the_response():
 
 
 def test_rloo_is_its_own_reference_and_comparisons_are_paired():
-    table = compare_token_weights(small_gpt2(), records(1), 4, {"mine": "rloo"}, np.random.default_rng(0), 200)
+    table = compare_token_weights(
+        small_gpt2(), records(1), 4, {"mine": "rloo"}, np.random.default_rng(0), num_bootstrap=200
+    )
     (difference,) = table.against("leave_one_out")
     assert difference.ratio == pytest.approx(1, rel=1e-9)
     assert not difference.resolved
@@ -127,7 +139,7 @@ def test_a_loss_over_the_whole_vocabulary_takes_the_slow_way():
         return loss_of("rloo", True, model, replicate) - 5.0 * entropy
 
     losses = {"rloo": partial(loss_of, "rloo", True), "bonus": with_entropy}
-    table = compare_losses(model, samples, 4, losses, np.random.default_rng(0), 200)
+    table = compare_losses(model, samples, 4, losses, np.random.default_rng(0), num_bootstrap=200)
     assert table["rloo"].bias == pytest.approx(0, abs=1e-6)
     assert table["bonus"].moments.error.mean() > 1
     assert np.isfinite(table["bonus"].moments.trace).all()

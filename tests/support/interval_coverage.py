@@ -1,0 +1,98 @@
+"""How often the 95 % intervals of a variance study hold the truth, when every replicate draws fresh prompts.
+
+Prompts are enumerable policies: a bank of them, one pool of 64 responses each, measured once. A replicate draws 24 or 48 from the bank
+and multiplies all scores of a prompt by a factor of its own, exp(s N(0, 1)), which multiplies its moments by the factor's square; so the
+truth is known for any s: that of the bank times E exp(2 s N) = exp(2 s^2). At s = 1 the largest of 24 factors is two fifths of their
+sum on average.
+"""
+
+from collections.abc import Iterator
+from dataclasses import fields
+
+import numpy as np
+
+from analysis.variance.compare import compare
+from analysis.variance.exact import Population, softmax_bandit
+from analysis.variance.intervals import (
+    COMPARISON,
+    COSINE,
+    RATIO,
+    Array,
+    Tails,
+    mean_interval,
+    product_of_means,
+    ratio_accepts,
+    resample_counts,
+)
+from analysis.variance.moments import Moments
+
+ESTIMATORS = (
+    "leave_one_out",
+    "none",
+    "length_weighted",
+    "length_weighted_loo",
+    "score_norm_weighted",
+    "group_standardized",
+)
+BIASED = ("length_weighted", "score_norm_weighted", "group_standardized")
+POOL_SIZE, RESAMPLES = 64, 600
+
+Ratio = tuple[str, str, Array, Array, Tails]  # estimator, kind of number, x and y (..., P) whose means have the ratio
+
+
+def prompt(rng: np.random.Generator) -> Population:
+    """A bandit of six arms, of which one to five earn a reward, with long and short ones."""
+    rewards = rng.permutation(np.arange(6) < rng.integers(1, 6)).astype(np.float64)
+    return softmax_bandit(rng.normal(size=6), rewards, lengths=rng.integers(1, 12, 6))
+
+
+def bank(size: int, group_size: int, seed: int = 0) -> dict[str, Moments]:
+    """Estimated moments of every prompt of a bank, by estimator."""
+    rng = np.random.default_rng(seed)
+    pools = [prompt(rng).sample(POOL_SIZE, rng) for _ in range(size)]
+    table = compare(pools, group_size, ESTIMATORS, rng, num_bootstrap=1)
+    return {name: table[name].moments for name in ESTIMATORS}
+
+
+def ratios(moments: dict[str, Moments], group_size: int) -> Iterator[Ratio]:
+    """Every printed number that is a ratio of means, with the tails that its interval has."""
+    base = moments["leave_one_out"]
+    for name, m in moments.items():
+        yield name, "relative_variance", m.trace, m.signal, RATIO
+        yield name, "mse", m.trace + m.error, m.reference, RATIO
+        yield name, "mse_rescaled", product_of_means(m.cross, m.cross, over=m.reference), m.second, RATIO
+        if name in BIASED and not (group_size == 2 and name == "group_standardized"):  # there a multiple of the mean
+            yield name, "bias", m.error, m.reference, RATIO
+            yield name, "cosine", product_of_means(m.cross, m.cross, over=m.reference), m.signal, COSINE
+        if name != "leave_one_out" and not (group_size == 2 and name in ("group_standardized", "length_weighted_loo")):
+            denominator = product_of_means(base.trace, m.signal, over=base.signal)
+            yield name, "ratio of relative variances", m.trace, denominator, COMPARISON
+            yield name, "ratio of traces", m.trace, base.trace, COMPARISON
+
+
+def coverage(
+    found: dict[str, Moments], group_size: int, prompts: int, scale: float, replicates: int, seed: int = 1
+) -> dict[tuple[str, str], float]:
+    """Share of replicates whose interval holds the truth, by estimator and kind of number."""
+    rng = np.random.default_rng(seed)
+    counts_BP = resample_counts(prompts, RESAMPLES, rng)
+    size = len(found["none"].second)
+    chosen_RP = rng.integers(0, size, (replicates, prompts))
+    factor_RP = np.exp(2 * scale * rng.normal(size=(replicates, prompts)))
+    drawn = {
+        name: Moments(*(getattr(m, field.name)[chosen_RP] * factor_RP for field in fields(Moments)))
+        for name, m in found.items()
+    }
+    held: dict[tuple[str, str], float] = {}
+    whole = ratios(found, group_size)
+    for (name, kind, x_RP, y_RP, tails), (*_, x_N, y_N, _) in zip(ratios(drawn, group_size), whole, strict=True):
+        theta = float(x_N.mean() / y_N.mean())
+        held[name, kind] = float(ratio_accepts(x_RP, y_RP, counts_BP, theta, tails=tails).mean())
+    m, drawn_m, grown = found["length_weighted"], drawn["length_weighted"], np.exp(2 * scale**2)
+    for kind, truth, values_RP in (
+        ("trace_cov", m.trace.mean() * grown, drawn_m.trace),
+        ("signal", m.signal.mean() * grown, drawn_m.signal),
+    ):
+        ends = [mean_interval(*pair, counts_BP) for pair in zip(values_RP, drawn_m.second, strict=True)]
+        held["length_weighted", kind] = float(np.mean([low <= truth <= high for low, high in ends]))
+    return held
