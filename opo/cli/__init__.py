@@ -220,6 +220,7 @@ def take_apart(name: str, arguments: list[str]) -> "tuple[Invocation, bool]":
         part for flag in ("cfg", "info", "package") if (value := getattr(given, flag)) for part in (f"--{flag}", value)
     ]
     overrides = [part for override in given.overrides for part in rewritten(override)]
+    offer_own_tasks(overrides)
     if given.config_dir is not None:
         if not Path(given.config_dir).is_dir():
             raise UserError(f"--config-dir {given.config_dir}: no such folder")
@@ -229,6 +230,18 @@ def take_apart(name: str, arguments: list[str]) -> "tuple[Invocation, bool]":
         raise UserError(f"--config-path {given.config_path}: no such folder")
     shows_only = given.help or given.hydra_help or given.version or bool(given.cfg) or bool(given.info)
     return Invocation(given.config_name.removesuffix(".yaml"), overrides, flags, path, given.multirun), shows_only
+
+
+def offer_own_tasks(overrides: Sequence[str]) -> None:
+    """Make `task=my_module:MyTask` a choice of the group, with the options of the class and their defaults as its keys."""
+    for override in overrides:
+        key, _, value = override.partition("=")
+        for reference in (part for part in value.split(",") if key == "task" and ":" in part):
+            from hydra.core.config_store import ConfigStore
+
+            from opo.tasks.own import defaults_of
+
+            ConfigStore.instance().store(group="task", name=reference, node=defaults_of(reference))
 
 
 def rewritten(override: str) -> list[str]:
