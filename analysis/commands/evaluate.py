@@ -58,7 +58,8 @@ def _plain(record: Estimate | Difference) -> dict[str, Any]:
 
 def _measure(config: EvaluateConfig, weights: Weights) -> dict[str, Array]:
     """Every measure at every prompt; all policies are asked the same prompts."""
-    rollout, task = weights.rollout(config.rollout, config.responses), make_task(weights.task(config.task))
+    rollout = weights.rollout(config.rollout, config.responses)
+    task = make_task(weights.task(config.task), weights.reward_function(config.reward.function))
     policy = load_policy(weights.source, rollout.temperature, config.device, weights.adapters)
     reward = RewardConfig(timeout_s=config.reward_timeout_s)
     with open_collector(policy, task, weights.source, rollout, reward) as collector:

@@ -22,6 +22,7 @@ from opo.model.forward import response_hidden
 from opo.model.logprobs import Head
 from opo.model.policy import Policy
 from opo.system.atomic import replacing, write_text
+from opo.system.records import read_json
 
 GIB = 2**30
 
@@ -211,7 +212,7 @@ class PoolFolder:
         path.mkdir(parents=True, exist_ok=True)
         record = path / "setting.json"
         if record.exists():
-            found = json.loads(record.read_text())
+            found = read_json(record)
             for file, digest in setting.get("content", {}).items():
                 if found.get("content", {}).get(file, digest) != digest:
                     raise UserError(

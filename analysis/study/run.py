@@ -130,7 +130,10 @@ def _measure(
             prompt = foreign.prompts[number]
             yield number, measure_pool(policy, prompt.prompt_id, prompt.text, prompt.texts, prompt.rollouts(), how)
         return
-    task, reward = make_task(weights.task(config.task)), RewardConfig(timeout_s=config.reward_timeout_s)
+    task, reward = (
+        make_task(weights.task(config.task), weights.reward_function(config.reward.function)),
+        RewardConfig(timeout_s=config.reward_timeout_s),
+    )
     with open_collector(policy, task, model, rollout, reward) as collector:
         for number in numbers:
             number_rng = generator_for(config.seed, "study", number)

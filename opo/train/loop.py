@@ -48,7 +48,7 @@ def train(config: RunConfig, path: Path) -> None:
 def _train(config: RunConfig, folder: RunFolder) -> None:
     """The run itself, in its open folder."""
     path, count = folder.path, config.rollout.num_prompts
-    task = make_task(config.task)
+    task = make_task(config.task, config.reward.function)
     learner = Learner(config, load_policy(config.model, config.rollout.temperature, config.device), path)
     if checkpoint := folder.latest_checkpoint():
         learner.load(checkpoint)
