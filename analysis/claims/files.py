@@ -1,6 +1,5 @@
 """The ledger of a study: what it says on each claim about variance and OPO's assumptions, for every policy by itself."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from analysis.claims.records import evidence_of
 from analysis.plots import runs as figures_runs
 from analysis.plots.style import save as save_figure
 from analysis.study.result import Study
+from opo.system.records import read_json
 
 
 def write_ledgers(study: Study, folder: Path) -> None:
@@ -24,4 +24,4 @@ def write_ledgers(study: Study, folder: Path) -> None:
 def read_ledger(folder: Path, policy: str) -> dict[str, Any] | None:
     """What `write_ledgers` left; None where it left nothing."""
     file = folder / "ledger" / policy / "claims.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return read_json(file) if file.is_file() else None

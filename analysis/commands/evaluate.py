@@ -66,7 +66,8 @@ def _plain(record: Estimate | Difference) -> dict[str, Any]:
 
 def _measure(config: EvaluateConfig, weights: Weights, world: World) -> dict[str, Array]:
     """Every measure at every prompt; all policies are asked the same prompts."""
-    rollout, task = weights.rollout(config.rollout, config.responses), make_task(weights.task(config.task))
+    rollout = weights.rollout(config.rollout, config.responses)
+    task = make_task(weights.task(config.task), weights.reward_function(config.reward.function))
     policy = load_policy(weights.source, rollout.temperature, config.device, weights.adapters)
     policy = replace(policy, world=world)
     reward = RewardConfig(timeout_s=config.reward_timeout_s)

@@ -4,7 +4,6 @@ The page makes no request: figures are SVG in the text, styles are in the head. 
 ends with what cannot be concluded from it.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from analysis.runs.load import load as load_runs
 from analysis.study.result import load as load_study
 from opo.errors import UserError
 from opo.system.atomic import write_text
+from opo.system.records import read_json
 
 
 def write_report(folder: Path) -> Path:
@@ -50,7 +50,7 @@ def sections_of(folder: Path) -> list[Section]:
         raise UserError(f"{folder}: nothing to report on (no result.json, no run folder)")
     sections = []
     if (folder / "claims.json").is_file():
-        sections.append(_ledger(json.loads((folder / "claims.json").read_text(encoding="utf-8"))))
+        sections.append(_ledger(read_json(folder / "claims.json")))
     elif study is not None and study_folder is not None:
         for policy in study.policies:
             if content := read_ledger(study_folder, policy["name"]):
@@ -76,7 +76,7 @@ def sections_of(folder: Path) -> list[Section]:
 def _summary(folder: Path) -> str:
     if not (folder / "claims.json").is_file():
         return "Made by `opo report` from what is on disk."
-    claims = json.loads((folder / "claims.json").read_text(encoding="utf-8"))["claims"]
+    claims = read_json(folder / "claims.json")["claims"]
     count = {
         verdict: sum(claim["verdict"] == verdict for claim in claims)
         for verdict in ("supported", "refuted", "not resolved")

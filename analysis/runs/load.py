@@ -1,18 +1,17 @@
 """Run folders as tidy tables: one row per step, one row per run. Reads what is on disk and nothing of the trainer; runs may be going on."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-import yaml
 
 from opo.train.mismatch import FILE
 from opo.errors import UserError
 from opo.run.folder import leaves
 from opo.run.metrics import read_rows
+from opo.system.records import read_json, read_yaml
 
 LABELS = ("run", "study", "algo", "task", "model", "seed")
 
@@ -37,7 +36,7 @@ def load(*paths: Path | str) -> Runs:
     """
     found: dict[Path, str] = {}
     for path in map(Path, paths):
-        folders = sorted(_run_folders(path))
+        folders = sorted(run_folders(path))
         if not folders:
             raise UserError(f"{path}: no run is here (a folder with config.yaml and run.json)")
         found |= {
@@ -47,7 +46,7 @@ def load(*paths: Path | str) -> Runs:
     runs: list[dict[str, Any]] = []
     configs: list[dict[str, Any]] = []
     for folder, name in found.items():
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        config = read_yaml(folder / "config.yaml")
         labels = {"run": name, "study": config["study"]}
         labels |= {group: config[group]["name"] for group in ("algo", "task", "model")} | {"seed": config["seed"]}
         rows = [labels | {"step": row["train/step"]} | row for row in read_rows(folder / "metrics.jsonl")]
@@ -61,7 +60,7 @@ def load(*paths: Path | str) -> Runs:
                 "done": (folder / "DONE").exists(),
                 "updates_per_rollout": int(config["algo"].get("updates_per_rollout", 1)),
                 "on_policy": certificate(folder),
-                "wandb_run_id": json.loads((folder / "run.json").read_text(encoding="utf-8"))["wandb_run_id"],
+                "wandb_run_id": read_json(folder / "run.json").get("wandb_run_id"),
             }
         )
         configs.append(leaves(config))
@@ -75,7 +74,7 @@ def certificate(folder: Path) -> str:
     file = folder / FILE
     if not file.exists():
         return "-"
-    record = json.loads(file.read_text(encoding="utf-8"))
+    record = read_json(file)
     if record["exactly_on_policy"]:
         return "exact"
     if record.get("sampled_on_policy"):
@@ -87,14 +86,14 @@ def certificate(folder: Path) -> str:
     )
 
 
-def _run_folders(path: Path) -> Iterator[Path]:
+def run_folders(path: Path) -> Iterator[Path]:
     """`path` itself if it is a run folder, else those below it; nothing below a run folder is searched."""
     if (path / "config.yaml").is_file() and (path / "run.json").is_file():
         yield path
     elif path.is_dir():
         for child in path.iterdir():
             if child.is_dir() and not child.name.startswith("."):
-                yield from _run_folders(child)
+                yield from run_folders(child)
 
 
 def _metrics_table(rows: list[dict[str, Any]]) -> pl.DataFrame:

@@ -34,6 +34,7 @@ from analysis.variance.intervals import FEWEST, Array, resample_counts
 from analysis.variance.moments import Moments
 from opo.errors import UserError
 from opo.system.atomic import replacing
+from opo.system.records import read_json
 from opo.system.seeding import rng_for
 
 SCHEMA = "opo.variance/1"
@@ -205,7 +206,7 @@ def load(folder: Path | str) -> Study:
     path = Path(folder) / "result.json"
     if not path.is_file():
         raise UserError(f"{folder}: no variance study here (no result.json); `opo variance` makes one")
-    content = json.loads(path.read_text())
+    content = read_json(path)
     if content.get("schema") != SCHEMA:
         raise UserError(f"{path}: schema {content.get('schema')!r}, this version reads {SCHEMA!r}")
     material = {name: pl.read_parquet(path.with_name(f"{name}.parquet")) for name in MATERIAL}

@@ -70,6 +70,12 @@ COMMANDS = {
         "analysis.commands.report:main",
         "analysis.config.report:ReportConfig",
     ),
+    "runs": Command(
+        "where the runs of a study stand: state, step, reward, why failed",
+        "analysis.config.runs:load_config",
+        "analysis.commands.runs:main",
+        "analysis.config.runs:RunsConfig",
+    ),
     "doctor": Command(
         "can this model's numbers be believed here",
         "analysis.config.doctor:load_config",
@@ -130,10 +136,17 @@ def run(arguments: list[str]) -> int:
     if arguments[0] in ("-sc", "--shell-completion"):
         return complete(arguments)
     name, rest = arguments[0], arguments[1:]
+    if name == "algorithms":
+        from opo.cli.gallery import gallery
+
+        print(gallery(rest))
+        return 0
+    if name == "runs":
+        rest = ["json=true" if argument == "--json" else argument for argument in rest]
     if name not in COMMANDS or find_spec("conf") is None or not config_file(name).exists():
         from opo.errors import near
 
-        available = [known for known in COMMANDS if config_file(known).exists()]
+        available = [*(known for known in COMMANDS if config_file(known).exists()), "algorithms"]
         raise UserError(f"opo {name}: no such command{near(name, available)}; choose one of {', '.join(available)}")
     if "-sc" in rest or "--shell-completion" in rest:
         return complete(rest)
@@ -165,6 +178,7 @@ def usage() -> str:
             "usage: opo COMMAND [key=value ...]",
             "",
             *lines,
+            "  opo algorithms [NAME]  every algorithm, or what one of them is",
             "",
             "  opo COMMAND --help       its keys and choices",
             "  opo COMMAND --cfg job    the config it would run, and no more",
@@ -229,6 +243,7 @@ def take_apart(name: str, arguments: list[str]) -> "tuple[Invocation, bool]":
         part for flag in ("cfg", "info", "package") if (value := getattr(given, flag)) for part in (f"--{flag}", value)
     ]
     overrides = [part for override in given.overrides for part in rewritten(override)]
+    offer_own_tasks(overrides)
     if given.config_dir is not None:
         if not Path(given.config_dir).is_dir():
             raise UserError(f"--config-dir {given.config_dir}: no such folder")
@@ -238,6 +253,18 @@ def take_apart(name: str, arguments: list[str]) -> "tuple[Invocation, bool]":
         raise UserError(f"--config-path {given.config_path}: no such folder")
     shows_only = given.help or given.hydra_help or given.version or bool(given.cfg) or bool(given.info)
     return Invocation(given.config_name.removesuffix(".yaml"), overrides, flags, path, given.multirun), shows_only
+
+
+def offer_own_tasks(overrides: Sequence[str]) -> None:
+    """Make `task=my_module:MyTask` a choice of the group, with the options of the class and their defaults as its keys."""
+    for override in overrides:
+        key, _, value = override.partition("=")
+        for reference in (part for part in value.split(",") if key == "task" and ":" in part):
+            from hydra.core.config_store import ConfigStore
+
+            from opo.tasks.own import defaults_of
+
+            ConfigStore.instance().store(group="task", name=reference, node=defaults_of(reference))
 
 
 def rewritten(override: str) -> list[str]:

@@ -12,8 +12,10 @@ from opo.model.source import unreachable
 from opo.parallel.environment import rank_and_size
 from opo.parts import options
 from opo.tasks import make_task
+from opo.tasks.arithmetic import ALPHABET
 
 LONGEST_NAME = 200  # bytes; file systems allow 255
+ALPHABET_PROMPTS = 64  # that are looked at before a run; the others when they are drawn
 Rule = Callable[[RunConfig], Iterator[str]]  # yields complaints: the key, its value, what is allowed
 
 
@@ -150,14 +152,28 @@ def tiny_shape(config: RunConfig) -> Iterator[str]:
 
 
 def tiny_alphabet(config: RunConfig) -> Iterator[str]:
-    """The built-in policy was warmed up on the arithmetic task and has tokens for its characters alone."""
-    if config.model.name == "tiny" and config.task.name != "arithmetic":
-        yield f"task={config.task.name}: the built-in policy knows task=arithmetic alone; choose another model"
+    """The built-in policy has tokens for the characters of `ALPHABET` and no chat template."""
+    if config.model.name != "tiny" or config.task.name == "arithmetic":
+        return
+    task = make_task(config.task, config.reward.function)
+    for prompt in (task.prompt(index) for index in range(ALPHABET_PROMPTS)):
+        if prompt.chat:
+            yield f"task={config.task.name}: the built-in policy has no chat template; set task.template=plain, or choose another model"
+            return
+        if unknown := sorted(set(prompt.text) - set(ALPHABET)):
+            yield (
+                f"task={config.task.name}: the built-in policy has no tokens for {' '.join(map(repr, unknown))} in prompt {prompt.index}; "
+                f"it knows {ALPHABET!r}. Write the prompts with these, or choose another model"
+            )
+            return
 
 
 def usable_task(config: RunConfig) -> Iterator[str]:
-    """The task can be made: its files are there and its options fit (the constructor says it in a sentence)."""
-    make_task(config.task)
+    """The task can be made, and each split that is used has its prompts (the task says it in a sentence)."""
+    task = make_task(config.task, config.reward.function)
+    task.prompt(0)
+    if config.evaluate.every:
+        task.prompt(config.evaluate.num_prompts - 1, "eval")
     yield from ()
 
 

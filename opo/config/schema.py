@@ -128,6 +128,7 @@ class CriticConfig:
 class RewardConfig:
     """Where rewards are computed: in processes that can be killed."""
 
+    function: str | None = None  # module:name of a reward of one's own, in place of the task's
     timeout_s: Positive = 10.0
     workers: Count = 1
 

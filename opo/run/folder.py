@@ -18,11 +18,13 @@ import yaml
 from filelock import FileLock, Timeout
 
 from opo.errors import UserError
-from opo.run.checkpoint import checkpoints, remove_incomplete
+from opo.run.checkpoint import checkpoint_step, checkpoints, remove_incomplete
 from opo.run.metrics import read_rows
 from opo.run.provenance import provenance
 from opo.system.atomic import write_text
+from opo.system.records import read_json, read_yaml
 
+FAILED = "FAILED"  # a file that holds why the last job in this folder ended
 # keys that may differ when a run is resumed
 FREE = ("tracking", "checkpoint", "study", "threads", "device", "parallel")
 
@@ -35,6 +37,7 @@ class RunFolder:
     config: dict[str, Any]
     wandb_id: str
     _lock: FileLock | None  # let go at the latest when the process ends, however it ends
+    _made: bool = False  # by this process: it may be taken away again
 
     @classmethod
     def open(cls, path: Path, config: dict[str, Any]) -> Self:
@@ -46,7 +49,8 @@ class RunFolder:
         """
         config = yaml.safe_load(yaml.safe_dump(config, sort_keys=False))
         file = path / "config.yaml"
-        if not file.exists():
+        made = not file.exists()
+        if made:
             if strays := [name for name in ("metrics.jsonl", "checkpoints", "DONE") if (path / name).exists()]:
                 raise UserError(
                     f"{path}: has {strays[0]} but no config.yaml, so it cannot be told which run made it; give another folder"
@@ -55,29 +59,32 @@ class RunFolder:
             lock = _lock(path)
             record = {"wandb_run_id": secrets.token_hex(4)} | provenance(config)
         else:
-            before = yaml.safe_load(file.read_text(encoding="utf-8"))
-            _refuse_another(path, before, config)
-            record = json.loads((path / "run.json").read_text(encoding="utf-8"))
+            _refuse_another(path, read_yaml(file), config)
+            record = read_json(path / "run.json")
+            if not isinstance(record.get("wandb_run_id"), str):
+                raise UserError(f"{path / 'run.json'}: damaged, it holds no wandb_run_id; restore it from a copy")
             if _steps_done(path) == config["steps"]:
                 return cls(path, config, record["wandb_run_id"], None)
             lock = _lock(path)
+            refuse_lost_checkpoints(path, config["checkpoint"]["every"])
             (path / "DONE").unlink(missing_ok=True)  # of fewer steps
+            (path / FAILED).unlink(missing_ok=True)
             record.setdefault("resumed", []).append(provenance(config))
         write_text(path / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
         write_text(file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-        return cls(path, config, record["wandb_run_id"], lock)
+        return cls(path, config, record["wandb_run_id"], lock, made)
 
     @contextmanager
     def held(self) -> Iterator[None]:
         """Unlock the folder on leaving.
 
-        Where a UserError comes before the first step, take away what was written, so that the mended command finds no
-        folder of another config.
+        Where a UserError comes before the first step of a folder that this process made, take away what was written, so that the
+        mended command finds no folder of another config.
         """
         try:
             yield
         except UserError:
-            if not any(read_rows(self.path / "metrics.jsonl")):
+            if self._made and not any(read_rows(self.path / "metrics.jsonl")):
                 for name in ("config.yaml", "run.json", "metrics.jsonl", ".lock"):
                     (self.path / name).unlink(missing_ok=True)
                 shutil.rmtree(self.path / "wandb", ignore_errors=True)
@@ -155,8 +162,55 @@ def leaves(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _steps_done(path: Path) -> int | None:
+    """What DONE says. Raises UserError where it says no number."""
     done = path / "DONE"
-    return int(done.read_text()) if done.exists() else None
+    if not done.exists():
+        return None
+    text = done.read_text(errors="replace").strip()
+    if not text.isdecimal():
+        raise UserError(f"{done}: damaged, it holds no number of steps; remove it to go on from the last checkpoint")
+    return int(text)
+
+
+def refuse_lost_checkpoints(path: Path, every: int) -> None:
+    """Raise UserError where metrics.jsonl is ahead of the checkpoints by more than a kill can explain: going on would cut it back.
+
+    A kill comes at the latest between the row of a step and its checkpoint.
+    """
+    damaged = [p for p in (path / "checkpoints").glob("step-*") if not (p / "manifest.json").is_file()]
+    if damaged:
+        raise UserError(
+            f"{damaged[0]}: has no manifest.json, so it is not known to be whole; restore it, or remove the folder"
+        )
+    last = max((row["train/step"] for row in read_rows(path / "metrics.jsonl")), default=0)
+    done = _steps_done(path)
+    expected = done if done is not None else (last - 1) // every * every if every and last else 0
+    found = checkpoints(path / "checkpoints")
+    newest = checkpoint_step(found[-1]) if found else 0
+    if newest < expected:
+        raise UserError(
+            f"{path / 'checkpoints'}: the checkpoint of step {expected} is missing (newest: {newest or 'none'}), and going on would "
+            f"erase the metrics after it; restore it, or move {path} away to start again"
+        )
+
+
+def note_failure(path: Path, reason: str) -> None:
+    """Leave the reason why a job of several ended, in one line, for `opo runs`; the next start removes it."""
+    if (path / "config.yaml").exists():
+        write_text(path / FAILED, reason + "\n")
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process is training in this folder now."""
+    if not (path / ".lock").exists():
+        return False
+    lock = FileLock(path / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except (Timeout, OSError):
+        return True
+    lock.release()
+    return False
 
 
 def _lock(path: Path) -> FileLock:

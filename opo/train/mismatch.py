@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from opo.config.schema import CertificateConfig
-from opo.errors import StoppedRun
+from opo.errors import StoppedRun, UserError
 from opo.system.atomic import write_text
+from opo.system.records import read_json
 
 FILE = "certificate.json"
 
@@ -126,9 +127,14 @@ class MismatchCheck:
             folder / FILE,
         )
         if (folder / FILE).exists():
-            record = json.loads((folder / FILE).read_text(encoding="utf-8"))
-            certificate.steps_checked, certificate.last_step = record["steps_checked"], record["last_step"]
-            certificate.worst, certificate.breaches = record["worst"], record["breaches"]
+            record = read_json(folder / FILE)
+            try:
+                certificate.steps_checked, certificate.last_step = record["steps_checked"], record["last_step"]
+                certificate.worst, certificate.breaches = record["worst"], record["breaches"]
+            except KeyError as error:
+                raise UserError(
+                    f"{folder / FILE}: damaged, it holds no {error.args[0]}; restore it from a copy"
+                ) from None
         return certificate
 
     def complaints(self, versions: set[int], current_version: int, gap: Mismatch) -> list[str]:

@@ -55,6 +55,10 @@ def test_every_choice_composes_and_is_accepted(group: str, choice: str, tmp_path
     needs: dict[tuple[str, str], list[str]] = {
         ("model", "pretrained"): [f"model.path={tmp_path}"],
         ("task", "math"): [f"task.path={tmp_path}/questions.jsonl", "model=pretrained", f"model.path={tmp_path}"],
+        ("task", "file"): [
+            *(f"task.path={tmp_path}/questions.jsonl", "reward.function=own_task:plain"),
+            *("model=pretrained", f"model.path={tmp_path}"),
+        ],
         ("task", "reasoning_gym"): ["model=pretrained", f"model.path={tmp_path}"],
         ("task", "chain_sum"): ["model=pretrained", f"model.path={tmp_path}"],
     }

@@ -166,11 +166,67 @@ def test_a_finished_run_is_recognised_and_left_alone(tmp_path):
 
 def test_a_finished_run_of_more_steps_is_not_finished(tmp_path):
     RunFolder.open(tmp_path, CONFIG).finish()
+    save_checkpoint(tmp_path / "checkpoints", CONFIG["steps"], lambda to: None, {}, {})
     longer = RunFolder.open(tmp_path, changed("steps", 20))
     assert not longer.done
     assert not (tmp_path / "DONE").exists()
     longer.finish()
     assert RunFolder.open(tmp_path, changed("steps", 20)).done
+
+
+def let_go(tmp_path: Path, config: dict) -> None:
+    with RunFolder.open(tmp_path, config).held():
+        pass
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_metrics_that_lost_their_checkpoints_are_not_erased(tmp_path, done):
+    config = changed("checkpoint.every", 4)
+    let_go(tmp_path, config)
+    write_rows(tmp_path, range(1, 11))
+    if done:
+        (tmp_path / "DONE").write_text("10\n")
+        config = {**config, "steps": 20}
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match=f"checkpoint of step {10 if done else 8} is missing"):
+        RunFolder.open(tmp_path, config)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    assert (tmp_path / "DONE").exists() == done
+
+
+def test_a_kill_before_the_first_checkpoint_starts_again(tmp_path):
+    config = changed("checkpoint.every", 4)
+    let_go(tmp_path, config)
+    write_rows(tmp_path, range(1, 5))  # the row of step 4 is written before its checkpoint
+    let_go(tmp_path, config)
+
+
+def test_a_refusal_takes_away_only_what_this_process_made(tmp_path):
+    let_go(tmp_path, CONFIG)
+    kept = {file.name for file in tmp_path.iterdir()}
+    with pytest.raises(UserError, match="no"), RunFolder.open(tmp_path, CONFIG).held():
+        raise UserError("no")
+    assert {file.name for file in tmp_path.iterdir()} >= kept - {".lock"}
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "run.json", "DONE"])
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[", b'"text"'])
+def test_a_damaged_file_is_named_and_nothing_is_touched(tmp_path, name, content):
+    let_go(tmp_path, CONFIG)
+    (tmp_path / name).write_bytes(content)
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(UserError, match=f"{name}: damaged"):
+        RunFolder.open(tmp_path, CONFIG)
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_a_checkpoint_without_its_manifest_is_named_and_kept(tmp_path):
+    let_go(tmp_path, CONFIG)
+    save_checkpoint(tmp_path / "checkpoints", 5, lambda to: None, {}, {})
+    (tmp_path / "checkpoints" / "step-000005" / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"step-000005: has no manifest\.json"):
+        RunFolder.open(tmp_path, CONFIG)
+    assert (tmp_path / "checkpoints" / "step-000005" / "trainer.json").exists()
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):

@@ -1,0 +1,46 @@
+"""`opo runs`: where the runs of a study stand."""
+
+import json
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from analysis.config.runs import load_config
+from analysis.report.terminal import wide_console
+from analysis.runs.states import RunState, run_states
+
+
+def main(values: dict[str, Any], folder: Path) -> None:
+    """`opo runs`: print a table, or with `json` one object that holds the same."""
+    config = load_config(values)
+    states = run_states(Path(config.path))
+    if config.json:
+        print(json.dumps({"path": config.path, "runs": [asdict(state) for state in states]}, indent=1))
+        return
+    wide_console().print(_table(config.path, states))
+
+
+def _table(path: str, states: list[RunState]) -> Table:
+    counts = ", ".join(f"{count} {state}" for state, count in Counter(state.state for state in states).items())
+    table = Table(title=escape(f"{path}: {counts}"), title_justify="left", box=None, pad_edge=False)
+    for name, justify in (
+        ("run", "left"),
+        ("state", "left"),
+        ("step", "right"),
+        ("reward", "right"),
+        ("time", "right"),
+        ("why", "left"),
+    ):
+        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for s in states:
+        minutes, seconds = divmod(round(s.seconds), 60)
+        reward = "-" if s.reward is None else f"{s.reward:.3f}"
+        why = "the same command goes on" if s.state == "stopped" else s.why
+        table.add_row(
+            escape(s.run), s.state, f"{s.step}/{s.steps or '?'}", reward, f"{minutes}:{seconds:02d}", escape(why)
+        )
+    return table

@@ -1,0 +1,42 @@
+"""Small files of a run or a study, read whole: JSON and YAML that may be cut, emptied or overwritten."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from opo.errors import UserError
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises UserError that names the file where it is missing or holds no object."""
+    try:
+        content = json.loads(_text(file))
+    except ValueError:
+        content = None
+    return _record(file, content, "JSON object")
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The group of keys in a YAML file. Raises UserError that names the file where it is missing or holds none."""
+    try:
+        content = yaml.safe_load(_text(file))
+    except yaml.YAMLError:
+        content = None
+    return _record(file, content, "YAML mapping")
+
+
+def _text(file: Path) -> str:
+    if not file.is_file():
+        raise UserError(f"{file}: missing; restore it from a copy")
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return ""
+
+
+def _record(file: Path, content: Any, kind: str) -> dict[str, Any]:
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"{file}: damaged, it holds no {kind}; restore it from a copy")
+    return content
