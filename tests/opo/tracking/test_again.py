@@ -5,13 +5,15 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tracked import log_steps, open_tracker, rows, scalars, wandb_file
+from tracked import log_steps, make_config, rows, scalars, wandb_file
 from wandb_file import history, records
 from wandb_server import WandbServer
 
 from opo.cli import main
+from opo.config.schema import to_dict
 from opo.config.track import TrackConfig
 from opo.errors import StoppedRun, UserError
+from opo.run.folder import RunFolder
 from opo.tracking.again import track_again
 
 
@@ -98,7 +100,7 @@ def test_a_folder_that_is_no_run_or_is_being_trained_in_is_refused(tmp_path, cap
         error = capfd.readouterr().err
         assert said in error
         assert error.count("\n") == 1
-    with open_tracker(tmp_path / "run") as tracker:
-        tracker.log(1, {})
-        with pytest.raises(UserError, match="another process"):
-            track_again(TrackConfig(str(tmp_path / "run")))
+    path = tmp_path / "run"
+    log_steps(path, "off", range(1, 2))
+    with RunFolder.open(path, to_dict(make_config())).held(), pytest.raises(UserError, match="another process"):
+        track_again(TrackConfig(str(path)))
