@@ -31,7 +31,9 @@ def run_states(path: Path) -> list[RunState]:
     folders = sorted(run_folders(path))
     if not folders:
         raise UserError(f"{path}: no run is here (a folder with config.yaml and run.json)")
-    return [_state(folder, str(folder.relative_to(path)) if folder != path else path.resolve().name) for folder in folders]
+    return [
+        _state(folder, str(folder.relative_to(path)) if folder != path else path.resolve().name) for folder in folders
+    ]
 
 
 def _state(folder: Path, name: str) -> RunState:
