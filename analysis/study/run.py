@@ -101,17 +101,21 @@ def setting_of(config: VarianceConfig, stage: EvaluatedPolicy) -> dict[str, Any]
     task = stage.weights[0].task(config.task)
     rollout = stage.weights[0].rollout(config.rollout, config.num_responses)
     models = [asdict(weights.model) for weights in stage.weights]
-    return {key: getattr(config, key) for key in keys} | {
-        "weights": stage.paths,
-        "models": models,
-        "task": None if config.rollouts else asdict(task),
-        "max_new_tokens": rollout.max_new_tokens,
-        "temperature": rollout.temperature,
-        "reward": asdict(config.reward),
-        "responses": config.responses if config.rollouts else config.num_responses,
-        "split": config.split or "eval",
-        "content": contents(config, stage),
-    }
+    return (
+        {key: getattr(config, key) for key in keys}
+        | {
+            "weights": stage.paths,
+            "models": models,
+            "task": None if config.rollouts else asdict(task),
+            "max_new_tokens": rollout.max_new_tokens,
+            "temperature": rollout.temperature,
+            "projection": 2,  # of gradients (`analysis.variance.between_prompts.project`): another draw may not be mixed with it
+            "reward": asdict(config.reward),
+            "responses": config.responses if config.rollouts else config.num_responses,
+            "split": config.split or "eval",
+            "content": contents(config, stage),
+        }
+    )
 
 
 def _measure(
@@ -125,10 +129,12 @@ def _measure(
     rollout = weights.rollout(config.rollout, config.num_responses)
     policy = load_policy(model, rollout.temperature, config.device, weights.adapters)
     how = Measurement(config.memory_gib, config.token_responses)
+    later = replace(how, verify=False)
     if foreign is not None:
         for number in numbers:
             prompt = foreign.prompts[number]
             yield number, measure_pool(policy, prompt.prompt_id, prompt.text, prompt.texts, prompt.rollouts(), how)
+            how = later
         return
     task, reward = (
         make_task(weights.task(config.task), weights.reward_function(config.reward.function)),
@@ -140,3 +146,4 @@ def _measure(
             batch = collector.collect(number, 1, number_rng, split=config.split or "eval")
             prompt = batch.prompts[0]
             yield number, measure_pool(policy, str(prompt.index), prompt.text, batch.responses[0], batch.rollouts, how)
+            how = later

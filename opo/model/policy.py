@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from opo.batch import Rollouts
-from opo.keys import Compute, HeadKernel
 from opo.model.forward import Microbatch, microbatches, response_hidden
 from opo.model.liger import liger_logprobs
 from opo.model.logprobs import Head, token_logprobs
 from opo.model.precision import computing
+from opo.names import Compute, HeadKernel
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache, PreTrainedModel, TopKLogitsWarper, TopPLogitsWarper
 
-from opo.keys import Compute
 from opo.model.forward import evaluating, pad_left, positions
+from opo.names import Compute
 from opo.rollout.base import Samples, Sampling, grouped
 from opo.rollout.decoding import packed_weights, shared_keys
 
