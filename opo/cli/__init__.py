@@ -76,6 +76,12 @@ COMMANDS = {
         "analysis.commands.runs:main",
         "analysis.config.runs:RunsConfig",
     ),
+    "track": Command(
+        "the W&B record of a run made anew from its folder",
+        "opo.config.track:load_config",
+        "opo.tracking.again:main",
+        "opo.config.track:TrackConfig",
+    ),
     "doctor": Command(
         "can this model's numbers be believed here",
         "analysis.config.doctor:load_config",

@@ -74,6 +74,19 @@ class RunFolder:
         write_text(file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         return cls(path, config, record["wandb_run_id"], lock, made)
 
+    @classmethod
+    @contextmanager
+    def existing(cls, path: Path) -> Iterator[Self]:
+        """A folder that a run left, held against a training in it and not changed.
+
+        Raises UserError that names a damaged file, and where another process trains in it.
+        """
+        config, record = read_yaml(path / "config.yaml"), read_json(path / "run.json")
+        if not isinstance(record.get("wandb_run_id"), str):
+            raise UserError(f"{path / 'run.json'}: damaged, it holds no wandb_run_id; restore it from a copy")
+        with _lock(path) as lock:
+            yield cls(path, config, record["wandb_run_id"], lock)
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """Unlock the folder on leaving.
