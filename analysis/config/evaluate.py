@@ -20,6 +20,13 @@ MAX_RESPONSES = 1000  # responses to a prompt, beyond which binomials leave floa
 
 
 @dataclass(config=STRICT)
+class OwnReward:
+    """Whose reward is measured."""
+
+    function: str | None = None  # module:name of a reward of one's own; null: the run's, else the task's
+
+
+@dataclass(config=STRICT)
 class EvaluateConfig:
     """One evaluation; checkpoint, model, task and sampling as in a variance study."""
 
@@ -32,6 +39,7 @@ class EvaluateConfig:
     ks: Annotated[list[Count], Field(min_length=1)] = field(default_factory=lambda: [1, 4, 16])  # of pass@k and maj@k
     split: Split = "eval"
     num_bootstrap: Resamples = 2000
+    reward: OwnReward = field(default_factory=OwnReward)
     reward_timeout_s: Positive = 10.0
     seed: Seed = 0
     device: Device = "auto"

@@ -20,14 +20,14 @@ OF_THE_MACHINE = (
     "rollout.max_sequences",
     "optim.tokens_per_microbatch",
 )
-COMPARED = ("opo", "grpo", "ppo")  # algorithms that the ledger compares, each with one update per rollout batch
+COMPARED = ("opo", "grpo", "ppo")  # algorithms that the ledger compares
 
 
 def with_groups(runs: Runs) -> pl.DataFrame:
     """`runs.metrics` with the columns `group` and `role`.
 
     A group's label is its algorithm and every key in which the groups of that algorithm differ. Its role is the name of one of
-    `COMPARED` with exactly one update per rollout batch, or `off_policy`: GRPO with several; null for any other group, and where
+    `COMPARED` with exactly one update per rollout batch (PPO with any number), or `off_policy`: GRPO with several; null for any other group, and where
     several groups would play the same part.
     """
     table = runs.runs
@@ -50,7 +50,7 @@ def _roles(table: pl.DataFrame, identity: Mapping[str, tuple[str, ...]]) -> dict
     for row in table.iter_rows(named=True):
         if row["algo"] == "grpo" and row["updates_per_rollout"] > 1:
             found.setdefault("off_policy", set()).add(identity[row["run"]])
-        elif row["algo"] in COMPARED and row["updates_per_rollout"] == 1:
+        elif row["algo"] in COMPARED and (row["updates_per_rollout"] == 1 or row["algo"] == "ppo"):
             found.setdefault(row["algo"], set()).add(identity[row["run"]])
     return {next(iter(groups)): role for role, groups in found.items() if len(groups) == 1}
 
@@ -66,7 +66,9 @@ def _labels(
         differing = [key for key in keys if row[key] is not None and peers[key].n_unique() > 1]
         where = [row[key] for key in ("model", "task") if table[key].n_unique() > 1]
         short[identity[row["run"]]] = _label(row, where, differing)
-        full[identity[row["run"]]] = f"{row['algo']} ({', '.join([*where, *(f'{key}={row[key]}' for key in differing)])})"
+        full[identity[row["run"]]] = (
+            f"{row['algo']} ({', '.join([*where, *(f'{key}={row[key]}' for key in differing)])})"
+        )
     taken = list(short.values())
     return {key: label if taken.count(label) == 1 else full[key] for key, label in short.items()}
 

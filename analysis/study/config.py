@@ -73,6 +73,7 @@ class RewardColumns:
 
     column: str | None = None
     columns: dict[str, float] | None = None  # name -> weight, summed
+    function: str | None = None  # of a task: module:name of a reward of one's own; null: the run's
 
     @property
     def choice(self) -> "RewardChoice":
@@ -213,6 +214,8 @@ def _about_rollouts(config: VarianceConfig) -> Iterator[str]:
         yield "checkpoint: rollouts from a file belong to one policy; give one checkpoint or a model"
     if config.task is not None:
         yield "task: rollouts from a file bring their own prompts and rewards; leave task out"
+    if config.reward.function is not None:
+        yield "reward.function: rollouts from a file bring their own rewards; choose among them with reward.column"
     if config.split is not None:
         yield f"split={config.split}: rollouts from a file have no splits; leave split out"
     if config.reward.column is not None and config.reward.columns is not None:

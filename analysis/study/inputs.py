@@ -9,6 +9,7 @@ from typing import Any
 from analysis.study.config import VarianceConfig
 from opo.model.load import model_source
 from opo.run.policies import EvaluatedPolicy
+from opo.tasks.own import is_reference, source_file
 
 READ = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")  # of a model folder
 
@@ -26,6 +27,8 @@ def contents(config: VarianceConfig, stage: EvaluatedPolicy) -> dict[str, str]:
     task = config.task if config.task is not None else (stage.weights[0].run or {}).get("task")
     if not config.rollouts:
         files += [Path(text) for text in _texts(task) if _is_file(text)]
+        own = stage.weights[0].reward_function(config.reward.function)
+        files += [source_file(text, "task") for text in (*_texts(task), own or "") if is_reference(text)]
     return found | {str(file): digest(file) for file in files}
 
 

@@ -31,6 +31,7 @@ Array = NDArray[np.float64]
 
 FEWEST = 8  # prompts; fewer give a point and no interval
 _ROUNDING = 1e-12
+_LONGEST = 2.0  # times its own length: as much as a tail is lengthened
 
 
 @dataclass(frozen=True)
@@ -232,6 +233,7 @@ def critical_values(t_B: Array, num_prompts: int, level: float | Array, tails: T
     if tails.lean:
         known = (low < 0) & (high > 0) & np.isfinite(low) & np.isfinite(high)
         ratio = np.where(known, high / np.where(known, -low, 1.0), 1.0) ** tails.lean
+        ratio = np.clip(ratio, 1 / _LONGEST, _LONGEST)
         low, high = low * np.maximum(1 / ratio, 1.0), high * np.maximum(ratio, 1.0)
     high = np.maximum(high, wide) if tails.high_as_student else high
     return low * tails.low, high * tails.high

@@ -6,7 +6,9 @@ The log of a ratio of relative variances is, to first order, a mean over prompts
 
 primes for the reference, so that P prompts resolve a true ratio rho with the wanted power when
 
-    P >= (t_{1 - alpha/2} + t_{power})^2 Var(psi) / log(rho)^2        (t with P - 1 degrees of freedom).
+    P >= (1.12 t_{1 - alpha/2} + t_{power})^2 Var(psi) / log(rho)^2        (t with P - 1 degrees of freedom),
+
+1.12 for the tails of an interval of a comparison, which are longer than Student's.
 
 Var(psi) falls with the number of responses, down to the spread between prompts. With K = floor(N / G) disjoint groups a
 product of disjoint groups is a U-statistic of order two, whose variance is a / K + b / (K (K - 1)): so
@@ -31,6 +33,7 @@ from analysis.variance.pool import Pool
 from analysis.variance.table import COMPARABLE
 
 _ROUNDING = 1e-20  # of a squared relative difference
+_TAILS = 1.12  # critical values of a comparison over Student's (`analysis.variance.intervals.COMPARISON`), about
 _FEWEST_PROMPTS = 5  # below this a bootstrap over prompts says nothing
 
 
@@ -139,13 +142,13 @@ def _basis(groups_F: Array) -> Array:
 
 
 def _prompts_needed(variance: float, power: float, level: float) -> int:
-    """The smallest P with P >= (t_{1 - alpha/2} + t_{power})^2 variance."""
+    """The smallest P with P >= (1.12 t_{1 - alpha/2} + t_{power})^2 variance."""
     prompts = _FEWEST_PROMPTS
     while True:
-        quantiles = student.ppf([(1 + level) / 2, power], prompts - 1)
+        quantiles = student.ppf([(1 + level) / 2, power], prompts - 1) * (_TAILS, 1.0)
         needed = float(quantiles.sum() ** 2 * variance)
         if prompts >= needed:
             return prompts
         # Quantiles only fall with P: never past the answer, but most of the way there at once.
-        floor = float(norm.ppf([(1 + level) / 2, power]).sum() ** 2 * variance)
+        floor = float((norm.ppf([(1 + level) / 2, power]) * (_TAILS, 1.0)).sum() ** 2 * variance)
         prompts = max(prompts + 1, int(floor))

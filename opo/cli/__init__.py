@@ -7,7 +7,8 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from opo.errors import StoppedRun, UserError
+from opo.parallel.environment import rank_and_size
 from opo.system.storage import storage_faults_in_one_sentence
 from opo.system.terminal import say
 
@@ -75,6 +77,12 @@ COMMANDS = {
         "analysis.commands.runs:main",
         "analysis.config.runs:RunsConfig",
     ),
+    "track": Command(
+        "the W&B record of a run made anew from its folder",
+        "opo.config.track:load_config",
+        "opo.tracking.again:main",
+        "opo.config.track:TrackConfig",
+    ),
     "doctor": Command(
         "can this model's numbers be believed here",
         "analysis.config.doctor:load_config",
@@ -84,16 +92,26 @@ COMMANDS = {
 }
 
 
+ON_RANKS = ("train", "variance", "evaluate", "doctor")  # commands that torchrun may start on several ranks
+OTHERS_SPEAK_S = 2.0
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit with its status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    guarded(lambda: sys.exit(run(given)))
+    sys.exit(0)
+
+
+def guarded(work: Callable[[], Any]) -> None:
+    """Do the work; what is no bug ends the process with one line and the status that it stands for. Of several ranks one speaks."""
     try:
         with storage_faults_in_one_sentence():
-            sys.exit(run(given))
+            work()
     except UserError as error:
-        fail(str(error), 2)
+        fail(str(error), 2, getattr(error, "speaks", None))
     except StoppedRun as error:
-        fail(str(error), 1)
+        fail(str(error), 1, getattr(error, "speaks", None))
     except KeyboardInterrupt:
         fail("interrupted", 1)
     except BrokenPipeError:  # `opo ... | head`: what reads has seen enough
@@ -101,9 +119,18 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(1)
 
 
-def fail(message: str, status: int) -> NoReturn:
-    """Print one line and exit; what a terminal would obey (an escape sequence in a value) is shown, not sent."""
-    say(" ".join(message.split()), sys.stderr)
+def fail(message: str, status: int, speaks: bool | None = None) -> NoReturn:
+    """Print one line and exit; what a terminal would obey (an escape sequence in a value) is shown, not sent.
+
+    Of several ranks the first speaks, unless it is known who does. The others say a little later what they met: where the first met
+    it too, they have been ended by then.
+    """
+    rank, size = rank_and_size()
+    if speaks is None and rank > 0:
+        time.sleep(OTHERS_SPEAK_S)
+        message = f"rank {rank} of {size}: {message}"
+    if speaks is not False:
+        say(" ".join(message.split()), sys.stderr)
     sys.exit(status)
 
 
@@ -129,6 +156,8 @@ def run(arguments: list[str]) -> int:
         raise UserError(f"opo {name}: no such command{near(name, available)}; choose one of {', '.join(available)}")
     if "-sc" in rest or "--shell-completion" in rest:
         return complete(rest)
+    if rank_and_size()[1] > 1 and name not in ON_RANKS:
+        raise UserError(f"opo {name}: runs in one process; torchrun is for {', '.join(ON_RANKS)}")
     from opo.cli.launch import check, launch
 
     invocation, shows_only = take_apart(name, rest)
@@ -220,6 +249,7 @@ def take_apart(name: str, arguments: list[str]) -> "tuple[Invocation, bool]":
         part for flag in ("cfg", "info", "package") if (value := getattr(given, flag)) for part in (f"--{flag}", value)
     ]
     overrides = [part for override in given.overrides for part in rewritten(override)]
+    offer_own_tasks(overrides)
     if given.config_dir is not None:
         if not Path(given.config_dir).is_dir():
             raise UserError(f"--config-dir {given.config_dir}: no such folder")
@@ -229,6 +259,18 @@ def take_apart(name: str, arguments: list[str]) -> "tuple[Invocation, bool]":
         raise UserError(f"--config-path {given.config_path}: no such folder")
     shows_only = given.help or given.hydra_help or given.version or bool(given.cfg) or bool(given.info)
     return Invocation(given.config_name.removesuffix(".yaml"), overrides, flags, path, given.multirun), shows_only
+
+
+def offer_own_tasks(overrides: Sequence[str]) -> None:
+    """Make `task=my_module:MyTask` a choice of the group, with the options of the class and their defaults as its keys."""
+    for override in overrides:
+        key, _, value = override.partition("=")
+        for reference in (part for part in value.split(",") if key == "task" and ":" in part):
+            from hydra.core.config_store import ConfigStore
+
+            from opo.tasks.own import defaults_of
+
+            ConfigStore.instance().store(group="task", name=reference, node=defaults_of(reference))
 
 
 def rewritten(override: str) -> list[str]:

@@ -25,6 +25,7 @@ from opo.cli.compose import compose_job, composing, parse, plain
 from opo.cli.hydra_errors import one_line
 from opo.cli.jobs import Announce, Failure, Record, Stopped, leave_with
 from opo.errors import StoppedRun, UserError
+from opo.parallel.environment import rank_and_size
 from opo.system.storage import storage_faults_in_one_sentence
 from opo.train.interrupt import Interrupt
 
@@ -52,7 +53,10 @@ def check(invocation: Invocation, judge: Callable[[dict[str, Any]], Any] | None)
         given = [parse(line) for line in lines]
         fixed = [line for line, override in zip(lines, given, strict=True) if not override.is_sweep_override()]
         whole = compose_job(root, fixed)
-        if not invocation.multirun and _own(whole, "mode") != RunMode.MULTIRUN:
+        several = invocation.multirun or _own(whole, "mode") == RunMode.MULTIRUN
+        if several and rank_and_size()[1] > 1:
+            raise UserError("-m: a sweep starts its jobs in one process; torchrun takes one job")
+        if not several:
             if len(fixed) < len(given):
                 whole = compose_job(root, lines)  # several values without -m are refused here
             if judge is not None:
@@ -131,7 +135,7 @@ def launch(
     record = Record(
         Path("runs", f".jobs-{uuid.uuid4().hex}.jsonl").absolute()
     )  # where other machines of a cluster see it too
-    Interrupt.heard = False
+    Interrupt.any_heard = False
 
     def task(config: DictConfig) -> None:
         own = HydraConfig.get()
@@ -141,10 +145,10 @@ def launch(
             with storage_faults_in_one_sentence(folder):
                 entry(plain(config, root), folder)
         except (UserError, StoppedRun) as error:
-            if several and not (Interrupt.heard and os.getpid() == launcher):
+            if several and not (Interrupt.any_heard and os.getpid() == launcher):
                 raise
             ended.append(error)  # raised outside Hydra, which would add lines of its own
-        if several and Interrupt.heard and os.getpid() == launcher:
+        if several and Interrupt.any_heard and os.getpid() == launcher:
             raise Stopped(folder)
 
     callback = f"++hydra.callbacks.announce={{_target_:{Announce.__module__}.Announce,record:'{record.file}'}}"

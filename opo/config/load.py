@@ -10,7 +10,7 @@ from opo.config.rules import RULES
 from opo.config.schema import AlgoConfig, RunConfig
 from opo.errors import UserError, near
 from opo.parts.options import OPTIONS
-from opo.tasks import TASKS
+from opo.tasks import kind_of
 
 UNIVERSAL = [field.name for field in fields(AlgoConfig) if field.name != "hyperparameters"]
 
@@ -51,8 +51,8 @@ def part_options(kind: str, values: Any) -> Any:
 
 
 def task_config(values: Any) -> Any:
-    """The config of the task that `values` name, a dataclass of `TASKS`."""
-    return read(TASKS[_named(values, "task", TASKS)][0], values, "task")
+    """The config of the task that `values` name."""
+    return read(kind_of(values), values, "task")
 
 
 def _named(values: Any, key: str, allowed: Mapping[str, Any]) -> str:

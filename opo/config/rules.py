@@ -9,9 +9,13 @@ from opo.catalogue import catalogue
 from opo.config.read import shown
 from opo.config.schema import RunConfig
 from opo.model.source import unreachable
+from opo.parallel.environment import rank_and_size
+from opo.parts import options
 from opo.tasks import make_task
+from opo.tasks.arithmetic import ALPHABET
 
 LONGEST_NAME = 200  # bytes; file systems allow 255
+ALPHABET_PROMPTS = 64  # that are looked at before a run; the others when they are drawn
 Rule = Callable[[RunConfig], Iterator[str]]  # yields complaints: the key, its value, what is allowed
 
 
@@ -101,6 +105,24 @@ def bearable_batch(config: RunConfig) -> Iterator[str]:
         )
 
 
+def enough_for_the_ranks(config: RunConfig) -> Iterator[str]:
+    """Every rank has a prompt of each minibatch and, where the engine has GPUs of its own, as many as the others."""
+    _, ranks = rank_and_size()
+    devices, prompts = config.rollout.devices or [], config.rollout.num_prompts // config.algo.minibatches
+    if ranks > 1 and isinstance(config.algo.filter, options.Curvature):
+        yield "algo.filter=curvature: looks at every token of the batch in one process; allowed with ranks is another"
+    if ranks > 1 and config.parallel.mode == "sharded":
+        for kind in ("sampler", "gradient"):
+            if getattr(config.algo, kind) is not None:
+                yield f"algo.{kind}: moves whole weights; allowed with parallel=sharded is null, or parallel=replicated"
+        if "score_norm2_PG" in catalogue()[config.algo.name].needs:
+            yield f"parallel=sharded: {config.algo.name} takes one backward pass a response; allowed is replicated"
+    if prompts < ranks:
+        yield f"rollout.num_prompts={config.rollout.num_prompts}: {ranks} ranks need at least {ranks * config.algo.minibatches}"
+    if len(devices) % ranks:
+        yield f"rollout.devices={devices}: must be a multiple of the {ranks} ranks, each with an engine of its own"
+
+
 def warm_up_ends(config: RunConfig) -> Iterator[str]:
     """A warm-up longer than the run never reaches the learning rate."""
     updates = config.steps * config.algo.updates_per_rollout
@@ -130,14 +152,28 @@ def tiny_shape(config: RunConfig) -> Iterator[str]:
 
 
 def tiny_alphabet(config: RunConfig) -> Iterator[str]:
-    """The built-in policy was warmed up on the arithmetic task and has tokens for its characters alone."""
-    if config.model.name == "tiny" and config.task.name != "arithmetic":
-        yield f"task={config.task.name}: the built-in policy knows task=arithmetic alone; choose another model"
+    """The built-in policy has tokens for the characters of `ALPHABET` and no chat template."""
+    if config.model.name != "tiny" or config.task.name == "arithmetic":
+        return
+    task = make_task(config.task, config.reward.function)
+    for prompt in (task.prompt(index) for index in range(ALPHABET_PROMPTS)):
+        if prompt.chat:
+            yield f"task={config.task.name}: the built-in policy has no chat template; set task.template=plain, or choose another model"
+            return
+        if unknown := sorted(set(prompt.text) - set(ALPHABET)):
+            yield (
+                f"task={config.task.name}: the built-in policy has no tokens for {' '.join(map(repr, unknown))} in prompt {prompt.index}; "
+                f"it knows {ALPHABET!r}. Write the prompts with these, or choose another model"
+            )
+            return
 
 
 def usable_task(config: RunConfig) -> Iterator[str]:
-    """The task can be made: its files are there and its options fit (the constructor says it in a sentence)."""
-    make_task(config.task)
+    """The task can be made, and each split that is used has its prompts (the task says it in a sentence)."""
+    task = make_task(config.task, config.reward.function)
+    task.prompt(0)
+    if config.evaluate.every:
+        task.prompt(config.evaluate.num_prompts - 1, "eval")
     yield from ()
 
 
@@ -192,6 +228,7 @@ RULES: list[Rule] = [
     kl_reward_counts,
     whole_minibatches,
     penalty_has_a_limit,
+    enough_for_the_ranks,
     warm_up_ends,
     tiny_shape,
     tiny_alphabet,

@@ -128,6 +128,7 @@ class CriticConfig:
 class RewardConfig:
     """Where rewards are computed: in processes that can be killed."""
 
+    function: str | None = None  # module:name of a reward of one's own, in place of the task's
     timeout_s: Positive = 10.0
     workers: Count = 1
 
@@ -172,6 +173,13 @@ class CertificateConfig:
 
 
 @dataclass(config=STRICT)
+class ParallelConfig:
+    """How several processes under torchrun share a run; with one process it changes nothing."""
+
+    mode: Literal["replicated", "sharded"] = "replicated"  # every rank the whole model, or its part of it (FSDP2)
+
+
+@dataclass(config=STRICT)
 class RunConfig:
     """One training run."""
 
@@ -186,6 +194,7 @@ class RunConfig:
     checkpoint: CheckpointConfig
     tracking: TrackingConfig
     certificate: CertificateConfig
+    parallel: ParallelConfig
     steps: Count = 80
     seed: Seed = 0
     study: str = "default"

@@ -12,7 +12,7 @@ response has a seed of its own, drawn from the generator. vLLM does not report a
 synchronisation; opo/train/mismatch.py detects them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -53,17 +53,7 @@ class VllmSampler:
         environment = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
         if devices is not None:
             environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "CUDA_VISIBLE_DEVICES": ",".join(map(str, devices))}
-        options: dict[str, Any] = {
-            "model": source,
-            "dtype": dtype,
-            "load_format": "dummy",
-            "skip_tokenizer_init": True,  # token ids in, token ids out
-            "generation_config": "vllm",  # not the sampling defaults that come with the model
-            "logprobs_mode": "processed_logprobs",
-            "enable_prefix_caching": True,
-            "max_model_len": max_model_len,
-            "max_num_seqs": max_sequences,
-        }
+        options = _options(source, dtype, max_model_len, max_sequences, devices)
         with contained(environment):
             vllm = _import_vllm()
             self.on_cpu: bool = vllm.platforms.current_platform.is_cpu()
@@ -84,13 +74,6 @@ class VllmSampler:
             else:
                 memory = f"rollout.gpu_memory_utilization={gpu_memory_utilization}"
                 options |= {"gpu_memory_utilization": gpu_memory_utilization, "enable_sleep_mode": self.sleeps}
-            if devices is None:
-                options["distributed_executor_backend"] = "uni"
-            else:
-                options |= {
-                    "tensor_parallel_size": len(devices),
-                    "weight_transfer_config": {"backend": "nccl"},
-                }
             try:
                 model_config = vllm.EngineArgs(**options).create_model_config()
                 if devices is None and model_config.using_transformers_backend():
@@ -127,7 +110,13 @@ class VllmSampler:
         self.engine.llm_engine.set_weight_version(str(version))
         self.version = version
 
-    def generate(self, prompt_ids: list[list[int]], sampling: Sampling, generator: torch.Generator) -> Samples:
+    def generate(
+        self,
+        prompt_ids: list[list[int]],
+        sampling: Sampling,
+        generator: torch.Generator,
+        which: Sequence[int] | None = None,
+    ) -> Samples:
         """See `Sampler.generate`. Log-probabilities of greedy responses are those of temperature one."""
         from vllm import SamplingParams
 
@@ -140,6 +129,9 @@ class VllmSampler:
                     f"rollout.max_new_tokens={sampling.max_new_tokens}; a prompt has at least one, both together at most the former"
                 )
         base, group = int(torch.randint(2**62, (), generator=generator, device=generator.device)), sampling.group_size
+        taken = range(len(prompt_ids)) if which is None else which
+        if not taken:
+            return Samples([], [], [], [])
         params = [
             SamplingParams(
                 temperature=0.0 if sampling.greedy else sampling.temperature,
@@ -152,10 +144,10 @@ class VllmSampler:
                 logprobs=0,  # of the sampled token alone
                 detokenize=False,
             )
-            for p in range(len(prompt_ids))
+            for p in taken
             for g in range(group)
         ]
-        prompts: list[Any] = [{"prompt_token_ids": ids} for ids in prompt_ids for _ in range(group)]
+        prompts: list[Any] = [{"prompt_token_ids": prompt_ids[p]} for p in taken for _ in range(group)]
         self._wake("weights", "kv_cache")
         with same_generators(), torch.compiler.set_stance("force_eager" if self.on_cpu else "default"):
             outputs = self.engine.generate(prompts, params, use_tqdm=False)
@@ -242,6 +234,26 @@ class WeightSource:
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         return merged_weights(self.model)
+
+
+def _options(
+    source: str, dtype: str, max_model_len: int | None, max_sequences: int, devices: list[int] | None
+) -> dict[str, Any]:
+    """What the engine is asked for on any device."""
+    options: dict[str, Any] = {
+        "model": source,
+        "dtype": dtype,
+        "load_format": "dummy",
+        "skip_tokenizer_init": True,  # token ids in, token ids out
+        "generation_config": "vllm",  # not the sampling defaults that come with the model
+        "logprobs_mode": "processed_logprobs",
+        "enable_prefix_caching": True,
+        "max_model_len": max_model_len,
+        "max_num_seqs": max_sequences,
+    }
+    if devices is None:
+        return options | {"distributed_executor_backend": "uni"}
+    return options | {"tensor_parallel_size": len(devices), "weight_transfer_config": {"backend": "nccl"}}
 
 
 def _import_vllm() -> Any:

@@ -25,7 +25,8 @@ from opo.system.atomic import write_text
 from opo.system.records import read_json, read_yaml
 
 FAILED = "FAILED"  # a file that holds why the last job in this folder ended
-FREE = ("tracking", "checkpoint", "study")  # keys that may differ when a run is resumed
+# keys that may differ when a run is resumed
+FREE = ("tracking", "checkpoint", "study", "threads", "device", "parallel")
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,19 @@ class RunFolder:
         write_text(path / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
         write_text(file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         return cls(path, config, record["wandb_run_id"], lock, made)
+
+    @classmethod
+    @contextmanager
+    def existing(cls, path: Path) -> Iterator[Self]:
+        """A folder that a run left, held against a training in it and not changed.
+
+        Raises UserError that names a damaged file, and where another process trains in it.
+        """
+        config, record = read_yaml(path / "config.yaml"), read_json(path / "run.json")
+        if not isinstance(record.get("wandb_run_id"), str):
+            raise UserError(f"{path / 'run.json'}: damaged, it holds no wandb_run_id; restore it from a copy")
+        with _lock(path) as lock:
+            yield cls(path, config, record["wandb_run_id"], lock)
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -16,7 +16,7 @@ from opo.config.schema import ModelConfig, RolloutConfig
 from opo.errors import UserError
 from opo.model.source import complaints, unreachable
 from opo.run.checkpoint import checkpoint_step, checkpoints
-from opo.tasks import TASKS
+from opo.tasks import kind_of
 from opo.tasks.arithmetic import ArithmeticConfig
 
 
@@ -49,7 +49,11 @@ class Weights:
         if own is not None or self.run is None:
             return own if own is not None else ArithmeticConfig()
         values = self.run["task"]
-        return read(TASKS[values["name"]][0], values, "task")
+        return read(kind_of(values), values, "task")
+
+    def reward_function(self, own: str | None = None) -> str | None:
+        """The reward function in place of the task's own: the one that is asked for, else the run's."""
+        return own or ((self.run or {}).get("reward") or {}).get("function")
 
     def rollout(self, own: Any, group_size: int) -> RolloutConfig:
         """Sampling with one's own limit and temperature, else the run's, else 48 tokens at temperature 1."""

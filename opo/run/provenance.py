@@ -9,8 +9,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from opo.system.terminal import say
 
 PACKAGES = (
@@ -46,6 +44,8 @@ PLAIN_PATCH = (  # whatever the user's or the repository's configuration makes o
 
 def provenance(config: dict[str, Any]) -> dict[str, Any]:
     """Versions of what is installed, commit and uncommitted changes, device and threads, seeds, and the time, as JSON."""
+    import torch  # seconds: not for those who only look at a folder
+
     project, here = Path(__file__).parents[2], Path.cwd()
     code = {"project": git_state(project)}
     if not here.is_relative_to(project):
@@ -69,6 +69,8 @@ def provenance(config: dict[str, Any]) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """The versions of the packages in PACKAGES that are installed; torch says itself which build it is (+cpu, +cu130)."""
+    import torch
+
     installed = {"torch": str(torch.__version__)}
     for name in PACKAGES:
         try:

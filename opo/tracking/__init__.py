@@ -118,13 +118,8 @@ class Tracker:
         """The process that mirrors the folder as it is now and becomes."""
         if self.mode == "off":
             return None
-        wandb_folder = self.folder.resolve() / "wandb"
-        wandb_folder.mkdir(exist_ok=True)
-        environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}  # another run's
-        environment["WANDB_DATA_DIR"] = str(wandb_folder / "data")  # staged artifacts: a run folder can be moved
-        setup = json.dumps(self.setup | {"mode": self.mode})
         try:
-            return Sidecar("opo.tracking.mirror", setup, wandb_folder / "mirror.log", environment)
+            return start_mirror(self.setup | {"mode": self.mode})
         except OSError as error:  # no memory or no process number left
             say(f"W&B failed ({error}); metrics.jsonl goes on", sys.stderr)
             return None
@@ -140,3 +135,12 @@ class Tracker:
 
 def completions_file(folder: Path, step: int) -> Path:
     return folder / "rollouts" / f"step-{step:06d}.parquet"
+
+
+def start_mirror(setup: dict[str, Any]) -> Sidecar:
+    """The process `opo.tracking.mirror` at work on a run folder. Raises OSError where none can be started."""
+    wandb_folder = Path(setup["folder"]) / "wandb"
+    wandb_folder.mkdir(exist_ok=True)
+    environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}  # another run's
+    environment["WANDB_DATA_DIR"] = str(wandb_folder / "data")  # staged artifacts: a run folder can be moved
+    return Sidecar("opo.tracking.mirror", json.dumps(setup), wandb_folder / "mirror.log", environment)

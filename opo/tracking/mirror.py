@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import wandb
 
 CALL_S = 90.0  # how long one call of wandb may take before the mirror gives up
+AGAIN_S = 1800.0  # the same for the end of a record that is made anew: all rows are sent there, and no training waits
 FLUSH_S = 1.0  # wandb's own default loses up to fifteen seconds of rows when it is killed
 
 
@@ -38,7 +39,7 @@ def mirror(setup: dict[str, Any]) -> None:
                 break
             heard = os.read(sys.stdin.fileno(), 4096)
             ended, clean = not heard.endswith(AWAKE), heard.endswith(CLEAN)
-    with _time_limit():
+    with _time_limit(AGAIN_S if setup.get("again") else CALL_S):
         run.finish(exit_code=0 if clean else 1)
 
 
@@ -52,9 +53,10 @@ def _start_run(folder: Path, setup: dict[str, Any]) -> tuple["wandb.Run", "wandb
     settings = wandb.Settings(
         x_transaction_log_flush_interval=FLUSH_S,
         init_timeout=CALL_S * 0.7,
-        finish_timeout=FINISH_S * 0.7,
+        finish_timeout=(AGAIN_S if setup.get("again") else FINISH_S) * 0.7,
         console="off",  # this process prints nothing of interest
         x_stats_pid=os.getppid(),
+        x_disable_stats=bool(setup.get("again")),  # this machine now says nothing of the run then
     )
     run = wandb.init(
         mode=setup["mode"],
@@ -74,12 +76,12 @@ def _start_run(folder: Path, setup: dict[str, Any]) -> tuple["wandb.Run", "wandb
     run.define_metric("train/step")
     for namespace in sorted({name.partition("/")[0] for name in METRICS}):
         run.define_metric(f"{namespace}/*", step_metric="train/step")
-    run.log_artifact(_code(folder, setup["id"]))
+    run.log_artifact(_code(folder, setup["id"], with_sources=not setup.get("again")))
     return run, wandb.Table(columns=["train/step", *COMPLETIONS], log_mode="INCREMENTAL")
 
 
-def _code(folder: Path, run_id: str) -> "wandb.Artifact":
-    """What replays the run: the resolved config, run.json, uncommitted changes, and the sources of the project."""
+def _code(folder: Path, run_id: str, with_sources: bool) -> "wandb.Artifact":
+    """What replays the run: the resolved config, run.json, uncommitted changes, and the project's sources where they are the run's."""
     import wandb
 
     artifact = wandb.Artifact(f"code-{run_id}", type="code")
@@ -90,7 +92,7 @@ def _code(folder: Path, run_id: str) -> "wandb.Artifact":
             with artifact.new_file(f"{place}.diff", encoding="utf-8") as diff:
                 diff.write(state["diff"])
     package = Path(__file__).resolve().parents[1]
-    for file in sorted(package.rglob("*.py")):
+    for file in sorted(package.rglob("*.py")) if with_sources else ():
         artifact.add_file(str(file), name=str(file.relative_to(package.parent)))
     return artifact
 
@@ -118,9 +120,9 @@ def _repeat(run: "wandb.Run", table: "wandb.Table", folder: Path, row: dict[str,
 
 
 @contextlib.contextmanager
-def _time_limit() -> Iterator[None]:
-    """End this process, with a traceback in its log, if the block takes longer than CALL_S."""
-    faulthandler.dump_traceback_later(CALL_S, exit=True)
+def _time_limit(seconds: float = CALL_S) -> Iterator[None]:
+    """End this process, with a traceback in its log, if the block takes longer."""
+    faulthandler.dump_traceback_later(seconds, exit=True)
     try:
         yield
     finally:

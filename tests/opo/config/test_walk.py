@@ -22,6 +22,7 @@ from opo.cli.compose import composed
 from opo.cli.launch import check
 from opo.config.describe import Interval, Key, bare, interval, keys_of
 from opo.config.schema import RunConfig
+from opo.config.track import TrackConfig
 from opo.errors import UserError
 from opo.tasks import TASKS
 
@@ -32,6 +33,7 @@ SCHEMAS = {
     "verify": VerifyConfig,
     "evaluate": EvaluateConfig,
     "report": ReportConfig,
+    "track": TrackConfig,
     "doctor": DoctorConfig,
 }
 GROUPS = {"train": {"task"}, "variance": {"task", "model"}, "evaluate": {"task", "model"}, "doctor": {"task"}}

@@ -1,175 +1,115 @@
-"""Model folders of every kind: loaded as they are, or one sentence; nothing in them is run."""
+"""Models that cannot be used are refused by their files, in one line, before any weight is read; no code of theirs is run."""
 
 import json
-import pickle
-from collections.abc import Callable
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import transformers as tf
 from safetensors.torch import load_file, save_file
-from small import small_llama
+from small import small_gpt2
+from transformers import BertConfig, BertModel, T5Config, T5Model
 
 from opo.config.schema import ModelConfig
 from opo.errors import UserError
 from opo.model.load import load_policy, save_model
 from opo.model.policy import Policy
-from opo.model.source import unreachable
+from opo.model.source import complaints
 from opo.model.tiny import character_tokenizer
+from opo.run.checkpoint import save_checkpoint
+from opo.run.policies import evaluated_policies
 
-SIZE = len(character_tokenizer())
-
-
-def write(folder: Path, model: Any = None, tokenizer: Any = None) -> Path:
-    save_model(
-        Policy(small_llama(vocabulary=SIZE) if model is None else model, tokenizer or character_tokenizer()), folder
-    )
-    return folder
+WEIGHTS = "model.safetensors"
 
 
-def edit(file: Path, **changes: Any) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_model(Policy(small_gpt2(vocabulary=len(character_tokenizer())), character_tokenizer()), tmp_path / "model")
+    return tmp_path / "model"
+
+
+def change(file: Path, **values: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
 def cut(folder: Path) -> None:
-    file = folder / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-100])
-
-
-def not_a_number(folder: Path) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    tensors["model.layers.1.mlp.down_proj.weight"][3, 5] = torch.nan
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-
-
-def without_a_tensor(folder: Path) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    del tensors["model.layers.0.mlp.up_proj.weight"]
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-
-
-class Bomb:
-    def __reduce__(self) -> Any:
-        return Path.touch, (Path("exploded"),)
+    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-7])
 
 
 def pickled(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
+    torch.save({}, folder / "pytorch_model.bin")
+    (folder / WEIGHTS).unlink()
 
 
-def with_code_of_its_own(folder: Path) -> None:
-    edit(folder / "config.json", model_type="mine", auto_map={"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"})
-    (folder / "code.py").write_text("from pathlib import Path\nPath('exploded').touch()\n")
+def own_code(folder: Path) -> None:
+    change(folder / "config.json", model_type="mine", auto_map={"AutoModelForCausalLM": "mine.Mine"})
+    (folder / "mine.py").write_text(f"open({str(folder / 'ran')!r}, 'w')")
 
 
-def without_tokenizer(folder: Path) -> None:
-    for file in folder.glob("*token*"):
-        file.unlink()
+def missing_shard(folder: Path) -> None:
+    (folder / WEIGHTS).rename(folder / "model-00001-of-00002.safetensors")
+    table = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(table))
 
 
-def with_a_tokenizer_of_more_tokens(folder: Path) -> None:
-    write(folder, small_llama(vocabulary=SIZE - 3))
+BY_FILES = {
+    "config.json cannot be read as JSON": lambda f: (f / "config.json").write_text('{"model_type": '),
+    "model.safetensors is damaged: ": cut,
+    "model.safetensors is cut short": lambda f: (f / WEIGHTS).write_bytes(b"\xff\xff\xff\xff"),
+    "has no model.safetensors": lambda f: (f / WEIGHTS).unlink(),
+    "its weights are pickled": pickled,
+    "code of its own (auto_map), which is never run": own_code,
+    "model-00002-of-00002.safetensors is missing": missing_shard,
+}
 
 
-@pytest.mark.parametrize(
-    ("damage", "said"),
-    [
-        (cut, r"model\.safetensors is damaged"),
-        (not_a_number, r"model\.layers\.1\.mlp\.down_proj\.weight holds a weight that is no finite number"),
-        (without_a_tensor, r"lack 1 tensors of the model, the first model\.layers\.0\.mlp\.up_proj\.weight"),
-        (pickled, "pickle can run code, so it is not opened"),
-        (with_code_of_its_own, r"never run \(trust_remote_code=False\)"),
-        (without_tokenizer, r"model\.path="),
-        (with_a_tokenizer_of_more_tokens, f"3 tokens beyond the {SIZE - 3} rows of its embedding"),
-        (lambda folder: (folder / "config.json").write_text("{"), r"config\.json cannot be read"),
-    ],
-)
-def test_a_folder_that_cannot_be_used_is_one_sentence(
-    damage: Callable[[Path], None], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("said", BY_FILES)
+def test_every_command_refuses_a_broken_folder_in_the_same_words(folder: Path, said: str) -> None:
+    BY_FILES[said](folder)
+    (line,) = complaints(folder, f"model.path={folder}")
+    assert said in line
+    with pytest.raises(UserError) as loading:
+        load_policy(ModelConfig("pretrained", str(folder)))
+    with pytest.raises(UserError) as naming:
+        evaluated_policies(None, ModelConfig("pretrained", str(folder)))
+    assert str(loading.value) == str(naming.value) == line
+    assert "\n" not in line
+    assert not (folder / "ran").exists()
+
+
+def test_what_only_loading_shows_is_one_line_too(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    damage(write(tmp_path / "model"))
-    with pytest.raises(UserError, match=said) as caught:
-        load_policy(ModelConfig(name="pretrained", path=str(tmp_path / "model")))
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "exploded").exists()
+    encoder, pair = tmp_path / "encoder", tmp_path / "pair"
+    shape = BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
+    BertModel(shape).save_pretrained(encoder)
+    character_tokenizer().save_pretrained(encoder)
+    with pytest.raises(UserError, match=r"its weights lack \d tensors of the model, the first cls\."):
+        load_policy(ModelConfig("pretrained", str(encoder)))
+    T5Model(T5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)).save_pretrained(pair)
+    with pytest.raises(UserError, match="a t5 model; allowed are causal language models"):
+        load_policy(ModelConfig("pretrained", str(pair)))
+    assert capfd.readouterr().err == ""
+    weights = load_file(folder / WEIGHTS)
+    name = "transformer.h.0.mlp.c_fc.weight"
+    save_file({k: v for k, v in weights.items() if k != name}, folder / WEIGHTS, {"format": "pt"})
+    with pytest.raises(UserError, match=rf"its weights lack 1 tensors of the model, the first {name}"):
+        load_policy(ModelConfig("pretrained", str(folder)))
+    weights[name][0, 0] = torch.nan
+    save_file(weights, folder / WEIGHTS, {"format": "pt"})
+    with pytest.raises(UserError, match=rf"{name} holds a weight that is no finite number"):
+        load_policy(ModelConfig("pretrained", str(folder)))
 
 
-@pytest.mark.parametrize(
-    ("model", "said"),
-    [
-        (
-            lambda: tf.MambaForCausalLM(tf.MambaConfig(vocab_size=SIZE, hidden_size=16, num_hidden_layers=1)),
-            "a mamba model keeps a state",
-        ),
-        (
-            lambda: tf.T5ForConditionalGeneration(
-                tf.T5Config(vocab_size=SIZE, d_model=16, d_ff=16, d_kv=8, num_layers=1, num_heads=2)
-            ),
-            "a t5 model; allowed are causal language models",
-        ),
-        (
-            lambda: tf.BertLMHeadModel(
-                tf.BertConfig(
-                    vocab_size=SIZE,
-                    hidden_size=16,
-                    intermediate_size=16,
-                    num_hidden_layers=1,
-                    num_attention_heads=2,
-                    initializer_range=0.5,
-                )
-            ),
-            "looks ahead",
-        ),
-    ],
-)
-def test_architectures_that_cannot_be_trained_here_are_named(
-    model: Callable[[], Any], said: str, tmp_path: Path
-) -> None:
-    write(tmp_path / "model", model())
-    with pytest.raises(UserError, match=said):
-        load_policy(ModelConfig(name="pretrained", path=str(tmp_path / "model")))
-
-
-def test_more_rows_than_tokens_and_added_tokens_past_them_are_usual(tmp_path: Path) -> None:
-    padded = write(tmp_path / "padded", small_llama(vocabulary=SIZE + 64))
-    load_policy(ModelConfig(name="pretrained", path=str(padded)))
-    tokenizer = character_tokenizer()
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    assert len(tokenizer) == SIZE + 1
-    load_policy(ModelConfig(name="pretrained", path=str(write(tmp_path / "added", None, tokenizer))))
-
-
-@pytest.mark.parametrize("targets", [["no_such"], ["q_proj", "no_such"]])
-def test_a_lora_target_that_no_layer_has_is_named(targets: list[str], tmp_path: Path) -> None:
-    folder = write(tmp_path / "model")
-    with pytest.raises(UserError, match=r"model\.lora_targets=.*no_such"):
-        load_policy(ModelConfig(name="pretrained", path=str(folder), lora_rank=2, lora_targets=targets))
-
-
-def test_adapters_alone_are_no_model(tmp_path: Path) -> None:
-    folder = write(tmp_path / "model")
-    policy = load_policy(ModelConfig(name="pretrained", path=str(folder), lora_rank=2))
-    save_model(policy, tmp_path / "adapters")
-    (said,) = unreachable(str(tmp_path / "adapters"), "model.path")
-    assert "holds adapters alone" in said
-
-
-def test_a_mixture_of_experts_goes_to_float64(tmp_path: Path) -> None:
-    shape = {
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-    }
-    mixture = tf.MixtralForCausalLM(tf.MixtralConfig(vocab_size=SIZE, num_local_experts=4, **shape))
-    folder = write(tmp_path / "model", mixture)
-    single, double = (
-        load_policy(ModelConfig(name="pretrained", path=str(folder), dtype=dtype)).model(torch.arange(8)[None]).logits
-        for dtype in ("float32", "float64")
+def test_a_bit_that_flipped_in_a_checkpoint_is_seen_by_whoever_reads_it(folder: Path, tmp_path: Path) -> None:
+    saved = save_checkpoint(
+        tmp_path / "checkpoints", 3, lambda to: shutil.copytree(folder, to, dirs_exist_ok=True), {}, {}
     )
-    torch.testing.assert_close(single.double(), double, atol=1e-4, rtol=1e-4)
+    (found,) = evaluated_policies(str(saved), None)
+    load_policy(found.weights[0].source)
+    data = bytearray((saved / "policy" / WEIGHTS).read_bytes())
+    data[-3] ^= 1
+    (saved / "policy" / WEIGHTS).write_bytes(data)
+    with pytest.raises(UserError, match=r"model\.safetensors: damaged, its SHA-256 is not the manifest's"):
+        load_policy(found.weights[0].source)

@@ -1,0 +1,58 @@
+"""A user's module: a task with options, and reward functions under the signatures of others."""
+
+from dataclasses import dataclass
+
+from opo.tasks.base import Prompt
+
+
+@dataclass
+class CountConfig:
+    seed: int = 0
+    largest: int = 9
+
+
+class Count:
+    """Say the next number."""
+
+    def __init__(self, config: CountConfig):
+        self.config = config
+
+    def prompt(self, index, split="train"):
+        number = (index + self.config.seed + (1000 if split == "eval" else 0)) % self.config.largest
+        return Prompt(index, f"{number}+1=", str(number + 1))
+
+    def score(self, prompt, response):
+        return float(response.strip() == prompt.answer)
+
+
+class Scoreless:
+    def prompt(self, index, split="train"):
+        return Prompt(index, "?", "")
+
+
+def plain(prompt, response):
+    return float(response == str(prompt.metadata["target"]))
+
+
+def trl(completions, target, **kwargs):
+    return [float(c == str(t)) for c, t in zip(completions, target, strict=True)]
+
+
+async def trl_async(prompts, completions, target):
+    return trl(completions, target)
+
+
+def verl(data_source, solution_str, ground_truth, extra_info=None):
+    return {"score": float(solution_str == ground_truth), "acc": 1.0}
+
+
+def verl_batched(data_sources, solution_strs, ground_truths, extra_infos):
+    return [float(s == g) for s, g in zip(solution_strs, ground_truths, strict=True)]
+
+
+def wants_more(completions, nowhere):
+    return [0.0]
+
+
+def alone(response):
+    return 0.0
