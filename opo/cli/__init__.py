@@ -74,6 +74,12 @@ COMMANDS = {
         "analysis.commands.runs:main",
         "analysis.config.runs:RunsConfig",
     ),
+    "export": Command(
+        "a training for verl, or a checkpoint as a model folder with a card",
+        "opo.export.config:load_config",
+        "opo.export:main",
+        "opo.export.config:VerlExport",
+    ),
     "track": Command(
         "the W&B record of a run made anew from its folder",
         "opo.config.track:load_config",
@@ -87,6 +93,8 @@ COMMANDS = {
         "analysis.config.doctor:DoctorConfig",
     ),
 }
+
+FIRST_WORD = {"export": "what"}  # command -> the key that its first word gives, as in `opo export verl`
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -225,6 +233,8 @@ def take_apart(name: str, arguments: list[str]) -> "tuple[Invocation, bool]":
     flags += [
         part for flag in ("cfg", "info", "package") if (value := getattr(given, flag)) for part in (f"--{flag}", value)
     ]
+    if name in FIRST_WORD and given.overrides and re.fullmatch(r"[a-z]+", given.overrides[0]):
+        given.overrides[0] = f"{FIRST_WORD[name]}={given.overrides[0]}"
     overrides = [part for override in given.overrides for part in rewritten(override)]
     offer_own_tasks(overrides)
     if given.config_dir is not None:
