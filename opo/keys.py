@@ -7,9 +7,13 @@
 pydantic refuses what does not fit; `opo.config.read` makes one line of it. Neither torch nor transformers is needed here.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import ConfigDict, Field
+
+from opo.names import Aggregation, Compute, HeadKernel, KLEstimator, Split
+
+__all__ = ["Aggregation", "Compute", "HeadKernel", "KLEstimator", "Split"]  # from opo.names, for schemas
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # nothing is rounded or parsed from text
 
@@ -32,8 +36,3 @@ LearningRate = Annotated[float, Field(ge=0, le=1)]
 Temperature = Annotated[float, Field(gt=0, le=100)]
 
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$", description="auto, cpu, cuda or cuda:N")]
-Split = Literal["train", "eval"]
-Aggregation = Literal["sequence_sum", "sequence_mean", "token_mean"]
-Compute = Literal["float32", "bfloat16_backward", "bfloat16"]
-HeadKernel = Literal["tiled", "liger"]
-KLEstimator = Literal["k1", "k2", "k3"]

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from analysis.evaluation.intervals import Array
 from analysis.evaluation.measures import Difference, Estimate, by_prompt, differences, estimates
 from opo.config.schema import RewardConfig
 from opo.model.load import load_policy
+from opo.parallel.world import World
 from opo.rollout.collect import open_collector
 from opo.run.policies import Weights, evaluated_policies
 from opo.system.atomic import write_text
@@ -27,6 +28,12 @@ def main(values: dict[str, Any], folder: Path) -> None:
     """Evaluate every policy that the checkpoint names, and compare each with the first; writes `eval.json`, prints tables."""
     config = load_config(values)
     use_machine(config.threads)
+    with World.join() as world:
+        world.same(values)
+        _main(config, folder, world)
+
+
+def _main(config: EvaluateConfig, folder: Path, world: World) -> None:
     results: list[dict[str, Any]] = []
     measured: dict[str, dict[str, Array]] = {}
     compared: list[Difference] = []
@@ -35,7 +42,7 @@ def main(values: dict[str, Any], folder: Path) -> None:
             seed = weights.run["seed"] if weights.run and len(policy.weights) > 1 else None
             label = policy.label if seed is None else f"{policy.label}, seed {seed}"
             label = f"{label} ({weights.path})" if label in measured else label
-            measured[label] = _measure(config, weights)
+            measured[label] = _measure(config, weights, world)
             found = estimates(measured[label], rng_for(config.seed, "evaluate bootstrap"), config.num_bootstrap)
             results.append({"policy": label, "weights": weights.path, "step": policy.step})
             results[-1]["measures"] = {name: _plain(estimate) for name, estimate in found.items()}
@@ -44,11 +51,12 @@ def main(values: dict[str, Any], folder: Path) -> None:
             keys = ("seed", "split", "prompts", "responses")
             content = {key: getattr(config, key) for key in keys} | {"policies": results}
             content |= {"differences": [_plain(difference) for difference in compared]}
-            write_text(folder / "eval.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
-            Console().print(_table(label, found))
-    if compared:
+            if world.is_first:
+                write_text(folder / "eval.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
+                Console().print(_table(label, found))
+    if compared and world.is_first:
         Console().print(_differences_table(compared))
-    print(folder / "eval.json")
+    world.say(str(folder / "eval.json"))
 
 
 def _plain(record: Estimate | Difference) -> dict[str, Any]:
@@ -56,11 +64,12 @@ def _plain(record: Estimate | Difference) -> dict[str, Any]:
     return {key: None if value in (inf, -inf) else value for key, value in asdict(record).items()}
 
 
-def _measure(config: EvaluateConfig, weights: Weights) -> dict[str, Array]:
+def _measure(config: EvaluateConfig, weights: Weights, world: World) -> dict[str, Array]:
     """Every measure at every prompt; all policies are asked the same prompts."""
     rollout = weights.rollout(config.rollout, config.responses)
     task = make_task(weights.task(config.task), weights.reward_function(config.reward.function))
     policy = load_policy(weights.source, rollout.temperature, config.device, weights.adapters)
+    policy = replace(policy, world=world)
     reward = RewardConfig(timeout_s=config.reward_timeout_s)
     with open_collector(policy, task, weights.source, rollout, reward) as collector:
         batch = collector.collect(0, config.prompts, generator_for(config.seed, "evaluate"), split=config.split)

@@ -10,6 +10,7 @@ from analysis.report.terminal import ledger_table, wide_console
 from analysis.study.config import load_config
 from analysis.study.run import run_study
 from analysis.study.tables import moments_table
+from opo.parallel.world import World
 from opo.system.atomic import write_text
 
 __all__ = ["load_config", "main"]
@@ -17,10 +18,14 @@ __all__ = ["load_config", "main"]
 
 def main(values: dict[str, Any], folder: Path) -> None:
     """`opo variance`: run the study in `folder` and print tables and ledgers of its first and last policy."""
-    folder.mkdir(parents=True, exist_ok=True)
-    kept = {key: value for key, value in values.items() if key != "shard"}
-    write_text(folder / "config.yaml", yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
-    study = run_study(load_config(values), folder)
+    config = load_config(values)
+    with World.join() as world:
+        world.same(values)
+        kept = {key: value for key, value in values.items() if key != "shard"}
+        if world.is_first:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(folder / "config.yaml", yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
+        study = run_study(config, folder, world)
     if study is not None:
         if study.imported is not None:
             print(study.imported["text"])

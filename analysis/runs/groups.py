@@ -66,7 +66,9 @@ def _labels(
         differing = [key for key in keys if row[key] is not None and peers[key].n_unique() > 1]
         where = [row[key] for key in ("model", "task") if table[key].n_unique() > 1]
         short[identity[row["run"]]] = _label(row, where, differing)
-        full[identity[row["run"]]] = f"{row['algo']} ({', '.join([*where, *(f'{key}={row[key]}' for key in differing)])})"
+        full[identity[row["run"]]] = (
+            f"{row['algo']} ({', '.join([*where, *(f'{key}={row[key]}' for key in differing)])})"
+        )
     taken = list(short.values())
     return {key: label if taken.count(label) == 1 else full[key] for key, label in short.items()}
 

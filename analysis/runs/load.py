@@ -7,11 +7,11 @@ from typing import Any
 
 import polars as pl
 
-from opo.train.mismatch import FILE
 from opo.errors import UserError
 from opo.run.folder import leaves
 from opo.run.metrics import read_rows
 from opo.system.records import read_json, read_yaml
+from opo.train.mismatch import FILE
 
 LABELS = ("run", "study", "algo", "task", "model", "seed")
 

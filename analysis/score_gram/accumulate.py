@@ -49,13 +49,17 @@ class GramSink:
         """By pairs of tokens, by the span of a shared prompt, or by rows, whichever takes the fewest multiply-adds."""
         shared = uses[0].shared if len(uses) == 1 else 0
         if 0 < shared < 0.7 * columns and (parts := split_by_span(uses[0], shared)):
-            along, across = (self._gram_of_outers([x], rows, x.right_NTC.shape[-1], dtype) for x in parts)
-            return along + across
+            along, across = parts
+            gram = self._gram_of_factors([along], rows, along.right_NTC.shape[-1], dtype)
+            return gram + self._gram_of_outers([across], rows, columns, dtype)
         tokens = Tokens.of(uses)
         if tokens.cost(rows, columns) < self._cost_by_rows(uses, rows, columns):
             return pair_gram(tokens, self.num_responses)
+        return self._gram_of_factors(uses, rows, columns, dtype)
+
+    def _gram_of_factors(self, uses: Sequence[Outer], rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+        """More rows than columns make larger products of each chunk; the Gram of the transposed gradients is the same."""
         if rows < columns:
-            # More rows than columns make larger products of each chunk; the Gram of the transposed gradients is the same.
             return self._gram_by_rows([use.transposed() for use in uses], columns, rows, None, dtype)
         return self._gram_by_rows(uses, rows, columns, None, dtype)
 

@@ -6,7 +6,7 @@ gradients of a few rows at a time, and their products give K. N gradients are ne
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from itertools import combinations
 from typing import Any, Literal, Protocol
 
@@ -125,12 +125,13 @@ def send_scores(
         capture = Capture(model, parameters, dtype, emit)
         capture.shared = common_prefix(context)
         stack.enter_context(capture.hooked())
+        sharing: AbstractContextManager[Any] = nullcontext()
         if capture.shared:
             prompt = model_inputs(inner, context.select([0]).columns(slice(capture.shared)))
-            stack.enter_context(prompt_products(lambda: tail.hidden(prompt, lambda: None), shape))
+            sharing = prompt_products(lambda: tail.hidden(prompt, lambda: None), context.attention_mask, capture.shared)
         if recompute:
-            stack.enter_context(recomputed_layers(inner, capture, *shape))
-        with capture.batch(*shape):
+            stack.enter_context(recomputed_layers(inner, capture, shape, sharing))
+        with sharing, capture.batch(*shape):
             hidden_NLD = tail.hidden(model_inputs(inner, context), capture.count_head)
         grad_NLD = Head(tail, terms, batch.temperature, dtype).backward(hidden_NLD, capture)
         if hidden_NLD.requires_grad:

@@ -1,7 +1,7 @@
 """Decoder layers that keep only their input and run again in the backward pass (Chen et al. 2016), in evaluation mode."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -20,22 +20,27 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def recomputed_layers(model: nn.Module, capture: Capture, num_responses: int, length: int) -> Iterator[None]:
-    """Each decoder layer runs without a graph, then again when its output's gradient has arrived; `capture` hears that run."""
+def recomputed_layers(
+    model: nn.Module, capture: Capture, shape: tuple[int, int], around: AbstractContextManager[Any]
+) -> Iterator[None]:
+    """Each decoder layer runs without a graph, then again, inside `around`, when its output's gradient has arrived.
+
+    `capture` hears the second run, on a batch of `shape` = (responses, tokens).
+    """
     layers = decoder_layers(model)
     if not layers:
         raise ValueError(f"{type(model).__name__} has no layers that can be recomputed; use recompute=False")
     with ExitStack() as stack:
         for layer in layers:
-            stack.enter_context(replaced_forward(layer, _twice(layer.forward, capture, num_responses, length)))
+            stack.enter_context(replaced_forward(layer, _twice(layer.forward, capture, shape, around)))
         yield
 
 
-def _twice(forward: Any, capture: Capture, num_responses: int, length: int) -> Any:
+def _twice(forward: Any, capture: Capture, shape: tuple[int, int], around: AbstractContextManager[Any]) -> Any:
     def run(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        with capture.batch(num_responses, length, mode="again"):
+        with around, capture.batch(*shape, mode="again"):
             return forward(*args, **kwargs)
 
     def checkpointed(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:

@@ -9,8 +9,8 @@ sum_t b_nt a_t^T is split by the span of the T inputs a_t of the prompt, with an
 The first part has T columns in place of C, the second no prompt tokens.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -31,18 +31,30 @@ def common_prefix(batch: Batch) -> int:
 
 
 class _PrefixGiven(torch.autograd.Function):
-    """x W^T + b whose first T columns are known; the gradient is that of the plain product."""
+    """x W^T + b whose first T columns are known, of the other places only those in `index_K`; the rest, padding, is zero.
+
+    The gradient is that of the plain product.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x_NLC: Tensor, weight_RC: Tensor, bias_R: Tensor | None, known_1TR: Tensor) -> Tensor:
-        ctx.save_for_backward(weight_RC)
-        rest = F.linear(x_NLC[:, known_1TR.shape[1] :], weight_RC, bias_R)
-        return torch.cat([known_1TR.expand(len(x_NLC), -1, -1), rest], 1)
+    def forward(
+        ctx: Any, x_NLC: Tensor, weight_RC: Tensor, bias_R: Tensor | None, known_1TR: Tensor, index_K: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(weight_RC, index_K)
+        ctx.shared = known_1TR.shape[1]
+        out_NLR = x_NLC.new_zeros(*x_NLC.shape[:2], len(weight_RC))
+        out_NLR[:, : ctx.shared] = known_1TR
+        out_NLR.view(-1, len(weight_RC))[index_K] = F.linear(x_NLC.flatten(0, 1)[index_K], weight_RC, bias_R)
+        return out_NLR
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (weight_RC,) = ctx.saved_tensors
-        return grads[0] @ weight_RC, None, None, None
+        weight_RC, index_K = ctx.saved_tensors
+        grad_NLR = grads[0]
+        grad_x = grad_NLR.new_zeros(*grad_NLR.shape[:2], weight_RC.shape[1])
+        grad_x[:, : ctx.shared] = grad_NLR[:, : ctx.shared] @ weight_RC
+        grad_x.view(-1, weight_RC.shape[1])[index_K] = grad_NLR.flatten(0, 1)[index_K] @ weight_RC
+        return grad_x, None, None, None, None
 
 
 Known = tuple[Tensor, int]  # a product and its version, by which one that is overwritten in place is known
@@ -65,9 +77,9 @@ class _Recording(TorchFunctionMode):
 class _Reusing(TorchFunctionMode):
     """F.linear on (N, L, C) takes its first columns from the record."""
 
-    def __init__(self, products: Mapping[Tensor, Known | None], shape: tuple[int, int]) -> None:
+    def __init__(self, products: Mapping[Tensor, Known | None], shape: tuple[int, int], index_K: Tensor) -> None:
         super().__init__()
-        self.products, self.shape = products, shape
+        self.products, self.shape, self.index_K = products, shape, index_K
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.linear and len(args) > 1 and args[0].dim() == 3 and args[0].shape[:2] == self.shape:
@@ -75,17 +87,21 @@ class _Reusing(TorchFunctionMode):
             bias = args[2] if len(args) > 2 else (kwargs or {}).get("bias")
             constant = not any(p is not None and p.requires_grad for p in (args[1], bias))
             if known is not None and known._version == version and constant:
-                return _PrefixGiven.apply(args[0], args[1], bias, known)
+                return _PrefixGiven.apply(args[0], args[1], bias, known, self.index_K)
         return func(*args, **(kwargs or {}))
 
 
-@contextmanager
-def prompt_products(run_prompt: Callable[[], Any], shape: tuple[int, int]) -> Iterator[None]:
-    """Inside, linear layers applied to `shape` = (responses, tokens) take the prompt's columns from `run_prompt()`, run once here."""
+def prompt_products(run_prompt: Callable[[], Any], attention_NL: Tensor, shared: int) -> AbstractContextManager[Any]:
+    """A context in which linear layers take the columns of the prompt from `run_prompt()`, run once here, and leave padding out.
+
+    For forward passes alone: autograd puts such contexts aside, so what runs again in a backward pass enters it anew.
+    """
     with torch.no_grad(), _Recording() as record:
         run_prompt()
-    with _Reusing(record.products, shape):
-        yield
+    within_NL = attention_NL.flip(1).cumsum(1).flip(1) > 0  # up to the last attended token
+    within_NL[:, :shared] = False
+    index_K = within_NL.flatten().nonzero().squeeze(1)
+    return _Reusing(record.products, (attention_NL.shape[0], attention_NL.shape[1]), index_K)
 
 
 def split_by_span(use: Outer, shared: int) -> tuple[Outer, Outer] | None:
@@ -95,6 +111,7 @@ def split_by_span(use: Outer, shared: int) -> tuple[Outer, Outer] | None:
     if not apart <= 1e3 * torch.finfo(right_NTC.dtype).eps * prompt_TC.abs().amax():
         return None
     basis_CQ = torch.linalg.qr(prompt_TC.T).Q
-    along_NTQ = right_NTC @ basis_CQ
-    across_NSC = right_NTC[:, shared:] - along_NTQ[:, shared:] @ basis_CQ.T
+    along_NSQ = right_NTC[:, shared:] @ basis_CQ
+    along_NTQ = torch.cat([(prompt_TC @ basis_CQ).expand(len(right_NTC), -1, -1), along_NSQ], 1)
+    across_NSC = right_NTC[:, shared:] - along_NSQ @ basis_CQ.T
     return Outer(use.left_NTR, along_NTQ, use.first), Outer(use.left_NTR[:, shared:], across_NSC, use.first)

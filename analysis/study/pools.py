@@ -5,6 +5,7 @@ one that was cut into shards is merged by putting the files in one folder.
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,12 +20,13 @@ from analysis.variance.between_prompts import prompt_gradient
 from opo.batch import Rollouts
 from opo.errors import UserError
 from opo.model.forward import response_hidden
-from opo.model.logprobs import Head
-from opo.model.policy import Policy
+from opo.model.logprobs import token_logprobs
+from opo.model.policy import Policy, TokenScores
 from opo.system.atomic import replacing, write_text
 from opo.system.records import read_json
 
 GIB = 2**30
+HEAD_LOGITS = 2**23  # logits held at once by `head_norms`
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +82,7 @@ class Measurement:
 
     memory_gib: float  # about what activations and captured gradients of one pass may take
     token_responses: int  # how many responses of a prompt are measured token by token
+    verify: bool = True  # compare one score of the prompt with autograd's: once a model is enough
 
     def plan(self, policy: Policy, num_responses: int, length: int) -> Plan:
         """All responses at once if they fit, else recomputing layers (a forward pass more), else in blocks besides.
@@ -113,10 +116,11 @@ def measure_pool(
     plan = how.plan(policy, len(first_R.unique()), ids_NL.shape[1])
     passes = {"responses_per_pass": plan.responses, "recompute": plan.recompute}
     inputs = (ids_NL[keep], attended_NL[keep], response_NL[keep])
-    parts = score_gram(policy.model, *inputs, temperature=policy.temperature, split="layer", **passes)
+    options = {"temperature": policy.temperature, "verify": how.verify, **passes}
+    parts = score_gram(policy.model, *inputs, split="layer", **options)
     assert isinstance(parts, dict)
     policy = policy.with_token_budget(plan.tokens)
-    seen = policy.measure(rollouts, [0], energy=True)
+    seen, head_norm2_N = token_pass(policy, rollouts)
     assert seen.energies_MT is not None
     gap = np.nan
     if rollouts.logprobs_NT is not None:
@@ -135,7 +139,7 @@ def measure_pool(
         logprobs_R=seen.logprobs_MT.sum(1)[keep].numpy(),
         gram_RR=torch.stack(list(parts.values())).sum(0).cpu().numpy(),
         logit_energy_R=seen.energies_MT.sum(1)[keep].numpy(),
-        head_norm2_R=head_norms(policy, rollouts)[keep].numpy(),
+        head_norm2_R=head_norm2_N[keep].numpy(),
         parts=np.array(list(parts), dtype=np.str_),
         part_norm2_SR=torch.stack([gram.diagonal() for gram in parts.values()]).cpu().numpy(),
         token_sum_norm2_K=np.array([pair[0] for pair in by_token]),
@@ -179,28 +183,57 @@ def token_norms(policy: Policy, inputs: tuple[Tensor, ...], **passes: Any) -> tu
 
 
 @torch.no_grad()
-def head_norms(policy: Policy, rollouts: Rollouts) -> Tensor:
-    """|d log pi(y) / d W|_F^2 of the output matrix W as if it were untied, (N,): no backward pass through the model.
+def token_pass(policy: Policy, rollouts: Rollouts) -> tuple[TokenScores, Tensor]:
+    """Of every response token what `policy.measure` says, with logit energies, and `head_norms`, from the same hidden states."""
+    norms_N, shape = torch.zeros(len(rollouts.mask_NT), dtype=torch.float64), rollouts.mask_NT.shape
+    stats = [torch.zeros(shape, dtype=torch.float64) for _ in range(3)]
+    for part in policy.parts(rollouts, [0]):
+        hidden_KH, mask_MT = response_hidden(policy.decoder, rollouts, part)
+        targets_K = rollouts.tokens_NT[part.rows_M, : mask_MT.shape[1]].to(mask_MT.device)[mask_MT]
+        found = token_logprobs(
+            hidden_KH, policy.head, targets_K, policy.temperature, with_entropy=True, with_energy=True
+        )
+        for whole_NT, values_K in zip(stats, (found.logprobs_M, found.entropies_M, found.energies_M), strict=True):
+            assert values_K is not None
+            rows_MT = torch.zeros(mask_MT.shape, dtype=torch.float64)
+            whole_NT[part.rows_M, : mask_MT.shape[1]] = rows_MT.masked_scatter(mask_MT.cpu(), values_K.double().cpu())
+        norms_N[part.rows_M] = head_norms(policy, hidden_KH, targets_K, mask_MT.sum(1).tolist())
+    first_N = rollouts.first_N
+    logprobs_NT, entropies_NT, energies_NT = (x[first_N] for x in stats)
+    return TokenScores(logprobs_NT, entropies_NT, energies_NT, rollouts.mask_NT), norms_N[first_N]
+
+
+def head_norms(policy: Policy, hidden_KH: Tensor, targets_K: Tensor, lengths: list[int]) -> Tensor:
+    """|d log pi(y) / d W|_F^2 of the output matrix W as if it were untied, of responses laid end to end: (M,) float64.
 
     With e_t = d log pi(y_t) / d logits and h_t the hidden state, the gradient is sum_t e_t h_t^T and its squared norm
     sum_ts <e_t, e_s> <h_t, h_s>.
     """
-    head, norms_N = Head.of(policy.causal_lm), torch.zeros(rollouts.mask_NT.shape[0], dtype=torch.float64)
-    slope = head.scale / policy.temperature
-    for part in policy.parts(rollouts, [0]):
-        hidden_KH, mask_MT = response_hidden(policy.decoder, rollouts, part)
-        per_response = hidden_KH.split(mask_MT.sum(1).tolist())
-        for n, hidden_TH in zip(part.rows_M.tolist(), per_response, strict=True):  # V numbers for each token of one
-            targets_T = rollouts.tokens_NT[n, : len(hidden_TH)].to(hidden_TH.device)
-            raw_TV = torch.nn.functional.linear(hidden_TH, head.weight_VD, head.bias_V).float() * head.scale
-            capped_TV = raw_TV if head.softcap is None else torch.tanh(raw_TV / head.softcap) * head.softcap
-            error_TV = -torch.softmax(capped_TV / policy.temperature, -1)
-            error_TV[torch.arange(len(targets_T)), targets_T] += 1
-            if head.softcap is not None:
-                error_TV *= 1 - (capped_TV / head.softcap) ** 2
-            products_TT = (error_TV @ error_TV.T).double() * (hidden_TH @ hidden_TH.T).double()
-            norms_N[n] = products_TT.sum() * slope**2
-    return norms_N[rollouts.first_N]
+    head, slope = policy.head, policy.head.scale / policy.temperature
+    norms, most = [], max(max(lengths), HEAD_LOGITS // len(head.weight_VD))
+    for start, stop, group in _runs(lengths, most):
+        hidden_TH, targets_T = hidden_KH[start:stop], targets_K[start:stop]
+        raw_TV = torch.nn.functional.linear(hidden_TH, head.weight_VD, head.bias_V).float() * head.scale
+        capped_TV = raw_TV if head.softcap is None else torch.tanh(raw_TV / head.softcap) * head.softcap
+        error_TV = -torch.softmax(capped_TV / policy.temperature, -1)
+        error_TV[torch.arange(len(targets_T)), targets_T] += 1
+        if head.softcap is not None:
+            error_TV *= 1 - (capped_TV / head.softcap) ** 2
+        products_TT = (error_TV @ error_TV.T).double() * (hidden_TH @ hidden_TH.T).double()
+        own = torch.block_diag(*(torch.ones(length, length) for length in group)).to(products_TT)
+        norms.append(torch.stack([x.sum() for x in (products_TT * own).sum(1).split(group)]).cpu() * slope**2)
+    return torch.cat(norms)
+
+
+def _runs(lengths: list[int], most: int) -> Iterator[tuple[int, int, list[int]]]:
+    """Consecutive responses of at most so many tokens together: first token, end, their lengths."""
+    start, group = 0, list[int]()
+    for length in lengths:
+        if group and sum(group) + length > most:
+            yield start, start + sum(group), group
+            start, group = start + sum(group), []
+        group.append(length)
+    yield start, start + sum(group), group
 
 
 class PoolFolder:

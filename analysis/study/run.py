@@ -21,6 +21,7 @@ from analysis.variance.pool import Pool
 from opo.config.schema import RewardConfig
 from opo.errors import UserError
 from opo.model.load import load_policy
+from opo.parallel.world import World
 from opo.rollout.collect import open_collector
 from opo.run.policies import EvaluatedPolicy, Weights, evaluated_policies
 from opo.system.pace import Pace
@@ -29,36 +30,40 @@ from opo.system.threads import use_machine
 from opo.tasks import make_task
 
 
-def run_study(config: VarianceConfig, folder: Path) -> Study | None:
+def run_study(config: VarianceConfig, folder: Path, world: World | None = None) -> Study | None:
     """Measure what is missing of this shard; where no pool is missing after that, write the result and return it."""
+    world = world or World()
     foreign = Imported.of(config) if config.rollouts else None
     if foreign is not None:
         config = foreign.bounded(config)
-    waiting = measure(config, folder, foreign)
+    waiting = measure(config, folder, foreign, world)
     if waiting:
-        print(
+        world.say(
             f"{folder}: this shard is done, {waiting} pools of others are missing; the last to finish writes the result"
         )
         return None
-    return conclude(config, folder, foreign)
+    return world.by_first(lambda: conclude(config, folder, foreign))
 
 
-def measure(config: VarianceConfig, folder: Path, foreign: Imported | None = None) -> int:
-    """Make this shard's missing pools; returns how many pools of all shards are missing after that."""
+def measure(config: VarianceConfig, folder: Path, foreign: Imported | None = None, world: World | None = None) -> int:
+    """Make this shard's missing pools, each rank its part of them; returns how many pools of all shards are missing after that."""
     use_machine(config.threads)
+    world = world or World()
     numbers, planned = prompt_numbers(config, foreign), evaluated_policies(config.checkpoint, config.model)
     folders = {stage.name: PoolFolder(folder / "pools" / stage.name, setting_of(config, stage)) for stage in planned}
     which, count = config.shard_of
-    pace = Pace(sum(len(pools.missing(numbers[which::count])) for pools in folders.values()))
+    pace = Pace(sum(len(pools.missing(world.mine(numbers[which::count]))) for pools in folders.values()))
     made = 0
     for stage in planned:
         for turn, weights in enumerate(stage.weights):
-            mine = [n for i, n in enumerate(numbers) if i % len(stage.weights) == turn and i % count == which]
-            for number, pool in _measure(config, weights, folders[stage.name].missing(mine), foreign):
+            dealt = [n for i, n in enumerate(numbers) if i % len(stage.weights) == turn and i % count == which]
+            mine = folders[stage.name].missing(world.mine(dealt))
+            for number, pool in _measure(config, weights, mine, foreign):
                 pool.save(folders[stage.name].file(number))
                 made += 1
                 if pace.due(made):
-                    print(f"{stage.label}: pool {made}/{pace.total}  {pace.line(made, 'pool')}", flush=True)
+                    world.say(f"{stage.label}: pool {made}/{pace.total}  {pace.line(made, 'pool')}")
+    world.wait()
     return sum(len(pools.missing(numbers)) for pools in folders.values())
 
 
@@ -101,17 +106,21 @@ def setting_of(config: VarianceConfig, stage: EvaluatedPolicy) -> dict[str, Any]
     task = stage.weights[0].task(config.task)
     rollout = stage.weights[0].rollout(config.rollout, config.num_responses)
     models = [asdict(weights.model) for weights in stage.weights]
-    return {key: getattr(config, key) for key in keys} | {
-        "weights": stage.paths,
-        "models": models,
-        "task": None if config.rollouts else asdict(task),
-        "max_new_tokens": rollout.max_new_tokens,
-        "temperature": rollout.temperature,
-        "reward": asdict(config.reward),
-        "responses": config.responses if config.rollouts else config.num_responses,
-        "split": config.split or "eval",
-        "content": contents(config, stage),
-    }
+    return (
+        {key: getattr(config, key) for key in keys}
+        | {
+            "weights": stage.paths,
+            "models": models,
+            "task": None if config.rollouts else asdict(task),
+            "max_new_tokens": rollout.max_new_tokens,
+            "temperature": rollout.temperature,
+            "projection": 2,  # of gradients (`analysis.variance.between_prompts.project`): another draw may not be mixed with it
+            "reward": asdict(config.reward),
+            "responses": config.responses if config.rollouts else config.num_responses,
+            "split": config.split or "eval",
+            "content": contents(config, stage),
+        }
+    )
 
 
 def _measure(
@@ -125,10 +134,12 @@ def _measure(
     rollout = weights.rollout(config.rollout, config.num_responses)
     policy = load_policy(model, rollout.temperature, config.device, weights.adapters)
     how = Measurement(config.memory_gib, config.token_responses)
+    later = replace(how, verify=False)
     if foreign is not None:
         for number in numbers:
             prompt = foreign.prompts[number]
             yield number, measure_pool(policy, prompt.prompt_id, prompt.text, prompt.texts, prompt.rollouts(), how)
+            how = later
         return
     task, reward = (
         make_task(weights.task(config.task), weights.reward_function(config.reward.function)),
@@ -140,3 +151,4 @@ def _measure(
             batch = collector.collect(number, 1, number_rng, split=config.split or "eval")
             prompt = batch.prompts[0]
             yield number, measure_pool(policy, str(prompt.index), prompt.text, batch.responses[0], batch.rollouts, how)
+            how = later

@@ -7,7 +7,8 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from opo.errors import StoppedRun, UserError
+from opo.parallel.environment import rank_and_size
 from opo.system.storage import storage_faults_in_one_sentence
 
 if TYPE_CHECKING:
@@ -97,16 +99,26 @@ COMMANDS = {
 FIRST_WORD = {"export": "what"}  # command -> the key that its first word gives, as in `opo export verl`
 
 
+ON_RANKS = ("train", "variance", "evaluate", "doctor")  # commands that torchrun may start on several ranks
+OTHERS_SPEAK_S = 2.0
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit with its status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    guarded(lambda: sys.exit(run(given)))
+    sys.exit(0)
+
+
+def guarded(work: Callable[[], Any]) -> None:
+    """Do the work; what is no bug ends the process with one line and the status that it stands for. Of several ranks one speaks."""
     try:
         with storage_faults_in_one_sentence():
-            sys.exit(run(given))
+            work()
     except UserError as error:
-        fail(str(error), 2)
+        fail(str(error), 2, getattr(error, "speaks", None))
     except StoppedRun as error:
-        fail(str(error), 1)
+        fail(str(error), 1, getattr(error, "speaks", None))
     except KeyboardInterrupt:
         fail("interrupted", 1)
     except BrokenPipeError:  # `opo ... | head`: what reads has seen enough
@@ -114,10 +126,19 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(1)
 
 
-def fail(message: str, status: int) -> NoReturn:
-    """Print one line and exit; what a terminal would obey (an escape sequence in a value) is shown, not sent."""
-    line = " ".join(message.split())
-    print("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line), file=sys.stderr)
+def fail(message: str, status: int, speaks: bool | None = None) -> NoReturn:
+    """Print one line and exit; what a terminal would obey (an escape sequence in a value) is shown, not sent.
+
+    Of several ranks the first speaks, unless it is known who does. The others say a little later what they met: where the first met
+    it too, they have been ended by then.
+    """
+    rank, size = rank_and_size()
+    if speaks is None and rank > 0:
+        time.sleep(OTHERS_SPEAK_S)
+        message = f"rank {rank} of {size}: {message}"
+    if speaks is not False:
+        line = " ".join(message.split())
+        print("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line), file=sys.stderr, flush=True)
     sys.exit(status)
 
 
@@ -143,6 +164,8 @@ def run(arguments: list[str]) -> int:
         raise UserError(f"opo {name}: no such command{near(name, available)}; choose one of {', '.join(available)}")
     if "-sc" in rest or "--shell-completion" in rest:
         return complete(rest)
+    if rank_and_size()[1] > 1 and name not in ON_RANKS:
+        raise UserError(f"opo {name}: runs in one process; torchrun is for {', '.join(ON_RANKS)}")
     from opo.cli.launch import check, launch
 
     invocation, shows_only = take_apart(name, rest)

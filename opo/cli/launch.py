@@ -28,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from opo.cli.compose import compose_job, composing, parse, plain
 from opo.cli.hydra_errors import one_line
 from opo.errors import StoppedRun, UserError
+from opo.parallel.environment import rank_and_size
 from opo.run.folder import note_failure
 from opo.system.storage import storage_faults_in_one_sentence
 
@@ -55,7 +56,10 @@ def check(invocation: Invocation, judge: Callable[[dict[str, Any]], Any] | None)
         given = [parse(line) for line in lines]
         fixed = [line for line, override in zip(lines, given, strict=True) if not override.is_sweep_override()]
         whole = compose_job(root, fixed)
-        if not invocation.multirun and _own(whole, "mode") != RunMode.MULTIRUN:
+        several = invocation.multirun or _own(whole, "mode") == RunMode.MULTIRUN
+        if several and rank_and_size()[1] > 1:
+            raise UserError("-m: a sweep starts its jobs in one process; torchrun takes one job")
+        if not several:
             if len(fixed) < len(given):
                 whole = compose_job(root, lines)  # several values without -m are refused here
             if judge is not None:

@@ -9,6 +9,8 @@ from opo.catalogue import catalogue
 from opo.config.read import shown
 from opo.config.schema import RunConfig
 from opo.model.source import unreachable
+from opo.parallel.environment import rank_and_size
+from opo.parts import options
 from opo.tasks import make_task
 from opo.tasks.arithmetic import ALPHABET
 
@@ -101,6 +103,24 @@ def bearable_batch(config: RunConfig) -> Iterator[str]:
             f"rollout.group_size=1: {algo.name} compares the responses of a group, alone one teaches it nothing; "
             "allowed is at least 2"
         )
+
+
+def enough_for_the_ranks(config: RunConfig) -> Iterator[str]:
+    """Every rank has a prompt of each minibatch and, where the engine has GPUs of its own, as many as the others."""
+    _, ranks = rank_and_size()
+    devices, prompts = config.rollout.devices or [], config.rollout.num_prompts // config.algo.minibatches
+    if ranks > 1 and isinstance(config.algo.filter, options.Curvature):
+        yield "algo.filter=curvature: looks at every token of the batch in one process; allowed with ranks is another"
+    if ranks > 1 and config.parallel.mode == "sharded":
+        for kind in ("sampler", "gradient"):
+            if getattr(config.algo, kind) is not None:
+                yield f"algo.{kind}: moves whole weights; allowed with parallel=sharded is null, or parallel=replicated"
+        if "score_norm2_PG" in catalogue()[config.algo.name].needs:
+            yield f"parallel=sharded: {config.algo.name} takes one backward pass a response; allowed is replicated"
+    if prompts < ranks:
+        yield f"rollout.num_prompts={config.rollout.num_prompts}: {ranks} ranks need at least {ranks * config.algo.minibatches}"
+    if len(devices) % ranks:
+        yield f"rollout.devices={devices}: must be a multiple of the {ranks} ranks, each with an engine of its own"
 
 
 def warm_up_ends(config: RunConfig) -> Iterator[str]:
@@ -208,6 +228,7 @@ RULES: list[Rule] = [
     kl_reward_counts,
     whole_minibatches,
     penalty_has_a_limit,
+    enough_for_the_ranks,
     warm_up_ends,
     tiny_shape,
     tiny_alphabet,

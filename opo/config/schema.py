@@ -173,6 +173,13 @@ class CertificateConfig:
 
 
 @dataclass(config=STRICT)
+class ParallelConfig:
+    """How several processes under torchrun share a run; with one process it changes nothing."""
+
+    mode: Literal["replicated", "sharded"] = "replicated"  # every rank the whole model, or its part of it (FSDP2)
+
+
+@dataclass(config=STRICT)
 class RunConfig:
     """One training run."""
 
@@ -187,6 +194,7 @@ class RunConfig:
     checkpoint: CheckpointConfig
     tracking: TrackingConfig
     certificate: CertificateConfig
+    parallel: ParallelConfig
     steps: Count = 80
     seed: Seed = 0
     study: str = "default"

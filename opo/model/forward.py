@@ -36,6 +36,7 @@ class Microbatch:
     prompts: list[int]  # prompts of the batch that are encoded
     rows_M: Tensor  # int64, responses of the batch
     prompt_of_M: Tensor  # int64, index into `prompts` for each row
+    idle: bool = False  # only keeps step with other ranks: nothing of it counts
 
 
 def microbatches(

@@ -6,6 +6,7 @@ gives the same gradient however the micro-batches are cut.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,25 +44,31 @@ def accumulate(
     weighs_N = ((weights_NT != 0) | (c_NT != 0)).any(1)
     active = [p for p in prompts if bool(weighs_N[rollouts.rows_of([p])].any())]
     measured = policy.measure(rollouts, [p for p in prompts if p not in active])
-    logprobs_NT, entropies_NT = measured.logprobs_MT, measured.entropies_MT
+    logprobs_NT, entropies_NT = torch.zeros_like(measured.logprobs_MT), torch.zeros_like(measured.entropies_MT)
     for part in policy.parts(rollouts, active):
         scores = policy.scores(rollouts, part, entropy_grad=entropy_weights_NT is not None)
         width = scores.mask_MT.shape[1]
         objective = (weights_NT[part.rows_M, :width].to(scores.logprobs_MT) * scores.logprobs_MT).sum()
         if entropy_weights_NT is not None:
             objective = objective + (c_NT[part.rows_M, :width].to(scores.entropies_MT) * scores.entropies_MT).sum()
+        if part.idle:
+            (0.0 * objective).backward()
+            continue
         (-objective).backward()
         logprobs_NT[part.rows_M, :width] = scores.logprobs_MT.detach().double().cpu()
         entropies_NT[part.rows_M, :width] = scores.entropies_MT.detach().double().cpu()
     if not active:  # zero is a gradient: the optimizer's momentum goes on
         for parameter in policy.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-    return Pass(logprobs_NT[first_N], entropies_NT[first_N])
+    policy.add_gradients()
+    policy.world.add(logprobs_NT, entropies_NT)
+    return Pass(measured.logprobs_MT + logprobs_NT[first_N], measured.entropies_MT + entropies_NT[first_N])
 
 
 def gradient_norm(parameters: list[torch.nn.Parameter]) -> float:
     """Euclidean norm of all gradients, before any clipping."""
-    return float(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+    norm: Any = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # of all ranks where they are cut
 
 
 def clip_gradients(parameters: list[torch.nn.Parameter], norm: float, max_norm: float) -> bool:

@@ -1,7 +1,7 @@
 """The policy: a causal language model, its tokenizer and its temperature, with log-probabilities of sampled responses."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from opo.batch import Rollouts
-from opo.keys import Compute, HeadKernel
 from opo.model.forward import Microbatch, microbatches, response_hidden
 from opo.model.liger import liger_logprobs
 from opo.model.logprobs import Head, token_logprobs
 from opo.model.precision import computing
+from opo.names import Compute, HeadKernel
+from opo.parallel.world import World
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Policy:
     head_kernel: HeadKernel = "tiled"
     token_budget: int = 16384  # padded tokens of prompt and response in one forward and backward pass
     shared_prefix: bool = True  # encode each prompt once for all of its responses
+    world: World = field(default_factory=World)  # the ranks that share the work of its passes
 
     @property
     def decoder(self) -> Any:
@@ -53,6 +55,13 @@ class Policy:
     def head(self) -> Head:
         """From hidden states to logits; its tensors are the model's own, so they follow its updates."""
         return Head.of(self.causal_lm)
+
+    def take(self, model: Any) -> None:
+        """The weights of what `whole` gave, after they were changed there."""
+
+    def add_gradients(self) -> None:
+        """Sum the gradients over the ranks."""
+        self.world.add_gradients(self.parameters())
 
     def parameters(self) -> list[nn.Parameter]:
         """The trainable parameters."""
@@ -89,8 +98,12 @@ class Policy:
         return TokenScores(_scatter(stats.logprobs_M, mask_MT), _scatter(entropies_K, mask_MT), energies_MT, mask_MT)
 
     def parts(self, rollouts: Rollouts, prompts: list[int]) -> Iterator[Microbatch]:
-        """Micro-batches of the distinct responses to these prompts, none above the token budget."""
-        return microbatches(rollouts, prompts, self.token_budget, distinct=True)
+        """Micro-batches of the distinct responses to this rank's part of the prompts, none above the token budget."""
+        return microbatches(rollouts, self.world.mine(prompts), self.token_budget, distinct=True)
+
+    def whole(self) -> Any:
+        """The model with all of its weights, as samplers and checkpoints take it."""
+        return self.model
 
     def with_token_budget(self, tokens: int) -> "Policy":
         """The same policy in larger or smaller micro-batches."""
@@ -105,11 +118,14 @@ class Policy:
         entropies_NT, energies_NT = torch.zeros_like(logprobs_NT), torch.zeros_like(logprobs_NT)
         for part in self.parts(rollouts, prompts):
             scores = self.scores(rollouts, part, energy=energy)
+            if part.idle:
+                continue
             width = scores.mask_MT.shape[1]
             logprobs_NT[part.rows_M, :width] = scores.logprobs_MT.double().cpu()
             entropies_NT[part.rows_M, :width] = scores.entropies_MT.double().cpu()
             if scores.energies_MT is not None:
                 energies_NT[part.rows_M, :width] = scores.energies_MT.double().cpu()
+        self.world.add(logprobs_NT, entropies_NT, energies_NT)
         first_N = rollouts.first_N
         energies = energies_NT[first_N] if energy else None
         return TokenScores(logprobs_NT[first_N], entropies_NT[first_N], energies, rollouts.mask_NT)

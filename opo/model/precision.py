@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from opo.keys import Compute
+from opo.names import Compute
 
 ONEDNN = (
     platform.machine().lower() in ("x86_64", "amd64")

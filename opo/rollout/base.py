@@ -1,5 +1,6 @@
 """What every sampler offers, whichever engine is behind it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -37,8 +38,17 @@ class Sampler(Protocol):
         """Sample with `model`'s present weights from now on, and drop every cache that was computed with earlier ones."""
         ...
 
-    def generate(self, prompt_ids: list[list[int]], sampling: Sampling, generator: torch.Generator) -> Samples:
-        """Sample `group_size` responses to each prompt; the same generator state gives the same samples."""
+    def generate(
+        self,
+        prompt_ids: list[list[int]],
+        sampling: Sampling,
+        generator: torch.Generator,
+        which: Sequence[int] | None = None,
+    ) -> Samples:
+        """Sample `group_size` responses to each prompt; the same generator state gives the same samples.
+
+        `which` are the numbers of the prompts to take (none given: all); their samples do not depend on who takes the others.
+        """
         ...
 
     def close(self) -> None:

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ from opo.config.schema import ModelConfig, RewardConfig, RolloutConfig
 from opo.errors import UserError
 from opo.model.load import max_length
 from opo.model.policy import Policy
-from opo.rewards.runner import RewardRunner
+from opo.parallel.world import World
+from opo.rewards.runner import RewardRunner, ScoredRewards
 from opo.rollout.base import Sampler, Samples, Sampling
 from opo.rollout.factory import make_sampler
 from opo.tasks import Prompt, Task, render
@@ -98,6 +99,7 @@ class Collector:
     rewards: RewardRunner
     sampling: Sampling  # unless another is asked for
     max_length: int  # tokens of prompt and response that the model has positions for
+    world: World = field(default_factory=World)  # the ranks that share the prompts; every one gets the whole batch
 
     def prompts(self, first: int, count: int, split: str = "train") -> tuple[list[Prompt], list[list[int]]]:
         """Prompts number first .. first + count - 1 of a stream and their token ids. Raises UserError for one that does not fit."""
@@ -113,6 +115,9 @@ class Collector:
 
     def look_ahead(self, first: int, count: int, split: str = "train") -> None:
         """Raise UserError now for a prompt of these that will not fit, as far as `LOOK_AHEAD` prompts and seconds reach."""
+        self.world.by_first(lambda: self._look_ahead(first, count, split))
+
+    def _look_ahead(self, first: int, count: int, split: str) -> None:
         deadline = time.monotonic() + LOOK_AHEAD_S
         for start in range(first, first + min(count, LOOK_AHEAD), 64):
             self.prompts(start, min(64, first + count - start), split)
@@ -128,12 +133,14 @@ class Collector:
     def respond(
         self, prompts: list[Prompt], ids: list[list[int]], generator: torch.Generator, sampling: Sampling | None = None
     ) -> Collected:
-        """Sample and score responses to these prompts, which `prompts` has encoded."""
-        samples = self.sampler.generate(ids, sampling or self.sampling, generator)
+        """Sample and score responses to these prompts, which `prompts` has encoded; every rank its part, and all have the whole."""
+        which = self.world.mine(range(len(prompts)))
+        samples = self.sampler.generate(ids, sampling or self.sampling, generator, which)
         responses = [
             [response_text(self.tokenizer, r, self.task.stop) for r in group] for group in samples.response_ids
         ]
-        scored = self.rewards.score(prompts, responses)
+        scored = self.rewards.score([prompts[p] for p in which], responses)
+        samples, responses, scored = _together(self.world.gather((which, samples, responses, scored)))
         return Collected(
             self._rollouts(prompts, ids, samples, responses, scored.rewards_PG),
             prompts,
@@ -187,6 +194,23 @@ def joined(first: Collected, second: Collected) -> Collected:
     return Collected(rollouts, first.prompts, responses, samples, reasons)
 
 
+def _together(
+    parts: list[tuple[list[int], Samples, list[list[str]], ScoredRewards]],
+) -> tuple[Samples, list[list[str]], ScoredRewards]:
+    """What the ranks have sampled and scored, each its own prompts, as one batch in the prompts' order."""
+    place = {p: (rank, i) for rank, (which, *_) in enumerate(parts) for i, p in enumerate(which)}
+    order = [place[p] for p in sorted(place)]
+
+    def gathered(name: str) -> list[Any]:
+        return [getattr(parts[rank][1], name)[i] for rank, i in order]
+
+    samples = Samples(*(gathered(field.name) for field in fields(Samples)))
+    rewards_PG = torch.stack([parts[rank][3].rewards_PG[i] for rank, i in order])
+    reasons = {(which[p], g): why for which, _, _, scored in parts for (p, g), why in scored.reasons.items()}
+    responses = [parts[rank][2][i] for rank, i in order]
+    return samples, responses, ScoredRewards(rewards_PG, dict(sorted(reasons.items())))
+
+
 @contextmanager
 def open_collector(
     policy: Policy, task: Task, model: ModelConfig, rollout: RolloutConfig, reward: RewardConfig, version: int = 0
@@ -203,6 +227,10 @@ def open_collector(
         rollout.top_k,
         stop_token_ids=stop_token_ids(policy, task.stop),
     )
-    with RewardRunner(task, reward.timeout_s, reward.workers) as rewards, make_sampler(model, rollout) as sampler:
-        sampler.load_weights(policy.model, version)
-        yield Collector(task, policy.tokenizer, sampler, rewards, sampling, max_length(policy.model))
+    world = policy.world
+    with (
+        RewardRunner(task, reward.timeout_s, reward.workers) as rewards,
+        make_sampler(model, rollout, world) as sampler,
+    ):
+        sampler.load_weights(policy.whole(), version)
+        yield Collector(task, policy.tokenizer, sampler, rewards, sampling, max_length(policy.causal_lm), world)

@@ -5,13 +5,14 @@ from contextlib import contextmanager
 
 from opo.config.schema import ModelConfig, RolloutConfig
 from opo.model.load import model_source
+from opo.parallel.world import World
 from opo.rollout.base import Sampler
 from opo.rollout.hf import HfSampler
 
 
 @contextmanager
-def make_sampler(model: ModelConfig, rollout: RolloutConfig) -> Iterator[Sampler]:
-    """The engine of `rollout.engine`, closed on the way out."""
+def make_sampler(model: ModelConfig, rollout: RolloutConfig, world: World | None = None) -> Iterator[Sampler]:
+    """The engine of `rollout.engine`, closed on the way out; with vLLM every rank has its own, on its share of `rollout.devices`."""
     if rollout.engine == "vllm":
         from opo.rollout.vllm import VllmSampler  # an optional dependency, and seconds of imports
 
@@ -22,7 +23,7 @@ def make_sampler(model: ModelConfig, rollout: RolloutConfig) -> Iterator[Sampler
             max_sequences=rollout.max_sequences,
             kv_cache_gib=rollout.kv_cache_gib,
             gpu_memory_utilization=rollout.gpu_memory_utilization,
-            devices=rollout.devices,
+            devices=(world or World()).share(rollout.devices) if rollout.devices else None,
         )
     else:
         sampler = HfSampler(rollout.max_sequences, model.compute)

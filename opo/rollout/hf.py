@@ -8,6 +8,7 @@ cumulative distribution, so a sample does not depend on the other responses in t
 R rows of the batch (distinct prefixes), S responses that are not finished.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache, PreTrainedModel, TopKLogitsWarper, TopPLogitsWarper
 
-from opo.keys import Compute
 from opo.model.forward import evaluating, pad_left, positions
+from opo.names import Compute
 from opo.rollout.base import Samples, Sampling, grouped
 from opo.rollout.decoding import packed_weights, shared_keys
 
@@ -39,10 +40,21 @@ class HfSampler:
         """Nothing to free."""
 
     @torch.inference_mode()
-    def generate(self, prompt_ids: list[list[int]], sampling: Sampling, generator: torch.Generator) -> Samples:
+    def generate(
+        self,
+        prompt_ids: list[list[int]],
+        sampling: Sampling,
+        generator: torch.Generator,
+        which: Sequence[int] | None = None,
+    ) -> Samples:
         """See `Sampler.generate`."""
         group, steps = sampling.group_size, sampling.max_new_tokens
         uniforms_NT = torch.rand(len(prompt_ids) * group, steps, generator=generator, dtype=torch.float64)
+        if which is not None:
+            prompt_ids = [prompt_ids[p] for p in which]
+            uniforms_NT = uniforms_NT.view(-1, group, steps)[list(which)].view(-1, steps)
+        if not prompt_ids:
+            return Samples([], [], [], [])
         prompts_at_once = max(1, self.max_sequences // group)
         responses: list[list[int]] = []
         logprobs: list[list[float]] = []

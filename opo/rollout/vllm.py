@@ -12,7 +12,7 @@ response has a seed of its own, drawn from the generator. vLLM does not report a
 synchronisation; opo/train/mismatch.py detects them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -127,7 +127,13 @@ class VllmSampler:
         self.engine.llm_engine.set_weight_version(str(version))
         self.version = version
 
-    def generate(self, prompt_ids: list[list[int]], sampling: Sampling, generator: torch.Generator) -> Samples:
+    def generate(
+        self,
+        prompt_ids: list[list[int]],
+        sampling: Sampling,
+        generator: torch.Generator,
+        which: Sequence[int] | None = None,
+    ) -> Samples:
         """See `Sampler.generate`. Log-probabilities of greedy responses are those of temperature one."""
         from vllm import SamplingParams
 
@@ -140,6 +146,9 @@ class VllmSampler:
                     f"rollout.max_new_tokens={sampling.max_new_tokens}; a prompt has at least one, both together at most the former"
                 )
         base, group = int(torch.randint(2**62, (), generator=generator, device=generator.device)), sampling.group_size
+        taken = range(len(prompt_ids)) if which is None else which
+        if not taken:
+            return Samples([], [], [], [])
         params = [
             SamplingParams(
                 temperature=0.0 if sampling.greedy else sampling.temperature,
@@ -152,10 +161,10 @@ class VllmSampler:
                 logprobs=0,  # of the sampled token alone
                 detokenize=False,
             )
-            for p in range(len(prompt_ids))
+            for p in taken
             for g in range(group)
         ]
-        prompts: list[Any] = [{"prompt_token_ids": ids} for ids in prompt_ids for _ in range(group)]
+        prompts: list[Any] = [{"prompt_token_ids": prompt_ids[p]} for p in taken for _ in range(group)]
         self._wake("weights", "kv_cache")
         with same_generators(), torch.compiler.set_stance("force_eager" if self.on_cpu else "default"):
             outputs = self.engine.generate(prompts, params, use_tqdm=False)

@@ -25,7 +25,8 @@ from opo.system.atomic import write_text
 from opo.system.records import read_json, read_yaml
 
 FAILED = "FAILED"  # a file that holds why the last job in this folder ended
-FREE = ("tracking", "checkpoint", "study")  # keys that may differ when a run is resumed
+# keys that may differ when a run is resumed
+FREE = ("tracking", "checkpoint", "study", "threads", "device", "parallel")
 
 
 @dataclass(frozen=True)

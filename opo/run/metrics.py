@@ -82,6 +82,12 @@ METRICS: dict[str, Metric] = {
     "time/update_s": Metric("s", "forward and backward passes and optimizer steps"),
     "time/eval_s": Metric("s", "evaluation on held-out prompts"),
     "time/step_s": Metric("s", "the whole step without writing it down"),
+    "time/wait_share": Metric(
+        "fraction",
+        "share of the step that sampling and updating wait for each other: what sampling the next batch during the update would "
+        "hide, were it exactly on-policy",
+    ),
+    "time/ranks_wait_s": Metric("s", "messages between ranks, waiting for the slowest included; of rank 0"),
     "memory/peak_mib": Metric("MiB", "peak of the accelerator's memory, or of the process where there is none"),
     "rollout/tokens_per_s": Metric("tokens/s", "response tokens sampled, over time/rollout_s"),
     "update/tokens_per_s": Metric("tokens/s", "response tokens sampled, over time/update_s"),

@@ -9,8 +9,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 PACKAGES = (
     "opo-workbench",
     "torch",
@@ -33,6 +31,8 @@ GIT_TIMEOUT_S = 20
 
 def provenance(config: dict[str, Any]) -> dict[str, Any]:
     """Versions of what is installed, commit and uncommitted changes, device and threads, seeds, and the time, as JSON."""
+    import torch  # seconds: not for those who only look at a folder
+
     project, here = Path(__file__).parents[2], Path.cwd()
     code = {"project": git_state(project)}
     if not here.is_relative_to(project):
@@ -56,6 +56,8 @@ def provenance(config: dict[str, Any]) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """The versions of the packages in PACKAGES that are installed; torch says itself which build it is (+cpu, +cu130)."""
+    import torch
+
     installed = {"torch": str(torch.__version__)}
     for name in PACKAGES:
         try:

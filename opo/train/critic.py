@@ -27,7 +27,8 @@ class Critic(nn.Module):
         self.head = nn.Linear(policy.model.config.hidden_size, 1, device=weight.device, dtype=weight.dtype)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
-        self.parts, self.shared_prefix = policy.parts, policy.shared_prefix  # micro-batches as the policy cuts them
+        # micro-batches as the policy cuts and deals them
+        self.parts, self.shared_prefix, self.world = policy.parts, policy.shared_prefix, policy.world
 
     def forward(self, rollouts: Rollouts, part: Microbatch) -> Tensor:
         """Values of the part's response tokens, (M, T) float32, zero outside the responses."""
@@ -40,8 +41,11 @@ class Critic(nn.Module):
         """Values of all response tokens, (N, T) float64 on the CPU."""
         values_NT = torch.zeros(rollouts.mask_NT.shape, dtype=torch.float64)
         for part in self.parts(rollouts, list(range(rollouts.num_prompts))):
+            if part.idle:
+                continue
             values_MT = self(rollouts, part)
             values_NT[part.rows_M, : values_MT.shape[1]] = values_MT.double().cpu()
+        self.world.add(values_NT)
         return values_NT[rollouts.first_N]
 
 
@@ -60,6 +64,8 @@ def update_critic(
     tokens = max(1, int(inside_NT[rollouts.rows_of(prompts)].sum()))
     first_N, total = rollouts.first_N, 0.0
     for part in critic.parts(rollouts, prompts):
+        if part.idle:
+            continue
         rows_C = torch.isin(first_N, part.rows_M).nonzero().squeeze(1)  # all copies of the part's responses
         place_N = torch.zeros_like(first_N).index_put((part.rows_M,), torch.arange(len(part.rows_M)))
         values_MT = critic(rollouts, part)
@@ -72,8 +78,9 @@ def update_critic(
         loss.backward()
         total += loss.item()
     parameters = list(critic.parameters())
+    critic.world.add_gradients(parameters)
     norm = gradient_norm(parameters)
     clip_gradients(parameters, norm, config.optim.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return total, norm
+    return sum(critic.world.gather(total)), norm

@@ -6,13 +6,14 @@ from types import FrameType
 from typing import Self
 
 from opo.errors import StoppedRun
+from opo.parallel.world import World
 
 
 class Interrupt:
     """Turns SIGTERM into a wish that the loop grants at the end of a step. Off the main thread it hears nothing."""
 
-    def __init__(self) -> None:
-        self.asked = False
+    def __init__(self, world: World | None = None) -> None:
+        self.world, self.asked = world or World(), False
 
     def __enter__(self) -> Self:
         try:
@@ -28,8 +29,13 @@ class Interrupt:
     def _hear(self, _signal: int, _frame: FrameType | None) -> None:
         self.asked = True
 
+    def heard(self) -> bool:
+        """Whether SIGTERM has come to any rank; every rank asks at the same place, once a step."""
+        self.asked = self.world.any(self.asked)
+        return self.asked
+
     def leave(self, path: Path, step: int) -> None:
-        """Raise StoppedRun if SIGTERM came; call it after the state was saved."""
+        """Raise StoppedRun if `heard`; call it after the state was saved."""
         if self.asked:
             raise StoppedRun(
                 f"{path}: stopped by SIGTERM after step {step} and saved; the same command goes on from there"

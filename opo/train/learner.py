@@ -4,7 +4,9 @@ One update is four things: token weights, forward and backward pass, the rollout
 """
 
 import copy
+import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,15 +18,15 @@ from opo.config.schema import RunConfig
 from opo.model.gradient import Pass, accumulate, clip_gradients, gradient_norm
 from opo.model.load import restore_model, save_model
 from opo.model.policy import Policy, TokenScores
+from opo.parallel.first import SharedFolder
 from opo.parts.chosen import Parts
 from opo.parts.gradients import LookAhead
 from opo.run.checkpoint import load_checkpoint, save_checkpoint
-from opo.run.folder import RunFolder
 from opo.train.critic import Critic, update_critic
 from opo.train.mismatch import Mismatch, MismatchCheck, measure_mismatch, truncated_ratios
 from opo.train.optimizer import learning_rate, optimizer_of, optimizer_tensors, restore_optimizer, take_step
 from opo.train.step_metrics import UpdateTally
-from opo.train.update import loss_of, minibatch, needs_reference, refuse_nonfinite, unit_weights
+from opo.train.update import loss_of, minibatch, needs_reference, stop_nonfinite, unit_weights
 
 
 class Learner:
@@ -39,6 +41,11 @@ class Learner:
         frozen = copy.deepcopy(policy.model).requires_grad_(False) if keep_initial else None
         self.initial = replace(self.policy, model=frozen) if keep_initial else None
         self.critic = Critic(self.policy) if "values_NT" in ALGORITHMS[config.algo.name].needs else None
+        self.world = policy.world
+        if self.world.size > 1 and config.parallel.mode == "sharded":
+            from opo.parallel.sharded import shard
+
+            self.policy = shard(self.policy)
         self.optimizer = optimizer_of(self.policy.parameters(), optim.learning_rate, optim)
         self.critic_optimizer = (
             optimizer_of(list(self.critic.parameters()), config.critic.learning_rate, optim) if self.critic else None
@@ -46,6 +53,7 @@ class Learner:
         self.parts = Parts(config.algo)
         behaviour = getattr(self.parts.sampler, "behaviour", False)
         self.check = MismatchCheck.open(path, config.certificate, config.algo.updates_per_rollout, behaviour)
+        self.check.path = self.check.path if self.world.is_first else None  # every rank judges, the first one writes
         self.step = 0  # rollout batches done
         self.version = 0  # optimizer updates done
         self.tokens = 0  # response tokens generated
@@ -86,7 +94,10 @@ class Learner:
             if self.parts.gradient is not None:
                 self.parts.gradient.estimate(self.policy.parameters())
             norm = gradient_norm(self.policy.parameters())
-            refuse_nonfinite(self.path, self.step, rollouts, weights_NT, seen.logprobs_NT, norm)
+            if not (math.isfinite(norm) and bool(seen.logprobs_NT.isfinite().all())):  # on every rank or on none
+                self.world.by_first(
+                    partial(stop_nonfinite, self.path, self.step, rollouts, weights_NT, seen.logprobs_NT)
+                )
             if update == 0:
                 if not corrects:
                     self._breach(seen, rollouts, rows)
@@ -129,13 +140,13 @@ class Learner:
     def _step(self, norm: float) -> tuple[bool, float, float]:
         """Clip and move the policy: whether the gradient was clipped, the rate, and the share of weights that moved."""
         clipped, rate = clip_gradients(self.policy.parameters(), norm, self.config.optim.max_grad_norm), self._rate()
-        return clipped, rate, take_step(self.optimizer, rate)
+        return clipped, rate, self.world.mean(take_step(self.optimizer, rate))
 
     def counters(self) -> dict[str, float]:
         return {"train/step": self.step, "train/updates": self.version, "train/tokens": self.tokens}
 
-    def save(self, folder: RunFolder, keep: int) -> None:
-        """Write a checkpoint: the policy as transformers reads it, the rest as tensors and counters."""
+    def save(self, folder: SharedFolder, keep: int) -> None:
+        """Write a checkpoint: the policy as transformers reads it, the rest as tensors and counters, whole however they are cut."""
         tensors = optimizer_tensors("optimizer", self.optimizer) | self.parts.tensors()
         if self.critic and self.critic_optimizer:
             tensors |= {f"critic/{k}": v for k, v in self.critic.state_dict().items()}
@@ -144,8 +155,9 @@ class Learner:
         ahead = self.parts.gradient if isinstance(self.parts.gradient, LookAhead) else None
         if ahead is not None:  # what is kept is where the policy stands
             ahead.land(self.policy.parameters())
-        save_checkpoint(
-            folder.path / "checkpoints", self.step, lambda to: save_model(self.policy, to), tensors, counters, keep=keep
+        whole, to = Policy(self.policy.whole(), self.policy.tokenizer), folder.path / "checkpoints"
+        self.world.by_first(
+            lambda: save_checkpoint(to, self.step, partial(save_model, whole), tensors, counters, keep=keep)
         )
         if ahead is not None:
             ahead.extrapolate(self.policy.parameters())
@@ -154,7 +166,9 @@ class Learner:
         """Restore all of it, bit by bit."""
         tensors, counters = load_checkpoint(checkpoint)
         self.step, self.version, self.tokens = counters["step"], counters["version"], counters["tokens"]
-        restore_model(self.policy, checkpoint / "policy")
+        whole = Policy(self.policy.whole(), self.policy.tokenizer)
+        restore_model(whole, checkpoint / "policy")
+        self.policy.take(whole.model)
         restore_optimizer("optimizer", self.optimizer, tensors)
         self.parts.restore(tensors)
         if isinstance(self.parts.gradient, LookAhead):

@@ -13,12 +13,14 @@ What is left: sample, score, weigh the scores, step. Which algorithm it is, the 
 log-probabilities, and its gradient there is all that reaches the model (opo/train/learner.py).
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from opo.config.schema import RunConfig, to_dict
 from opo.model.load import load_policy
+from opo.parallel.first import SharedFolder, first_only
+from opo.parallel.world import World
 from opo.rollout.collect import open_collector
-from opo.run.folder import RunFolder
 from opo.system.threads import use_machine
 from opo.tasks import make_task
 from opo.tracking import Tracker
@@ -37,39 +39,42 @@ def train(config: RunConfig, path: Path) -> None:
     gradient is not finite (the batch is on disk).
     """
     use_machine(config.threads)
-    folder = RunFolder.open(path, to_dict(config))
-    if folder.done:
-        print(f"{path}: finished already, nothing to do")
-        return
-    with folder.held():
-        _train(config, folder)
+    with World.join() as world:
+        world.same(to_dict(config))
+        folder = SharedFolder(path, to_dict(config), world)
+        if folder.done:
+            world.say(f"{path}: finished already, nothing to do")
+            return
+        with folder.held():
+            _train(config, folder, world)
 
 
-def _train(config: RunConfig, folder: RunFolder) -> None:
+def _train(config: RunConfig, folder: SharedFolder, world: World) -> None:
     """The run itself, in its open folder."""
     path, count = folder.path, config.rollout.num_prompts
     task = make_task(config.task, config.reward.function)
-    learner = Learner(config, load_policy(config.model, config.rollout.temperature, config.device), path)
+    policy = replace(load_policy(config.model, config.rollout.temperature, config.device), world=world)
+    learner = Learner(config, policy, path)
     if checkpoint := folder.latest_checkpoint():
         learner.load(checkpoint)
     folder.truncate_metrics(learner.step)
     with (
-        Tracker.open(folder, config.tracking, config) as tracker,
+        first_only(world, lambda: Tracker.open(folder.of_first, config.tracking, config)) as tracker,
         open_collector(learner.policy, task, config.model, config.rollout, config.reward, learner.version) as collector,
-        Progress(config, path) as progress,
-        Interrupt() as interrupt,
+        first_only(world, lambda: Progress(config, path)) as progress,
+        Interrupt(world) as interrupt,
     ):
         collector.look_ahead(learner.step * count, (config.steps - learner.step) * count)
         collector.look_ahead(0, config.evaluate.num_prompts if config.evaluate.every else 0, "eval")
         while learner.step < config.steps:
-            clock = Clock()
+            clock = Clock(world)
             batch = draw(learner, collector)
             clock.lap("time/rollout_s")
             rollouts = prepare(batch, learner, collector)
             clock.lap("time/logprob_s")
             metrics = learner.update(rollouts) | batch_metrics(batch)
             clock.lap("time/update_s")
-            collector.sampler.load_weights(learner.policy.model, learner.version)
+            collector.sampler.load_weights(learner.policy.whole(), learner.version)
             step, last = learner.step, learner.step == config.steps
             if config.evaluate.every and (step % config.evaluate.every == 0 or last):
                 metrics |= evaluate(collector, config.evaluate, config.seed)
@@ -79,7 +84,7 @@ def _train(config: RunConfig, folder: RunFolder) -> None:
                 tracker.completions(step, batch.rows(config.tracking.completions))
             tracker.log(step, metrics)
             progress.show(step, metrics, batch)
-            if last or interrupt.asked or (config.checkpoint.every and step % config.checkpoint.every == 0):
+            if interrupt.heard() or last or (config.checkpoint.every and step % config.checkpoint.every == 0):
                 learner.save(folder, config.checkpoint.keep)
             if not last:
                 interrupt.leave(path, step)

@@ -1,6 +1,7 @@
 """The optimizer: its rate over a run, its state as tensors, and how much of the weights a step moves."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,22 +49,36 @@ def take_step(optimizer: torch.optim.Optimizer, rate: float | None = None) -> fl
 def sampled_weights(parameters: list[nn.Parameter]) -> Tensor:
     """At most about `SAMPLED` of the weights, evenly spaced, the same ones each time: a copy of all would cost their memory."""
     stride = -(-sum(p.numel() for p in parameters) // SAMPLED)
-    return torch.cat([p.flatten()[:: max(1, stride)].clone() for p in parameters])
+    return torch.cat([_own_part(p).flatten()[:: max(1, stride)].clone() for p in parameters])
+
+
+def _own_part(parameter: Any) -> Tensor:
+    """The rank's part of a parameter that is cut over the ranks; else the whole of it."""
+    return parameter.to_local() if hasattr(parameter, "to_local") else parameter
 
 
 def optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as `prefix/<number of the parameter>/<name>`."""
+    """The optimizer's state as `prefix/<number of the parameter>/<name>`, whole; all ranks have to ask for it together."""
     state = optimizer.state_dict()["state"]
-    return {
-        f"{prefix}/{i}/{name}": torch.as_tensor(value) for i, entry in state.items() for name, value in entry.items()
-    }
+    whole = {f"{prefix}/{i}/{name}": value for i, entry in state.items() for name, value in entry.items()}
+    return {k: v.full_tensor() if hasattr(v, "full_tensor") else torch.as_tensor(v) for k, v in whole.items()}
 
 
 def restore_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Put back what `optimizer_tensors` gave, bit by bit."""
     state: dict[int, dict[str, Tensor]] = {}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for key, value in tensors.items():
         if key.startswith(f"{prefix}/"):
             _, index, name = key.split("/")
-            state.setdefault(int(index), {})[name] = value
+            state.setdefault(int(index), {})[name] = _cut_like(value, parameters[int(index)])
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _cut_like(whole: Tensor, parameter: Any) -> Tensor:
+    """The tensor as the parameter is cut over the ranks; as it is where the parameter is whole."""
+    if not hasattr(parameter, "to_local"):
+        return whole
+    from opo.parallel.sharded import cut_like
+
+    return cut_like(whole, parameter)

@@ -10,6 +10,7 @@ from torch import Tensor
 from opo.batch import Rollouts
 from opo.kl import kl_estimate
 from opo.model.gradient import Pass
+from opo.parallel.world import World
 from opo.rollout.collect import Collected
 from opo.train.mismatch import Mismatch
 
@@ -17,8 +18,10 @@ from opo.train.mismatch import Mismatch
 class Clock:
     """Seconds by phase of a step; `lap` books the time since the last lap."""
 
-    def __init__(self) -> None:
+    def __init__(self, world: World | None = None) -> None:
+        self.world = world or World()
         self.start = self.last = time.perf_counter()
+        self.waited_s = self.world.waited_s
         self.seconds: dict[str, float] = {}
 
     def lap(self, phase: str) -> None:
@@ -28,13 +31,20 @@ class Clock:
 
     def metrics(self, rollouts: Rollouts) -> dict[str, float]:
         """The phases, the whole step, and generated tokens per second of sampling and of updating."""
-        tokens = int(rollouts.lengths_N.sum())
-        return self.seconds | {
-            "time/step_s": self.last - self.start,
-            "rollout/tokens_per_s": tokens / self.seconds["time/rollout_s"],
-            "update/tokens_per_s": tokens / self.seconds["time/update_s"],
-            "memory/peak_mib": peak_memory_mib(),
-        }
+        tokens, whole = int(rollouts.lengths_N.sum()), self.last - self.start
+        sampling = self.seconds["time/rollout_s"]
+        ranks = {"time/ranks_wait_s": self.world.waited_s - self.waited_s} if self.world.size > 1 else {}
+        return (
+            self.seconds
+            | ranks
+            | {
+                "time/step_s": whole,
+                "time/wait_share": min(sampling, whole - sampling) / whole,
+                "rollout/tokens_per_s": tokens / self.seconds["time/rollout_s"],
+                "update/tokens_per_s": tokens / self.seconds["time/update_s"],
+                "memory/peak_mib": peak_memory_mib(),
+            }
+        )
 
 
 def peak_memory_mib() -> float:

@@ -1,6 +1,5 @@
 """What an update is made of: the loss on a batch, the weight of each token's entropy, and which prompts an update takes."""
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,12 +50,8 @@ def minibatch(config: RunConfig, step: int, update: int) -> list[int]:
     return [int(p) for p in order][part * count // parts : (part + 1) * count // parts]
 
 
-def refuse_nonfinite(
-    path: Path, step: int, rollouts: Rollouts, weights_NT: Tensor, logprobs_NT: Tensor, norm: float
-) -> None:
-    """Where the gradient or a log-probability is infinite or NaN, write the batch that made it so and leave by StoppedRun."""
-    if math.isfinite(norm) and bool(logprobs_NT.isfinite().all()):
-        return
+def stop_nonfinite(path: Path, step: int, rollouts: Rollouts, weights_NT: Tensor, logprobs_NT: Tensor) -> None:
+    """Write the batch that made a gradient or a log-probability infinite or NaN and leave; raises StoppedRun."""
     file = path / f"nonfinite-step-{step + 1:06d}.safetensors"
     tensors = {"tokens": rollouts.tokens_NT, "mask": rollouts.mask_NT, "rewards": rollouts.rewards_PG}
     tensors |= {"weights": weights_NT, "logprobs": logprobs_NT}

@@ -18,10 +18,11 @@ from analysis.study.external import (
     trl,
     verl,
 )
-from analysis.study.external.encode import EncodedPrompt, Encoder, Reader
+from analysis.study.external.encode import EncodedPrompt, Encoder
 from analysis.study.external.files import read_table
 from analysis.study.external.groups import Group, group, without_copies
 from analysis.study.external.notes import Notes
+from analysis.study.external.reader import Reader
 from analysis.study.external.record import Record, RewardChoice, Table
 from opo.errors import UserError
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from analysis.study.external.groups import Group
 from analysis.study.external.messages import (
@@ -19,40 +18,13 @@ from analysis.study.external.messages import (
     without_markers,
 )
 from analysis.study.external.notes import Notes
+from analysis.study.external.reader import Reader
 from analysis.study.external.record import Messages, Record
 from opo.batch import Rollouts
 from opo.errors import UserError
 
 UNLIKE_SHARE = 0.1  # of texts that the tokenizer may change before the file is refused
 PEAK = 3.0  # times as many responses as at other lengths: the greatest length may have been the limit
-
-
-@dataclass(frozen=True)
-class Reader:
-    """What token ids mean to a model."""
-
-    source: str
-    tokenizer: PreTrainedTokenizerBase
-    positions: int
-    vocabulary: int
-    ends: tuple[int, ...]  # tokens that end a response
-
-    @classmethod
-    def of(cls, source: str) -> "Reader":
-        """From a folder or hub id; no weights are read. Raises UserError where there is no tokenizer or config."""
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-            config = AutoConfig.from_pretrained(source, trust_remote_code=False).get_text_config()
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise UserError(f"model.path={source}: {(str(error).splitlines() or ['cannot be read'])[0]}") from error
-        try:
-            given = GenerationConfig.from_pretrained(source).eos_token_id
-        except (OSError, ValueError):
-            given = None
-        more = [given] if isinstance(given, int) else list(given or [])
-        ends = dict.fromkeys(end for end in (tokenizer.eos_token_id, *more) if end is not None)
-        positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2**20
-        return cls(source, tokenizer, int(positions), int(config.vocab_size), tuple(ends))
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from studies import write_run
 
 from analysis.runs.groups import with_groups
 from analysis.runs.load import LABELS, load
-from opo.train.mismatch import MismatchCheck, measure_mismatch
 from opo.config.schema import CertificateConfig
 from opo.errors import UserError
+from opo.train.mismatch import MismatchCheck, measure_mismatch
 
 
 def make_run(path: Path, algo: str, seed: int, rows: list[dict], tail: str = "", done: bool = False, **optim) -> None:
@@ -118,7 +118,9 @@ def test_runs_are_grouped_by_what_was_asked_for_and_not_by_what_came_of_it(tmp_p
     mask = torch.ones(1, 2, dtype=torch.bool)
     sampled = torch.tensor([[-1.0, -2.0]], dtype=torch.float64)
     for seed in range(3):
-        certificate = MismatchCheck.open(write_run(tmp_path / f"opo-{seed}", "opo", seed, 0.0), CertificateConfig("correct"))
+        certificate = MismatchCheck.open(
+            write_run(tmp_path / f"opo-{seed}", "opo", seed, 0.0), CertificateConfig("correct")
+        )
         for step in range(1, 4):
             certificate.check(step, {0}, 0, measure_mismatch(sampled, sampled + 0.5 * (step <= seed), mask))
         write_run(tmp_path / f"grpo-{seed}", "grpo", seed, 0.0)

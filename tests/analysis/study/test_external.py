@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from foreign import DATA, OWN, chat_model, encoded, model, rows, write
 from small import small_llama
 from studies import config
 
 from analysis.study.config import VarianceConfig
-from analysis.study.external import EncodedPrompt, Encoder, Notes, Reader, RewardChoice, encode_groups, read_groups
+from analysis.study.external import Reader, RewardChoice, read_groups
 from analysis.study.external.imported import Imported
 from analysis.study.pools import PromptPool
 from analysis.study.result import load
@@ -21,62 +22,7 @@ from opo.model.load import save_model
 from opo.model.policy import Policy
 from opo.model.tiny import character_tokenizer
 
-DATA = Path(__file__).parent / "data"
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-OWN = RewardChoice()
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model that TRL sampled from in `data`."""
-    tokenizer = character_tokenizer()
-    folder = tmp_path_factory.mktemp("model")
-    save_model(Policy(small_llama(vocabulary=len(tokenizer)), tokenizer, 1.0), folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with a chat template and a turn's end that is not the end of text."""
-    tokenizer = character_tokenizer()
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
-    tokenizer.add_tokens(["\n", "system", "user", "assistant"])
-    tokenizer.chat_template = CHATML
-    folder = tmp_path_factory.mktemp("chat")
-    made = small_llama(vocabulary=len(tokenizer))
-    made.generation_config.eos_token_id = [1, tokenizer.convert_tokens_to_ids("<|im_end|>")]  # pyright: ignore[reportOptionalMemberAccess]
-    save_model(Policy(made, tokenizer, 1.0), folder)
-    return folder
-
-
-def rows(prompts: int = 3, group: int = 4, **others: Any) -> list[dict[str, Any]]:
-    rng = np.random.default_rng(0)
-    return [
-        {
-            "prompt_id": p,
-            "prompt": f"{p}+1=",
-            "response": "9" * int(rng.integers(1, 9)) + str(g),
-            "reward": float(g % 2),
-        }
-        | {key: value(p, g) if callable(value) else value for key, value in others.items()}
-        for p in range(prompts)
-        for g in range(group)
-    ]
-
-
-def write(path: Path, content: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content), encoding="utf-8")
-    return path
-
-
-def encoded(
-    file: Path | list[Path], model: Path, choice: RewardChoice = OWN, steps: list[int] | None = None, **options: Any
-) -> tuple[list[EncodedPrompt], Notes]:
-    groups, notes = read_groups(file if isinstance(file, list) else [file], choice, steps)
-    return encode_groups(groups, choice, Encoder(Reader.of(str(model)), notes, **options)), notes
+__all__ = ["chat_model", "model"]  # fixtures
 
 
 def asked(own: Path, files: Any, **changes: Any) -> VarianceConfig:
@@ -311,85 +257,3 @@ def test_keys_beside_rollouts_act_or_are_refused(
     file = write(tmp_path / "r.jsonl", rows(group=8))
     with pytest.raises(UserError, match=complaint):
         measured(model, str(file), tmp_path / "study", **changes)
-
-
-def trace(p: int, g: int, weighted: bool) -> dict[str, Any]:
-    """One sampled turn of prime-rl, token ids and log-probabilities beside it."""
-    nodes = [
-        {"parent": None, "message": {"role": "user", "content": "1"}, "sampled": False, "token_ids": [5, 6 + p]},
-        {"parent": 0, "message": {"role": "assistant", "content": "2"}, "sampled": True, "token_ids": [7, 8 + g]},
-    ]
-    nodes[1] |= {"mask": [True, True], "logprobs": [-1.0, -2.0]}
-    rewards = {"right": {"score": g % 2, "weight": 2.0}, "brief": None} if weighted else {"right": 2.0 * (g % 2)}
-    return {"nodes": nodes, "rewards": rewards, "ok": True, "errors": [], "agent": {"name": "a", "trainable": True}}
-
-
-FOREIGN: dict[str, Any] = {
-    "verl": lambda p, g: {
-        "input": f"{p}+1=",
-        "output": str(g),
-        "gts": [None, "2", {"a": 1}][p],
-        "score": g % 2,
-        "step": 7,
-        "acc": "True",
-    },
-    "verl v1": lambda p, g: {"input": f"{p}+1=", "output": str(g), "score": g % 2, "step": 7, "uid": f"a_{p}_{g}_0"},
-    "prime-rl rollouts": lambda p, g: {
-        "example_id": p,
-        "env_name": "sums",
-        "prompt": [{"role": "user", "content": f"{p}+1="}],
-        "completion": None if (p, g) == (0, 0) else [{"role": "assistant", "content": str(g)}],
-        "reward": g % 2,
-        "error": {"error": "ModelError"} if (p, g) == (0, 0) else None,
-    },
-    "prime-rl traces": lambda p, g: trace(p, g, False) | {"group_id": p, "env_name": "sums", "policy_version": 7},
-    "episodes": lambda p, g: {
-        "group": {"id": p},
-        "run": {"work": {"step": 8, "policy": {"start": 7, "end": 7}}},
-        "ok": (p, g) != (0, 0),
-        "errors": [],
-        "traces": [trace(p, g, True)],
-    },
-    "prime-rl parquet": lambda p, g: {
-        "input_tokens": [5, 6 + p],
-        "output_tokens": [7, 8 + g],
-        "rewards": g % 2,
-        "temperature": 0.7,
-    },
-    "platform": lambda p, g: {
-        "problem_id": p,
-        "step": 7,
-        "prompt": "",
-        "completion": json.dumps([{"role": "assistant", "content": str(g)}]),
-        "trajectory": json.dumps(
-            [{"messages": [{"role": "user", "content": f"{p}+1="}, {"role": "assistant", "content": "1"}]}]
-        ),
-        "reward": g % 2,
-        "advantage": 0.1,
-    },
-    "open-instruct": lambda p, g: {
-        "prompt_idx": p,
-        "prompt_tokens": [5, 6 + p],
-        "response_tokens": [7, 8 + g],
-        "reward": g % 2,
-        "step": 7,
-    },
-}
-
-
-@pytest.mark.parametrize("kind", FOREIGN)
-def test_each_format_by_its_own_columns(kind: str, chat_model: Path, tmp_path: Path) -> None:
-    content = [FOREIGN[kind](p, g) for p in range(3) for g in range(4)]
-    found, notes = encoded(write(tmp_path / "r.jsonl", content), chat_model)
-    names = {"verl v1": "verl", "episodes": "prime-rl traces", "platform": "prime-rl parquet"}
-    assert notes.files[0]["format"].startswith(names.get(kind, kind))
-    failed = kind in ("prime-rl rollouts", "episodes")
-    assert [len(prompt.rewards) for prompt in found] == [3 if failed else 4, 4, 4]
-    assert notes.left_out == ({"of rollouts that failed (error)": 1} if failed else {})
-    scale = 2.0 if kind in ("prime-rl traces", "episodes") else 1.0
-    assert found[1].rewards == [0.0, scale, 0.0, scale]
-    assert notes.steps == ([] if kind in ("prime-rl rollouts", "prime-rl parquet") else [7])
-    assert notes.temperature == (0.7 if kind == "prime-rl parquet" else None)
-    ids = kind in ("prime-rl traces", "episodes", "prime-rl parquet", "open-instruct")
-    assert (notes.ends_added == 0) == ids
-    assert (found[1].logprobs[0] == [-1.0, -2.0]) == (kind in ("prime-rl traces", "episodes"))

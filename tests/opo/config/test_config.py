@@ -24,7 +24,7 @@ from opo.errors import UserError
 from opo.tasks import TASKS
 
 CONF = Path(__file__).parents[3] / "conf"
-GROUPS = ("algo", "task", "model", "rollout", "optim", "tracking", "experiment", "debug")
+GROUPS = ("algo", "task", "model", "rollout", "optim", "tracking", "parallel", "experiment", "debug")
 CHOICES = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
 WITH_COMMAND = sorted(file for group in ("experiment", "sweep", "debug") for file in (CONF / group).glob("*.yaml"))
 
@@ -219,7 +219,8 @@ def test_a_broken_rule_is_named_in_one_line(
 
 
 def test_every_rule_is_broken_once() -> None:
-    assert {rule.__name__ for rule in RULES} == {rule for rule, *_ in BROKEN}
+    ranks = {"enough_for_the_ranks"}  # by torchrun's environment: tests/opo/parallel
+    assert {rule.__name__ for rule in RULES} - ranks == {rule for rule, *_ in BROKEN}
     assert all(rule.__doc__ for rule in RULES)
 
 

@@ -1,0 +1,9 @@
+"""What torchrun tells a process of its ranks. Neither torch nor a process group is needed."""
+
+import os
+
+
+def rank_and_size() -> tuple[int, int]:
+    """(rank, number of ranks); (0, 1) outside torchrun, and where it started one process."""
+    size = int(os.environ.get("WORLD_SIZE") or 1)
+    return (int(os.environ.get("RANK") or 0), size) if size > 1 and "RANK" in os.environ else (0, 1)
