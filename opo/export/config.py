@@ -1,7 +1,7 @@
 """What `opo export` is asked for."""
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,9 +12,7 @@ from opo.config.load import load_config as load_run
 from opo.config.read import read, shown
 from opo.config.schema import (
     AlgoConfig,
-    CertificateConfig,
     CheckpointConfig,
-    CriticConfig,
     EvaluateConfig,
     ModelConfig,
     OptimConfig,
@@ -71,8 +69,7 @@ class VerlExport:
     def run(self) -> RunConfig:
         """The training itself."""
         same = {field.name: getattr(self, field.name) for field in fields(RunConfig) if hasattr(self, field.name)}
-        reward = RewardConfig(function=self.reward.function)
-        return RunConfig(**{**same, "reward": reward, "critic": CriticConfig(), "certificate": CertificateConfig()})
+        return RunConfig.of(**{**same, "reward": RewardConfig(function=self.reward.function)})
 
 
 def load_config(values: Mapping[str, Any]) -> HfExport | VerlExport:
@@ -89,7 +86,7 @@ def load_config(values: Mapping[str, Any]) -> HfExport | VerlExport:
     }
     asked = read(VerlExport, {**values, **parts})
     own = {"what", "path", "gpus", "machines"}
-    rest = {"critic": {}, "certificate": {}}
+    rest = {f.name: {} for f in fields(RunConfig) if f.default is MISSING and f.name not in values}
     run = load_run({**{key: value for key, value in values.items() if key not in own}, **rest})
     for difference in differences(run, asked.gpus * asked.machines):
         raise UserError(difference)

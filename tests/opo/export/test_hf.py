@@ -19,7 +19,14 @@ from opo.run.policies import evaluated_policies
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One step with adapters."""
     path = tmp_path_factory.mktemp("runs") / "r"
-    rest = ["steps=1", "tracking=off", "model.lora_rank=2", "optim.learning_rate=0.01", "rollout.max_new_tokens=8"]
+    rest = [
+        "steps=1",
+        "tracking=off",
+        "model.lora_rank=2",
+        "optim.learning_rate=0.01",
+        "algo.entropy_coef=0.1",
+        "rollout.max_new_tokens=8",
+    ]
     with pytest.raises(SystemExit) as caught:
         main(["train", *SMALL, f"hydra.run.dir={path}", *rest])
     assert not caught.value.code

@@ -105,7 +105,7 @@ def test_the_command_says_every_key_once_and_its_files_lie_beside_it(exported: P
     assert told["actor_rollout_ref.actor.optim.betas"] == [0.9, 0.97]
     assert told["actor_rollout_ref.actor.loss_agg_mode"] == "seq-mean-token-sum"
     assert (told["trainer.total_training_steps"], told["data.shuffle"]) == (3, False)
-    assert "{{ message.content }}" in told["actor_rollout_ref.model.custom_chat_template"].value()
+    assert "{{ message.content }}" in told["actor_rollout_ref.model.custom_chat_template"]
 
 
 def test_a_task_s_file_and_a_reward_of_one_s_own_travel_with_the_folder(tmp_path, monkeypatch, capfd):

@@ -33,7 +33,7 @@ def verl_config(lines: list[str]) -> Any:
     spec = find_spec("verl")
     assert spec is not None
     assert spec.submodule_search_locations is not None
-    with initialize_config_dir(f"{[*spec.submodule_search_locations][0]}/trainer/config", version_base=None):
+    with initialize_config_dir(f"{next(iter(spec.submodule_search_locations))}/trainer/config", version_base=None):
         return compose("ppo_trainer", lines)
 
 
