@@ -92,7 +92,7 @@ COMMANDS = {
 
 
 ON_RANKS = ("train", "variance", "evaluate", "doctor")  # commands that torchrun may start on several ranks
-OTHERS_SPEAK_S = 2.0
+OTHERS_SPEAK_S = 5.0
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
