@@ -100,7 +100,7 @@ FIRST_WORD = {"export": "what"}  # command -> the key that its first word gives,
 
 
 ON_RANKS = ("train", "variance", "evaluate", "doctor")  # commands that torchrun may start on several ranks
-OTHERS_SPEAK_S = 2.0
+OTHERS_SPEAK_S = 5.0
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
