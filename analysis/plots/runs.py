@@ -34,6 +34,7 @@ VERDICT_COLOURS = {"supported": "#009e73", "refuted": "#d55e00", "not resolved":
 def training_curves(
     runs: pl.DataFrame,
     metric: str = "train/reward_mean",
+    *,
     x: str = "step",
     by: str = "algo",
     window: int = 1,

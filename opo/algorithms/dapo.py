@@ -43,7 +43,7 @@ def dapo(
         penalty_PG = overlong_penalty(rollouts.lengths_PG, overlong_buffer, token_limit)
         rollouts = rollouts.with_(rewards_PG=rollouts.rewards_PG + penalty_PG)
     advantages_N = standardized_advantages(rollouts, std_eps)
-    return clipped_loss(logprobs_NT, advantages_N, rollouts, clip_low, clip_high, aggregation, keep_N)
+    return clipped_loss(logprobs_NT, advantages_N, rollouts, clip_low, clip_high, aggregation, keep_N=keep_N)
 
 
 def overlong_penalty(lengths_PG: Tensor, buffer: int, limit: int | None) -> Tensor:

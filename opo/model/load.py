@@ -1,12 +1,14 @@
 """Load a policy: the built-in one, SmolLM2 from its package, a folder or a hub id; whole or with LoRA."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, get_verbosity, set_verbosity, set_verbosity_error
 
 from opo.config.schema import ModelConfig
 from opo.errors import UserError
@@ -77,6 +79,17 @@ def refuse_broken(folder: Path, where: str) -> None:
         refuse_changed(folder)
 
 
+@contextmanager
+def errors_alone() -> Iterator[None]:
+    """transformers says nothing below an error: what it would report of missing weights is refused here, in one line."""
+    before = get_verbosity()
+    set_verbosity_error()
+    try:
+        yield
+    finally:
+        set_verbosity(before)
+
+
 def _pretrained(source: str, dtype: torch.dtype) -> tuple[PreTrainedTokenizerBase, Any]:
     """Tokenizer and model, whole and finite. Raises UserError with the first line of whatever transformers says against it."""
     where = f"model.path={source}"
@@ -85,9 +98,10 @@ def _pretrained(source: str, dtype: torch.dtype) -> tuple[PreTrainedTokenizerBas
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise UserError(f"{where}: a {config.model_type} model; allowed are causal language models")
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True
-        )
+        with errors_alone():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+            )
     except (UserError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a folder of anyone's: whatever its files make transformers raise is said in one line

@@ -55,8 +55,8 @@ class CurvatureMask(options.Curvature):
                     *top_logits(logits_KV, targets_K[tokens], self.top_k),
                     hidden_KH[tokens].float(),
                     advantages_K[tokens].float(),
-                    policy.temperature,
-                    self,
+                    temperature=policy.temperature,
+                    mask=self,
                 )
                 objective_K, policy_K = quadratic(found, rate)
                 keep_K = (objective_K.abs() < self.limit_objective) & (policy_K < self.limit_policy)
@@ -118,6 +118,7 @@ def token_step(
     sampled_KC: Tensor,
     hidden_KD: Tensor,
     advantages_K: Tensor,
+    *,
     temperature: float,
     mask: CurvatureMask,
 ) -> TokenStep:

@@ -53,17 +53,7 @@ class VllmSampler:
         environment = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
         if devices is not None:
             environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "CUDA_VISIBLE_DEVICES": ",".join(map(str, devices))}
-        options: dict[str, Any] = {
-            "model": source,
-            "dtype": dtype,
-            "load_format": "dummy",
-            "skip_tokenizer_init": True,  # token ids in, token ids out
-            "generation_config": "vllm",  # not the sampling defaults that come with the model
-            "logprobs_mode": "processed_logprobs",
-            "enable_prefix_caching": True,
-            "max_model_len": max_model_len,
-            "max_num_seqs": max_sequences,
-        }
+        options = _options(source, dtype, max_model_len, max_sequences, devices)
         with contained(environment):
             vllm = _import_vllm()
             self.on_cpu: bool = vllm.platforms.current_platform.is_cpu()
@@ -84,13 +74,6 @@ class VllmSampler:
             else:
                 memory = f"rollout.gpu_memory_utilization={gpu_memory_utilization}"
                 options |= {"gpu_memory_utilization": gpu_memory_utilization, "enable_sleep_mode": self.sleeps}
-            if devices is None:
-                options["distributed_executor_backend"] = "uni"
-            else:
-                options |= {
-                    "tensor_parallel_size": len(devices),
-                    "weight_transfer_config": {"backend": "nccl"},
-                }
             try:
                 model_config = vllm.EngineArgs(**options).create_model_config()
                 if devices is None and model_config.using_transformers_backend():
@@ -251,6 +234,26 @@ class WeightSource:
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         return merged_weights(self.model)
+
+
+def _options(
+    source: str, dtype: str, max_model_len: int | None, max_sequences: int, devices: list[int] | None
+) -> dict[str, Any]:
+    """What the engine is asked for on any device."""
+    options: dict[str, Any] = {
+        "model": source,
+        "dtype": dtype,
+        "load_format": "dummy",
+        "skip_tokenizer_init": True,  # token ids in, token ids out
+        "generation_config": "vllm",  # not the sampling defaults that come with the model
+        "logprobs_mode": "processed_logprobs",
+        "enable_prefix_caching": True,
+        "max_model_len": max_model_len,
+        "max_num_seqs": max_sequences,
+    }
+    if devices is None:
+        return options | {"distributed_executor_backend": "uni"}
+    return options | {"tensor_parallel_size": len(devices), "weight_transfer_config": {"backend": "nccl"}}
 
 
 def _import_vllm() -> Any:

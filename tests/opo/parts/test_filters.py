@@ -63,7 +63,7 @@ def head_step(advantage: float, mask: CurvatureMask, seed: int = 0):
     hidden_D = torch.randn(5, generator=rng, dtype=torch.float64)
     logits_KV = (weight_VD @ hidden_D)[None]
     found = top_logits(logits_KV, torch.tensor([4]), 11)
-    return weight_VD, hidden_D, token_step(*found, hidden_D[None], f64([advantage]), 1.0, mask)
+    return weight_VD, hidden_D, token_step(*found, hidden_D[None], f64([advantage]), temperature=1.0, mask=mask)
 
 
 def test_the_quadratic_model_foresees_the_change_of_the_ratio_to_third_order():

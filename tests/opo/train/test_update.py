@@ -18,8 +18,9 @@ from opo.model.gradient import accumulate, clip_gradients, gradient_norm
 from opo.model.policy import Policy
 from opo.train.critic import Critic, update_critic
 from opo.train.learner import Learner
-from opo.train.optimizer import learning_rate
-from opo.train.update import loss_of, minibatch
+from opo.train.optimizer import learning_rate, take_step
+from opo.train.prepare import prepare
+from opo.train.update import loss_of, minibatch, unit_weights
 
 
 def config(prompts: int, minibatches: int) -> Any:
@@ -158,3 +159,64 @@ def test_a_critic_sees_each_response_once_and_counts_its_copies(budget: int) -> 
     )
     assert (moved - wanted).norm() < 1e-5 * wanted.norm()
     assert norm == pytest.approx(float(wanted.norm()), rel=1e-5)
+
+
+def learner_of(algo: AlgoConfig, path: Path, **changes: Any) -> Learner:
+    """A learner of a small policy at its start."""
+    no_tokenizer: Any = None
+    rollout = RolloutConfig(num_prompts=4, group_size=3)
+    config = RunConfig.of(None, algo=algo, rollout=rollout, optim=OptimConfig(**changes))
+    return Learner(config, Policy(small_gpt2(), no_tokenizer), path)
+
+
+def test_a_kl_reward_is_exactly_zero_where_the_policy_is_the_reference(tmp_path):
+    """So that whitening has nothing to blow up: all rewards equal, nothing moves."""
+    algo = AlgoConfig("reinforce_pp", kl_coef=0.1, kl_placement="reward", kl_estimator="k1")
+    algo.hyperparameters = ALGORITHMS["reinforce_pp"].hyperparameters({})
+    learner = learner_of(algo, tmp_path)
+    rollouts = random_rollouts()
+    rollouts = rollouts.with_(
+        rewards_PG=torch.zeros(4, 3, dtype=torch.float64), versions_NT=torch.zeros_like(rollouts.tokens_NT)
+    )
+    sampled_NT = learner.policy.measure(rollouts, [0, 1, 2, 3]).logprobs_MT
+    noise_NT = 1e-12 * torch.randn(sampled_NT.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    rollouts = rollouts.with_(logprobs_NT=(sampled_NT + noise_NT) * rollouts.mask_NT)
+    batch: Any = SimpleNamespace(rollouts=rollouts)
+    no_collector: Any = None
+    ready = prepare(batch, learner, no_collector)
+    assert ready.kl_rewards_NT is not None
+    assert not ready.kl_rewards_NT.any()
+    metrics = learner.update(ready)
+    assert metrics["train/grad_norm"] == 0.0
+    assert metrics["train/moved_fraction"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "per_token"),
+    [
+        ("opo", {}, lambda lengths_N: torch.ones_like(lengths_N) / 11),
+        ("dr_grpo", {"denominator": 7.0}, lambda lengths_N: torch.ones_like(lengths_N) / 77),
+        ("gspo", {}, lambda lengths_N: 1 / (11 * lengths_N)),
+        ("dapo", {}, lambda lengths_N: torch.ones_like(lengths_N) / lengths_N[1:].sum()),
+    ],
+)
+def test_penalties_and_bonuses_are_scaled_as_the_policy_term_and_leave_out_unscored_responses(name, options, per_token):
+    rollouts = random_rollouts()
+    rewards_PG = rollouts.rewards_PG.clone()
+    rewards_PG[0, 0] = math.nan
+    rollouts = rollouts.with_(rewards_PG=rewards_PG)
+    algo = AlgoConfig(name, hyperparameters=ALGORITHMS[name].hyperparameters(options))
+    expected_N = per_token(rollouts.lengths_N.double())
+    expected_N[0] = 0.0
+    torch.testing.assert_close(unit_weights(algo, rollouts), expected_N[:, None] * rollouts.mask_NT)
+
+
+def test_weights_that_an_update_leaves_where_they_were_are_counted(tmp_path):
+    """A step far below the rounding of bfloat16 moves next to nothing; in float32 it moves all that has a gradient."""
+    shares = []
+    for dtype in (torch.float32, torch.bfloat16):
+        parameter = torch.nn.Parameter((1 + torch.rand(1000, generator=torch.Generator().manual_seed(0))).to(dtype))
+        parameter.grad = torch.ones_like(parameter)
+        shares.append(take_step(torch.optim.SGD([parameter], lr=1e-5)))
+    assert shares[0] == 1.0
+    assert shares[1] < 0.01
