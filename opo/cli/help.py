@@ -47,7 +47,7 @@ def first_comment(file: Path) -> str:
 def _groups(choices: dict[str, Any], conf: Path) -> Iterator[str]:
     for group, choice in reversed(choices.items()):
         yield f"  {group}={'null' if choice is None else choice}"
-        files = sorted((conf / group).glob("*.yaml"))
+        files = sorted((conf / group.partition("@")[0]).glob("*.yaml"))
         width = max(len(file.stem) for file in files)
         for file in files:
             yield _wrapped(f"      {file.stem:<{width}}  ", first_comment(file).partition("\n")[0])
