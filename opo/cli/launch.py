@@ -29,7 +29,6 @@ from opo.cli.compose import compose_job, composing, parse, plain
 from opo.cli.hydra_errors import one_line
 from opo.errors import StoppedRun, UserError
 from opo.parallel.environment import rank_and_size
-from opo.run.folder import note_failure
 from opo.system.storage import storage_faults_in_one_sentence
 
 MOST_JOBS = 10_000  # of one multirun, each of which is judged before the first starts; OPO_MOST_JOBS raises it
@@ -149,6 +148,8 @@ class Announce(Callback):
         if job_return.status is not JobStatus.FAILED or own.mode != RunMode.MULTIRUN:
             return
         error = job_return._return_value  # the property would raise it here
+        from opo.run.folder import note_failure  # seconds of imports that a refusal should not cost
+
         folder, reason = Path(own.runtime.output_dir), _reason(error)
         name = folder.name
         note_failure(folder, reason)
