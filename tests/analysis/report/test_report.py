@@ -144,7 +144,7 @@ def test_refusals(tmp_path: Path) -> None:
         load_config({"path": ""})
     with pytest.raises(UserError, match="no such folder"):
         load_config({"path": str(tmp_path / "absent")})
-    with pytest.raises(UserError, match="allowed are null and wandb"):
+    with pytest.raises(UserError, match="publish=twitter: not one of wandb"):
         load_config({"path": str(tmp_path), "publish": "twitter"})
     with pytest.raises(UserError, match=r"pth: unknown key.*did you mean path"):
         load_config({"pth": "x"})
