@@ -6,7 +6,7 @@ from typing import Any
 import polars as pl
 from matplotlib.axes import Axes
 
-from analysis.plots.style import FAINT, axes, colour, marker, styled
+from analysis.plots.style import FAINT, INK, MARKERS, axes, styled
 from analysis.study.result import Study
 
 # all of these are one where OPO's assumptions hold exactly
@@ -20,6 +20,8 @@ LABELS = ASSUMED_ONE | {
     "best_gain": "most that a weighted baseline could gain",
 }
 
+SHADES = (INK, "#7d6bb3", FAINT)  # what is no estimator and no algorithm has none of their colours
+
 
 @styled()
 def audits_over_training(study: Study, measures: Sequence[str] = tuple(ASSUMED_ONE), ax: Axes | None = None) -> Axes:
@@ -31,9 +33,10 @@ def audits_over_training(study: Study, measures: Sequence[str] = tuple(ASSUMED_O
     for i, name in enumerate(names):
         mine = rows.filter(measure=name).drop_nulls("value").sort("step")
         at = [step + (i - (len(names) - 1) / 2) * apart for step in mine["step"]]
-        ax.plot(at, mine["value"], color=colour(name, names), marker=marker(name, names), label=LABELS.get(name, name))
+        shade = SHADES[i % len(SHADES)]
+        ax.plot(at, mine["value"], color=shade, marker=MARKERS[i % len(MARKERS)], label=LABELS.get(name, name))
         for x, row in zip(at, mine.iter_rows(named=True), strict=True):
-            _interval(ax, x, row, colour(name, names), vertical=True)
+            _interval(ax, x, row, shade, vertical=True)
     ax.axhline(1, color=FAINT, linestyle="--", linewidth=1, zorder=0)
     ax.set_xticks(steps)
     ax.set(xlabel="training step of the checkpoint", ylabel="1 where OPO's assumptions hold")
@@ -52,10 +55,10 @@ def audit_by_part(study: Study, measure: str = "norm_length_exponent", ax: Axes 
     for i, policy in enumerate(policies):
         mine = rows.filter(policy=policy).drop_nulls("value")
         at = [parts.index(part) + (i - (len(policies) - 1) / 2) * 0.3 for part in mine["scope"]]
-        style: dict[str, Any] = {"color": colour(policy, policies), "marker": marker(policy, policies)}
+        style: dict[str, Any] = {"color": SHADES[-1 - i], "marker": MARKERS[i]}
         ax.plot(mine["value"], at, linestyle="", label=study.policy(policy)["label"], **style)
         for y, row in zip(at, mine.iter_rows(named=True), strict=True):
-            _interval(ax, y, row, colour(policy, policies), vertical=False)
+            _interval(ax, y, row, SHADES[-1 - i], vertical=False)
     if measure in ASSUMED_ONE:
         ax.axvline(1, color=FAINT, linestyle="--", linewidth=1, zorder=0)
     ax.set_yticks(range(len(parts)), parts)

@@ -3,7 +3,7 @@
 import hashlib
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,21 @@ from matplotlib.figure import Figure
 INK, FAINT = "#1b1f24", "#8c959f"
 
 # Okabe and Ito (2008): distinguishable with any common colour vision; the sky blue and the yellow are too light for thin lines
-PALETTE = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a4b00", FAINT)
+PALETTE = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#a6761d", FAINT)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
+
+# an estimator and the algorithm that uses it share a place in the palette; a `_loo` form is the same colour, drawn hollow and dashed
+PLACES = (
+    ("length_weighted", "opo"),
+    ("leave_one_out", "rloo"),
+    ("group_standardized", "grpo"),
+    ("score_norm_weighted", "ppo"),
+    ("shrinkage",),
+    ("group_mean", "dr_grpo"),
+    ("logit_energy_weighted",),
+    ("none", "reinforce"),
+)
+PLACE_OF = {name: place for place, names in enumerate(PLACES) for name in names}
 
 STYLE: Any = {
     "figure.dpi": 100,
@@ -58,14 +71,28 @@ def axes(ax: Axes | None, width: float = 6.4, height: float = 3.8) -> Axes:
     return Figure(figsize=(width, height), layout="constrained").add_subplot()
 
 
-def colour(name: str, names: list[str]) -> str:
-    """The colour of `name` among `names`, the same in every figure that shows the same names."""
-    return PALETTE[names.index(name) % len(PALETTE)]
+def colour(name: str, names: Sequence[str]) -> str:
+    """The colour of `name`: fixed for what is known by name, else one that no known name among `names` has."""
+    return PALETTE[_place(name, names)]
 
 
-def marker(name: str, names: list[str]) -> str:
+def marker(name: str, names: Sequence[str]) -> str:
     """The marker of `name`, so that lines differ in a greyscale print too."""
-    return MARKERS[names.index(name) % len(MARKERS)]
+    return MARKERS[_place(name, names)]
+
+
+def is_hollow(name: str) -> bool:
+    """Whether `name` is the form of an estimator that leaves each response out of its own baseline."""
+    return name.removesuffix("_loo") in PLACE_OF and name.endswith("_loo")
+
+
+def _place(name: str, names: Sequence[str]) -> int:
+    known = {other: PLACE_OF.get(other.removesuffix("_loo"), PLACE_OF.get(other)) for other in (*names, name)}
+    if (place := known[name]) is not None:
+        return place
+    free = [place for place in range(len(PALETTE)) if place not in known.values()] or list(range(len(PALETTE)))
+    unknown = [other for other in dict.fromkeys((*names, name)) if known[other] is None]
+    return free[unknown.index(name) % len(free)]
 
 
 def figure_of(ax: Axes) -> Figure:

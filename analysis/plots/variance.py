@@ -4,16 +4,15 @@
 bound that the data does not give (null) is drawn as an arrow to the edge, never left out.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from analysis.plots.style import FAINT, INK, PALETTE, axes, colour, marker, styled
+from analysis.plots.intervals import draw_intervals, log_when_wide, plain_log_ticks
+from analysis.plots.style import FAINT, INK, axes, colour, is_hollow, marker, styled
 from analysis.study.result import Study
 from analysis.variance.text import interval_text
 
@@ -25,7 +24,6 @@ LABELS = {
     "snr": "signal-to-noise ratio |E g|² / tr Cov(g)",
 }
 
-HIGHLIGHT = ("opo", "length_weighted", "length_weighted_loo")
 # in figures of lines; group_mean is leave_one_out there, and more would hide one another
 MAIN = (
     "length_weighted",
@@ -36,7 +34,7 @@ MAIN = (
     "score_norm_weighted_loo",
     "group_standardized",
 )
-WITHIN = PALETTE[5]
+WITHIN, FITTED = "#8fa8bf", "#7d6bb3"  # no estimator's colours
 WIDEST = 8.0  # a ratio beyond this, or below its inverse, is drawn as an arrow
 
 
@@ -47,14 +45,14 @@ def forest(study: Study, policy: str | None = None, group_size: int | None = Non
     rows = rows.sort("value", descending=True, nulls_last=False)
     names = rows["estimator"].to_list()
     ax = axes(ax, 7.4, 1.1 + 0.34 * len(names))
-    _intervals(ax, rows)
+    draw_intervals(ax, rows)
     ax.set_yticks(range(len(names)), names)
     ax.set_xlabel(LABELS["relative_variance"])
-    _log_when_wide(ax, rows, "x")
+    log_when_wide(ax, rows, "x")
     ax.grid(axis="x")
     beside = ax.inset_axes((1.05, 0, 0.42, 1))
     bias = _in_order(study.select("bias", policy, group_size), names)
-    _intervals(beside, bias, scale=100)
+    draw_intervals(beside, bias, scale=100)
     beside.set(yticks=range(len(names)), yticklabels=[], ylim=ax.get_ylim(), xlabel="bias, % of |∇J|")
     beside.axvline(0, color=INK, linewidth=0.8)
     beside.grid(axis="x")
@@ -73,13 +71,13 @@ def ratio_forest(
     rows = study.compare(policy, group_size).sort("value", descending=True, nulls_last=False)
     names = rows["estimator"].to_list()
     ax = axes(ax, 6.4, 1.1 + 0.34 * len(names))
-    _intervals(ax, rows, span=(1 / WIDEST, WIDEST))
+    draw_intervals(ax, rows, span=(1 / WIDEST, WIDEST))
     ax.axvline(1, color=INK, linewidth=0.8)
     ax.set_yticks(range(len(names)), names)
     ax.set_xlabel(f"relative variance, as a multiple of {rows['reference'][0]}'s")
     ax.set_xscale("log")
     ax.set_xlim(max(ax.get_xlim()[0], 0.9 / WIDEST), min(ax.get_xlim()[1], 1.1 * WIDEST))
-    _plain_log_ticks(ax, "x")
+    plain_log_ticks(ax, "x")
     ax.grid(axis="x")
     ax.set_title(f"{study.policy(rows['policy'][0])['label']}: groups of {rows['group_size'][0]}")
     return ax
@@ -102,7 +100,7 @@ def against_group_size(
     ax.set_xscale("log", base=2)
     ax.set_xticks(sizes, [str(size) for size in sizes])
     ax.set(xlabel="group size G", ylabel=LABELS.get(measure, measure))
-    _log_when_wide(ax, rows, "y")
+    log_when_wide(ax, rows, "y")
     ax.grid(axis="y")
     _legend(ax)
     return ax
@@ -119,7 +117,7 @@ def equal_variance(
     )
     names = rows["estimator"].to_list()
     ax = axes(ax, 6.4, 1.1 + 0.34 * len(names))
-    _intervals(ax, rows, span=(0, 4 * size))
+    draw_intervals(ax, rows, span=(0, 4 * size))
     ax.axvline(size, color=INK, linewidth=0.8)
     ax.set_yticks(range(len(names)), names)
     ax.set_xlabel(f"group size at which {rows['reference'][0]} has the same relative variance")
@@ -143,7 +141,7 @@ def over_training(
     _lines(ax, rows, "step")
     ax.set_xticks(sorted(rows["step"].unique()))
     ax.set(xlabel="training step of the checkpoint", ylabel=LABELS.get(measure, measure))
-    _log_when_wide(ax, rows, "y")
+    log_when_wide(ax, rows, "y")
     ax.grid(axis="y")
     _legend(ax)
     return ax
@@ -164,7 +162,7 @@ def within_between(
     ax.barh(range(len(names)), shares, color=WITHIN, height=0.6, label="within a prompt (a baseline can lower it)")
     rest = [100 - share for share in shares]
     ax.barh(range(len(names)), rest, left=shares, color=FAINT, alpha=0.35, height=0.6, label="between prompts")
-    _intervals(ax, rows, scale=100, colours=[INK] * len(names), points=False)
+    draw_intervals(ax, rows, scale=100, colours=[INK] * len(names), points=False)
     ax.set_yticks(range(len(names)), names)
     ax.set(xlabel="share of the variance of a batch gradient, %", xlim=(0, 100))
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
@@ -190,12 +188,12 @@ def norm_against_length(study: Study, policy: str | None = None, ax: Axes | None
 
     if fit["value"] is not None:
         interval = interval_text(fit["value"], fit["low"], fit["high"])
-        ax.plot(span, power(fit["value"]), color=PALETTE[0], label=f"fitted within prompts: exponent {interval}")
+        ax.plot(span, power(fit["value"]), color=FITTED, label=f"fitted within prompts: exponent {interval}")
         if fit["low"] is not None and fit["high"] is not None:
-            ax.fill_between(span, power(fit["low"]), power(fit["high"]), color=PALETTE[0], alpha=0.2, linewidth=0)
+            ax.fill_between(span, power(fit["low"]), power(fit["high"]), color=FITTED, alpha=0.2, linewidth=0)
     ax.plot(span, power(1.0), color=INK, linestyle="--", linewidth=1.2, label="exponent 1 (norm² ∝ length)")
     ax.set(xscale="log", yscale="log", xlabel="response length, tokens", ylabel="squared score norm ‖z‖²")
-    _plain_log_ticks(ax, "x")
+    plain_log_ticks(ax, "x")
     ax.legend(loc="best")
     return ax
 
@@ -210,42 +208,6 @@ def _only(rows: pl.DataFrame, estimators: Sequence[str] | None) -> pl.DataFrame:
 
 def _in_order(rows: pl.DataFrame, names: list[str]) -> pl.DataFrame:
     return pl.DataFrame({"estimator": names}).join(rows, on="estimator", how="left", maintain_order="left")
-
-
-def _intervals(
-    ax: Axes,
-    rows: pl.DataFrame,
-    scale: float = 1.0,
-    colours: list[str] | None = None,
-    points: bool = True,
-    span: tuple[float, float] | None = None,
-) -> None:
-    """Horizontal points with their intervals, one row each; an end that is open, or beyond `span`, is an arrow at the edge."""
-    finite = [x * scale for x in (*rows["value"], *rows["low"], *rows["high"]) if x is not None]
-    left, right = span or (-np.inf, max(finite, default=1.0) * 1.25)
-    for y, row in enumerate(rows.iter_rows(named=True)):
-        shade = colours[y] if colours else PALETTE[0] if row["estimator"] in HIGHLIGHT else PALETTE[1]
-        value, low, high = (None if row[k] is None else row[k] * scale for k in ("value", "low", "high"))
-        if value is None and low is None:
-            where = {
-                "xycoords": ("axes fraction", "data"),
-                "ha": "right",
-                "va": "bottom",
-                "fontsize": 8.5,
-                "color": FAINT,
-            }
-            ax.annotate("not resolved", (0.98, y), **where)
-            continue
-        ends = [left if low is None else max(low, left), right if high is None else min(high, right)]
-        if np.isfinite(ends).all():
-            ax.plot(ends, [y, y], color=shade, solid_capstyle="butt")
-        if high is None or high > right:
-            ax.plot([right], [y], marker=">", color=shade, clip_on=False)
-        if np.isfinite(left) and (low is None or low < left):
-            ax.plot([left], [y], marker="<", color=shade, clip_on=False)
-        if points and value is not None and value <= right:
-            ax.plot([value], [y], marker="o", color=shade)
-    ax.set_ylim(-0.6, len(rows) - 0.4)
 
 
 def _lines(ax: Axes, rows: pl.DataFrame, x: str) -> None:
@@ -264,28 +226,11 @@ def _lines(ax: Axes, rows: pl.DataFrame, x: str) -> None:
         low = np.array([v if v is not None else y[j] for j, v in enumerate(mine["low"])])
         high = np.array([v if v is not None else top for v in mine["high"]])
         style: dict[str, Any] = {"color": colour(name, shown), "marker": marker(name, shown)}
+        if is_hollow(name):
+            style |= {"markerfacecolor": "none", "linestyle": "--"}
         ax.errorbar(at, y, yerr=np.clip([y - low, high - y], 0, None), label=name, elinewidth=1, capsize=0, **style)
 
 
 def _legend(ax: Axes) -> None:
     """The legend, to the right of the axes."""
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-
-
-def _log_when_wide(ax: Axes, rows: pl.DataFrame, axis: str) -> None:
-    """A log scale, with ticks written as numbers, where positive values span more than a factor of eight."""
-    known = [v for column in ("value", "low", "high") for v in rows[column] if v is not None]
-    if known and min(known) > 0 and max(known) / min(known) > 8:
-        (ax.set_xscale if axis == "x" else ax.set_yscale)("log")
-        (ax.set_xlim if axis == "x" else ax.set_ylim)(min(known) / 1.2, max(known) * 1.2)
-        _plain_log_ticks(ax, axis)
-
-
-def _plain_log_ticks(ax: Axes, axis: str) -> None:
-    low, high = ax.get_xlim() if axis == "x" else ax.get_ylim()
-    steps = (1, 1.5, 2, 3, 5, 7) if high / low < 8 else (1, 2, 5) if high / low < 300 else (1,)
-    ticks = [m * 10.0**e for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1) for m in steps]
-    target = ax.xaxis if axis == "x" else ax.yaxis
-    target.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
-    target.set_minor_locator(NullLocator())
-    target.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -12,7 +12,7 @@ from analysis.plots.style import inline_svg
 
 @dataclass(frozen=True)
 class Block:
-    """A piece of a page: "text", "heading", "list", "code", "figure", "table" or "ledger", with what that kind shows."""
+    """A piece of a page: "lead", "text", "heading", "list", "code", "figure", "table", "ledger" or "fold", with what that kind shows."""
 
     kind: str
     text: str = ""
@@ -23,6 +23,7 @@ class Block:
     rows: Sequence[Sequence[str]] = ()
     claims: Sequence[Mapping[str, Any]] = ()
     ax: Axes | None = None
+    inner: Sequence["Block"] = ()
 
     @property
     def svg(self) -> Markup:
@@ -38,6 +39,11 @@ class Section:
     id: str
     title: str
     blocks: list[Block] = field(default_factory=list)
+
+
+def lead(words: str) -> Block:
+    """The sentence that a page opens with."""
+    return Block("lead", words)
 
 
 def text(words: str) -> Block:
@@ -68,3 +74,8 @@ def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -
 
 def ledger(claims: Sequence[Mapping[str, Any]], caption: str) -> Block:
     return Block("ledger", claims=claims, caption=caption)
+
+
+def fold(summary: str, inner: Sequence[Block]) -> Block:
+    """Blocks behind one line that opens them; on paper they are open."""
+    return Block("fold", summary, inner=inner)

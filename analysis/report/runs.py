@@ -1,39 +1,81 @@
 """The sections of a report that training runs fill."""
 
+from collections.abc import Iterator
+
 import polars as pl
 
 from analysis.claims.evidence import final_values
 from analysis.plots import runs as figures_runs
-from analysis.report.blocks import Block, Section, code, figure, table, text
+from analysis.report.blocks import Block, Section, code, figure, fold, table, text
 from analysis.runs.groups import with_groups
 from analysis.runs.load import Runs
 
 COLUMNS = ("train/reward_mean", "train/kl_init_nats", "train/entropy_mean_nats", "length/tokens_mean")
 WINDOW = 3  # steps that a curve averages over
+FEWEST_STEPS = 3  # fewer make no curve
+MOST_GROUPS = 4  # that the opening sentence names
 
 
-def sections(runs: Runs) -> list[Section]:
-    """Curves over steps and tokens, a table of the ends, and the runs themselves."""
+def section(runs: Runs) -> Section:
+    """A table of the ends, curves over tokens and steps, and the runs themselves."""
     frame = with_groups(runs)
     seeds = frame.group_by("group").agg(pl.col("seed").n_unique())["seed"]
     intro = "Mean over seeds; the band is the 95 % Student interval of that mean, thin lines are single seeds."
     if seeds.min() == 1:
         intro += " A group with one seed has no interval, and nothing is concluded from it."
-    blocks: list[Block] = [text(intro)]
-    if frame["train/reward_mean"].is_not_null().any():
-        caption = "Mean reward against generated tokens: the price of a rollout is the same for every algorithm."
-        blocks.append(figure(figures_runs.training_curves(frame, x="train/tokens", by="group", window=WINDOW), caption))
-    for metric in figures_runs.CURVES:
-        if metric in frame.columns and frame[metric].is_not_null().any():
-            caption = f"{figures_runs.AXIS_LABELS[metric].capitalize()} against rollout batches."
-            blocks.append(figure(figures_runs.training_curves(frame, metric, by="group", window=WINDOW), caption))
-    blocks.append(ends(frame))
-    return [Section("training", "Trainings", blocks), _list(runs)]
+    blocks: list[Block] = [ends(frame), text(intro)]
+    longest = frame.group_by("run").agg(pl.col("step").n_unique())["step"].max()
+    if not isinstance(longest, int) or longest < FEWEST_STEPS:
+        blocks.append(
+            text(f"The longest training has {longest or 0} steps, too few for a curve: the table above says it all.")
+        )
+    else:
+        blocks += _curves(frame)
+    return Section("training", "Training", [*blocks, fold(f"The {len(runs.runs)} runs", _list(runs))])
+
+
+def _curves(frame: pl.DataFrame) -> Iterator[Block]:
+    known = [metric for metric in figures_runs.CURVES if metric in frame.columns and frame[metric].is_not_null().any()]
+    folded = []
+    for metric in known:
+        label = figures_runs.AXIS_LABELS[metric]
+        curve = figures_runs.training_curves(frame, metric, by="group", window=WINDOW)
+        shown = figure(curve, f"{label.capitalize()} against rollout batches.")
+        if metric == "train/reward_mean":
+            caption = "Mean reward against generated tokens: the price of a rollout is the same for every algorithm."
+            curve = figures_runs.training_curves(frame, metric, x="train/tokens", by="group", window=WINDOW)
+            yield figure(curve, caption)
+            folded.append(shown)
+        else:
+            yield shown
+    if folded:
+        yield fold("Reward against rollout batches", folded)
+
+
+def ends_text(runs: Runs) -> str:
+    """Where the trainings ended, in half a sentence: reward by group at equal tokens."""
+    frame = with_groups(runs)
+    tokens = _common_tokens(frame)
+    found = []
+    for (group,), mine in frame.group_by("group", maintain_order=True):
+        values = list(final_values(mine, "train/reward_mean", tokens).values())
+        seeds = f"{len(values)} seed{'s' if len(values) != 1 else ''}"
+        found.append((sum(values) / len(values) if values else 0.0, f"{group} {spread(values)}, {seeds}"))
+    if not found:
+        return "the trainings have no step yet."
+    ranked = [words for _, words in sorted(found, reverse=True)]
+    more = f"; and {len(ranked) - MOST_GROUPS} more" if len(ranked) > MOST_GROUPS else ""
+    return f"mean reward after {tokens:,.0f} generated tokens (lowest to highest over seeds) came to {'; '.join(ranked[:MOST_GROUPS])}{more}."
+
+
+def _common_tokens(frame: pl.DataFrame) -> float:
+    """Generated tokens that every run has."""
+    return float(frame.group_by("run").agg(pl.col("train/tokens").max())["train/tokens"].min() or 0.0)  # pyright: ignore
 
 
 def ends(frame: pl.DataFrame) -> Block:
     """Where the runs started and ended, at equal tokens."""
-    tokens = float(frame.group_by("run").agg(pl.col("train/tokens").max())["train/tokens"].min())  # pyright: ignore
+    tokens = _common_tokens(frame)
     present = [column for column in COLUMNS if column in frame.columns]
     rows = []
     for (group,), mine in frame.group_by("group", maintain_order=True):
@@ -50,7 +92,7 @@ def spread(values: list[float]) -> str:
     return f"{sum(values) / len(values):.3g} ({min(values):.3g} to {max(values):.3g})" if values else "-"
 
 
-def _list(runs: Runs) -> Section:
+def _list(runs: Runs) -> list[Block]:
     table_of_runs = runs.runs
     rows = [
         [
@@ -66,10 +108,10 @@ def _list(runs: Runs) -> Section:
     ]
     columns = ["run folder", "algorithm", "task", "model", "seed", "steps", "on-policy"]
     words = "Each folder's config.yaml replays its run; run.json has versions, code and device; metrics.jsonl has every step; certificate.json whether sampler and trainer agreed."
-    blocks = [text(words), table(f"{len(rows)} runs", columns, rows)]
+    blocks: list[Block] = [text(words), table(f"{len(rows)} runs", columns, rows)]
     if unfinished := [row["run"] for row in table_of_runs.iter_rows(named=True) if not row["done"]]:
         blocks += [text("Not finished:"), code("\n".join(unfinished))]
-    return Section("runs", "The runs", blocks)
+    return blocks
 
 
 def limits(runs: Runs) -> list[str]:

@@ -1,11 +1,19 @@
 """The sections of a report that a variance study fills."""
 
+from collections.abc import Iterator
+
+import polars as pl
+
 from analysis.plots import variance as figures
 from analysis.plots.audits import audits_over_training
-from analysis.report.blocks import Block, Section, figure, heading, table, text
+from analysis.report.answer import explanations
+from analysis.report.blocks import Block, Section, figure, fold, heading, table, text
 from analysis.study.audits import AUDITS
 from analysis.study.result import Study
 from analysis.study.tables import estimate_text
+
+WIDE_SHARE = 0.9  # an interval of a share that is wider than this says nothing
+FEWEST_STEPS = 3  # fewer checkpoints are no curve; the table has their numbers
 
 READING = (
     "One group of G responses to one prompt gives one estimate g of the gradient. Relative variance is tr Cov(g) over |E g|²: how much "
@@ -15,65 +23,91 @@ READING = (
 )
 
 
-def sections(study: Study) -> list[Section]:
-    """Variance and bias, the assumptions behind length weighting, and the policies that were looked at."""
-    return [_variance(study), _assumptions(study), _policies(study)]
-
-
-def _variance(study: Study) -> Section:
-    size, reference = study.default_group_size, study.settings["reference"]
+def variance(study: Study) -> Section:
+    """Variance and bias of every estimator, the last policy first; the others are folded."""
     blocks: list[Block] = [text(READING)]
-    for policy in study.policies:
-        name, label = policy["name"], policy["label"]
-        ratios = {row["estimator"]: row for row in study.compare(name).iter_rows(named=True)}
-        raw = {row["estimator"]: row for row in study.compare(name, measure="trace_cov").iter_rows(named=True)}
-        cells = {
-            m: {r["estimator"]: estimate_text(r) for r in study.select(m, name).iter_rows(named=True)}
-            for m in ("relative_variance", "bias", "cosine")
-        }
-        rows = [
-            [
-                estimator,
-                *(cells[measure][estimator] for measure in ("relative_variance", "bias", "cosine")),
-                *(estimate_text(found[estimator]) if estimator in found else "1" for found in (ratios, raw)),
-            ]
-            for estimator in study.estimators
-        ]
-        columns = [
-            "estimator",
-            "relative variance",
-            "bias",
-            "cosine",
-            f"relative variance / {reference}'s",
-            f"raw trace / {reference}'s",
-        ]
-        blocks += [
-            heading(label),
-            figure(figures.forest(study, name), f"Relative variance of each estimator at {label}, G = {size}, and its bias, with 95 % intervals over prompts."),
-            figure(figures.ratio_forest(study, name), f"The same over that of {reference}, paired over the same responses, at {label}."),
-            table(f"{label}, G = {size}: value [95 % interval]. Raw traces are shown because papers show them; between estimators of different mean they mean little.", columns, rows),
-        ]  # fmt: skip
-        if len(study.settings["group_sizes"]) > 1:
-            blocks.append(
-                figure(figures.against_group_size(study, name), f"Relative variance against group size at {label}.")
-            )
+    names = [policy["name"] for policy in reversed(study.policies)]
+    for name in names:
+        notices = [text(notice) for notice in study.notices(name)]
+        mine = notices if study.all_rewards_equal(name) else [*notices, *_at(study, name)]
+        label = study.policy(name)["label"]
+        blocks += [heading(label[0].upper() + label[1:]), *mine] if name == names[0] else [fold(f"At {label}", mine)]
+    blocks.append(fold("The responses that were measured", [_policies(study)]))
+    return Section("variance", "Variance by estimator", blocks)
+
+
+def _at(study: Study, name: str) -> Iterator[Block]:
+    """One policy: table and figures; what would show nothing is a sentence."""
+    size, reference, label = study.default_group_size, study.settings["reference"], study.policy(name)["label"]
+    yield _estimates(study, name)
+    yield from explanations(study, [name])
+    if _tells(study.select("relative_variance", name)):
+        caption = f"Relative variance of each estimator at {label}, G = {size}, and its bias, with 95 % intervals over prompts."
+        yield figure(figures.forest(study, name), caption)
+    else:
+        yield text("The relative variances have no bounded interval: the signal is too weak for so many prompts.")
+    if len(study.settings["group_sizes"]) > 1:
+        caption = f"Relative variance against group size at {label}."
+        yield figure(figures.against_group_size(study, name), caption)
+    shares = study.select("within_share", name)
+    if _tells(shares.filter(pl.col("high") - pl.col("low") < WIDE_SHARE)):
         caption = (
             f"Share of a batch gradient's variance that comes from sampling responses at {label}, G = {size}: all that a baseline can "
             "lower. The rest is that prompts differ."
         )
-        blocks.append(figure(figures.within_between(study, name), caption))
-        if not study.equal_variance.filter(policy=name).is_empty():
-            caption = f"How many responses {reference} needs for the relative variance that each estimator has with {size}, at {label}. An arrow: beyond the sizes measured."
-            blocks.append(figure(figures.equal_variance(study, name), caption))
-    if len({policy["step"] for policy in study.policies if policy["step"] is not None}) > 1:
-        blocks += [
-            heading("Over training"),
-            figure(figures.over_training(study), f"Relative variance at G = {size} at each checkpoint."),
+        yield figure(figures.within_between(study, name), caption)
+    else:
+        yield text(
+            "How much of a batch gradient's variance lies within prompts, which is all that a baseline can lower, and how much "
+            f"between them, so many prompts do not tell: the intervals cover more than {100 * WIDE_SHARE:.0f} % of the range."
+        )
+    equal = study.equal_variance.filter(policy=name, group_size=size)
+    if equal.filter("resolved").height:
+        caption = f"Group size that {reference} needs for the relative variance which each estimator has with G = {size} at {label}."
+        yield figure(figures.equal_variance(study, name), caption)
+    elif not equal.is_empty():
+        yield text(
+            f"At which group size {reference} equals the others is not resolved within the group sizes measured."
+        )
+
+
+def _tells(rows: pl.DataFrame) -> bool:
+    """Whether any estimate has a bounded interval."""
+    return bool(rows.filter("resolved").height)
+
+
+def _estimates(study: Study, name: str) -> Block:
+    size, reference = study.default_group_size, study.settings["reference"]
+    ratios = {row["estimator"]: row for row in study.compare(name).iter_rows(named=True)}
+    raw = {row["estimator"]: row for row in study.compare(name, measure="trace_cov").iter_rows(named=True)}
+    shown = ("relative_variance", "bias", "cosine")
+    cells = {m: {r["estimator"]: estimate_text(r) for r in study.select(m, name).iter_rows(named=True)} for m in shown}
+    rows = [
+        [
+            estimator,
+            *(estimate_text(found[estimator]) if estimator in found else "1" for found in (ratios,)),
+            *(cells[measure][estimator] for measure in shown),
+            *(estimate_text(found[estimator]) if estimator in found else "1" for found in (raw,)),
         ]
-    return Section("variance", "Gradient variance and bias", blocks)
+        for estimator in study.estimators
+    ]
+    columns = [
+        "estimator",
+        f"relative variance / {reference}’s",
+        "relative variance",
+        "bias",
+        "cosine",
+        f"raw trace / {reference}’s",
+    ]
+    caption = (
+        f"{study.policy(name)['label']}, G = {size}: value [95 % interval]. Raw traces are shown because papers show them; between estimators "
+        "of different mean they mean little."
+    )
+    return table(caption, columns, rows)
 
 
-def _assumptions(study: Study) -> Section:
+def assumptions(study: Study) -> Section:
+    """The audits: what length weighting takes for granted."""
     intro = (
         "OPO weights its baseline by length. That is the optimal weighting where scores of different tokens are orthogonal and of equal "
         "norm, so that |z|² is proportional to length; and any weighting by scores helps only where reward and |z|² are correlated."
@@ -84,37 +118,35 @@ def _assumptions(study: Study) -> Section:
         found = {row["policy"]: row for row in study.audits.filter(scope="all", measure=measure).iter_rows(named=True)}
         if found:
             rows.append([words, *(estimate_text(found[name]) for name in names)])
+    columns = ["audit", *(policy["label"] for policy in study.policies)]
+    last = study.policies[-1]["label"]
+    caption = f"Squared score norm against length of every response at {last}; the fit is within prompts, drawn through the middle of all."
     blocks = [
         text(intro),
-        table(
-            "Audits: value [95 % interval over prompts]", ["", *(policy["label"] for policy in study.policies)], rows
-        ),
-        figure(
-            figures.norm_against_length(study),
-            f"Squared score norm against length of every response at {study.policies[-1]['label']}; the fit is within prompts, drawn through the middle of all.",
-        ),
+        table("Audits: value [95 % interval over prompts]", columns, rows),
+        figure(figures.norm_against_length(study), caption),
     ]
-    if len({policy["step"] for policy in study.policies if policy["step"] is not None}) > 1:
+    if len({policy["step"] for policy in study.policies if policy["step"] is not None}) >= FEWEST_STEPS:
         blocks.append(
             figure(audits_over_training(study), "The same audits at each checkpoint; 95 % intervals over prompts.")
         )
-    parts = study.audits.filter(policy=names[-1]).filter(measure="norm2_share")
+    blocks.append(fold(f"By part of the model, at {last}", [_parts(study)]))
+    return Section("assumptions", "Audits: what length weighting takes for granted", blocks)
+
+
+def _parts(study: Study) -> Block:
+    last = study.policies[-1]
+    parts = study.audits.filter(policy=last["name"], measure="norm2_share")
     measures = ("norm2_share", "norm_length_exponent", "best_gain")
     rows = [
-        [part, *(estimate_text(study.audit(measure, names[-1], part)) for measure in measures)]
+        [part, *(estimate_text(study.audit(measure, last["name"], part)) for measure in measures)]
         for part in parts["scope"].to_list()
     ]
-    blocks.append(
-        table(
-            f"By part of the model, at {study.policies[-1]['label']}",
-            ["part", "share of |z|²", "exponent of length", "most a baseline could gain"],
-            rows,
-        )
-    )
-    return Section("assumptions", "What length weighting takes for granted", blocks)
+    columns = ["part", "share of |z|²", "exponent of length", "most a baseline could gain"]
+    return table(f"At {last['label']}", columns, rows)
 
 
-def _policies(study: Study) -> Section:
+def _policies(study: Study) -> Block:
     rows = [
         [
             policy["label"],
@@ -137,10 +169,8 @@ def _policies(study: Study) -> Section:
         "largest log-probability difference, nats",
     ]
     if study.imported is not None:
-        return Section("policies", "The frozen responses", [table(study.imported["text"], columns, rows)])
-    return Section(
-        "policies", "The frozen responses", [table("Sampled at temperature as trained, untruncated", columns, rows)]
-    )
+        return table(study.imported["text"], columns, rows)
+    return table("Sampled at temperature as trained, untruncated", columns, rows)
 
 
 def limits(study: Study) -> list[str]:

@@ -23,7 +23,7 @@ One row a prompt or a response, without intervals:
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,7 @@ class Study:
     audit_terms: pl.DataFrame
     responses: pl.DataFrame
     imported: dict[str, Any] | None = None  # rollouts from elsewhere: what was read, left out, added and assumed
+    provenance: Sequence[dict[str, Any]] = ()  # of each process that measured: `analysis.study.provenance`
 
     @classmethod
     def of(cls, rows: Mapping[str, Iterable[Mapping[str, Any]]], **others: Any) -> "Study":
@@ -187,6 +188,7 @@ class Study:
         folder.mkdir(parents=True, exist_ok=True)
         content = {"schema": SCHEMA, "settings": self.settings, "versions": self.versions, "policies": self.policies}
         content |= {} if self.imported is None else {"import": self.imported}
+        content["provenance"] = list(self.provenance)
         content |= {name: getattr(self, name).to_dicts() for name in TABLES}
         text = json.dumps(content, indent=1, allow_nan=False)
         writers = {
@@ -217,6 +219,7 @@ def load(folder: Path | str) -> Study:
         policies=content["policies"],
         versions=content["versions"],
         imported=content.get("import"),
+        provenance=content.get("provenance", []),
     )
 
 

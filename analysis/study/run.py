@@ -5,8 +5,9 @@ that was interrupted goes on where it stopped, shards (`shard=0/4` .. `shard=3/4
 exactly, and whichever process finds the last pool in place writes the result.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from analysis.study.config import VarianceConfig
 from analysis.study.external.imported import Imported
 from analysis.study.inputs import contents
 from analysis.study.pools import Measurement, PoolFolder, PromptPool, measure_pool
+from analysis.study.provenance import note_measurement, records
 from analysis.study.result import Study
 from analysis.study.tables import analyse, meter_pools, write_figures
 from analysis.variance.pool import Pool
 from opo.config.schema import RewardConfig
 from opo.errors import UserError
 from opo.model.load import load_policy
+from opo.model.policy import Policy
 from opo.parallel.world import World
 from opo.rollout.collect import open_collector
 from opo.run.policies import EvaluatedPolicy, Weights, evaluated_policies
@@ -58,7 +61,8 @@ def measure(config: VarianceConfig, folder: Path, foreign: Imported | None = Non
         for turn, weights in enumerate(stage.weights):
             dealt = [n for i, n in enumerate(numbers) if i % len(stage.weights) == turn and i % count == which]
             mine = folders[stage.name].missing(world.mine(dealt))
-            for number, pool in _measure(config, weights, mine, foreign):
+            note = partial(note_measurement, config, weights, folder=folder, rank=world.rank)
+            for number, pool in _measure(config, weights, mine, foreign, note):
                 pool.save(folders[stage.name].file(number))
                 made += 1
                 if pace.due(made):
@@ -72,7 +76,7 @@ def conclude(config: VarianceConfig, folder: Path, foreign: Imported | None = No
     numbers, planned = prompt_numbers(config, foreign), evaluated_policies(config.checkpoint, config.model)
     folders = {stage.name: PoolFolder(folder / "pools" / stage.name, setting_of(config, stage)) for stage in planned}
     found = {name: pools.load(numbers) for name, pools in folders.items()}
-    study = analyse(config, planned, found)
+    study = replace(analyse(config, planned, found), provenance=records(folder))
     if foreign is not None:
         temperature = planned[0].weights[0].rollout(config.rollout, config.num_responses).temperature
         study = replace(study, imported=foreign.told(found[planned[0].name], temperature))
@@ -124,7 +128,11 @@ def setting_of(config: VarianceConfig, stage: EvaluatedPolicy) -> dict[str, Any]
 
 
 def _measure(
-    config: VarianceConfig, weights: Weights, numbers: list[int], foreign: Imported | None
+    config: VarianceConfig,
+    weights: Weights,
+    numbers: list[int],
+    foreign: Imported | None,
+    note: Callable[[Policy], None],
 ) -> Iterator[tuple[int, PromptPool]]:
     """Sample (or take from the file) and measure these prompts under one set of weights."""
     if not numbers:
@@ -133,6 +141,7 @@ def _measure(
     model = replace(weights.source, compute="float32")
     rollout = weights.rollout(config.rollout, config.num_responses)
     policy = load_policy(model, rollout.temperature, config.device, weights.adapters)
+    note(policy)
     how = Measurement(config.memory_gib, config.token_responses)
     later = replace(how, verify=False)
     if foreign is not None:

@@ -76,6 +76,12 @@ COMMANDS = {
         "analysis.commands.runs:main",
         "analysis.config.runs:RunsConfig",
     ),
+    "export": Command(
+        "a training for verl, or a checkpoint as a model folder with a card",
+        "opo.export.config:load_config",
+        "opo.export:main",
+        "opo.export.config:VerlExport",
+    ),
     "track": Command(
         "the W&B record of a run made anew from its folder",
         "opo.config.track:load_config",
@@ -90,9 +96,11 @@ COMMANDS = {
     ),
 }
 
+FIRST_WORD = {"export": "what"}  # command -> the key that its first word gives, as in `opo export verl`
+
 
 ON_RANKS = ("train", "variance", "evaluate", "doctor")  # commands that torchrun may start on several ranks
-OTHERS_SPEAK_S = 2.0
+OTHERS_SPEAK_S = 5.0
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -248,6 +256,8 @@ def take_apart(name: str, arguments: list[str]) -> "tuple[Invocation, bool]":
     flags += [
         part for flag in ("cfg", "info", "package") if (value := getattr(given, flag)) for part in (f"--{flag}", value)
     ]
+    if name in FIRST_WORD and given.overrides and re.fullmatch(r"[a-z]+", given.overrides[0]):
+        given.overrides[0] = f"{FIRST_WORD[name]}={given.overrides[0]}"
     overrides = [part for override in given.overrides for part in rewritten(override)]
     offer_own_tasks(overrides)
     if given.config_dir is not None:

@@ -49,7 +49,7 @@ def _groups(choices: dict[str, Any], conf: Path) -> Iterator[str]:
         if "@" in group:  # defaults of another group's keys, nothing to choose
             continue
         yield f"  {group}={'null' if choice is None else choice}"
-        files = sorted((conf / group).glob("*.yaml"))
+        files = sorted((conf / group.partition("@")[0]).glob("*.yaml"))
         width = max(len(file.stem) for file in files)
         for file in files:
             yield _wrapped(f"      {file.stem:<{width}}  ", first_comment(file).partition("\n")[0])

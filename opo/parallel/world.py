@@ -18,6 +18,7 @@ from opo.errors import StoppedRun, UserError
 from opo.parallel.environment import rank_and_size
 
 T = TypeVar("T")
+E = TypeVar("E", bound=Exception)
 LAST_WORDS_S = 5.0  # how long a rank waits to hear who else is still there, after one is gone
 BUCKET = 2**24  # numbers that are summed over the ranks in one message
 LIMIT = timedelta(hours=4)  # of one message: the others may be sampling
@@ -131,7 +132,7 @@ class World:
             except (UserError, StoppedRun) as refused:
                 error = refused
         if (raised := self.gather(error)[0]) is not None:
-            raise raised
+            raise self.everyones(raised)
         return result
 
     def from_first(self, work: Callable[[], T]) -> T:
@@ -144,9 +145,16 @@ class World:
         configs = self.gather(config)
         for rank, other in enumerate(configs):
             if key := _difference(configs[0], other):
-                raise UserError(
-                    f"{key}: rank 0 and rank {rank} were started with different values; give all ranks one command"
+                raise self.everyones(
+                    UserError(
+                        f"{key}: rank 0 and rank {rank} were started with different values; give all ranks one command"
+                    )
                 )
+
+    def everyones(self, error: E) -> E:
+        """The error marked as one that every rank raises: the first one says it."""
+        error.speaks = self.is_first  # pyright: ignore[reportAttributeAccessIssue]
+        return error
 
     def say(self, line: str) -> None:
         """Print a line once."""

@@ -44,6 +44,7 @@ def provenance(config: dict[str, Any]) -> dict[str, Any]:
         "device": {
             "system": platform.system(),
             "machine": platform.machine(),
+            "processor": processor(),
             "cpus": os.cpu_count(),
             "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
             "chosen": config.get("device"),
@@ -52,6 +53,16 @@ def provenance(config: dict[str, Any]) -> dict[str, Any]:
         },
         "seeds": _seeds(config),
     }
+
+
+def processor() -> str:
+    """The processor's model, as Linux names it; elsewhere what Python knows of it, which may be its architecture alone."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def versions() -> dict[str, str]:

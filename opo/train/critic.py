@@ -31,10 +31,13 @@ class Critic(nn.Module):
         self.parts, self.shared_prefix, self.world = policy.parts, policy.shared_prefix, policy.world
 
     def forward(self, rollouts: Rollouts, part: Microbatch) -> Tensor:
-        """Values of the part's response tokens, (M, T) float32, zero outside the responses."""
+        """Values of the part's response tokens, (M, T) in float32 or float64, zero outside the responses."""
         hidden_KH, mask_MT = response_hidden(self.decoder, rollouts, part, self.shared_prefix)
-        values_K = self.head(hidden_KH).squeeze(-1).float()
-        return torch.zeros(mask_MT.shape, device=values_K.device).masked_scatter(mask_MT, values_K)
+        values_K = self.head(hidden_KH).squeeze(-1)
+        values_K = values_K.to(torch.promote_types(values_K.dtype, torch.float32))
+        return torch.zeros(mask_MT.shape, device=values_K.device, dtype=values_K.dtype).masked_scatter(
+            mask_MT, values_K
+        )
 
     @torch.no_grad()
     def values(self, rollouts: Rollouts) -> Tensor:
@@ -74,7 +77,9 @@ def update_critic(
             x[rows_C, :width].to(values_MT.device) for x in (rollouts.values_NT, returns_NT, inside_NT)
         )
         # value_loss is a mean over the part's tokens: weighted by their share it adds up to the mean over all
-        loss = value_loss(values_CT, old_CT.float(), target_CT.float(), mask_CT, clip) * (mask_CT.sum() / tokens)
+        loss = value_loss(values_CT, old_CT.to(values_CT), target_CT.to(values_CT), mask_CT, clip) * (
+            mask_CT.sum() / tokens
+        )
         loss.backward()
         total += loss.item()
     parameters = list(critic.parameters())

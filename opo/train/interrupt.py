@@ -37,6 +37,5 @@ class Interrupt:
     def leave(self, path: Path, step: int) -> None:
         """Raise StoppedRun if `heard`; call it after the state was saved."""
         if self.asked:
-            raise StoppedRun(
-                f"{path}: stopped by SIGTERM after step {step} and saved; the same command goes on from there"
-            )
+            why = f"{path}: stopped by SIGTERM after step {step} and saved; the same command goes on from there"
+            raise self.world.everyones(StoppedRun(why))

@@ -1,9 +1,12 @@
 """The page: one file that fetches nothing, escapes what it shows, can be found one's way in, and says what cannot be concluded."""
 
 import json
+import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import polars as pl
 import pytest
 from studies import bandit_study, write_run
 
@@ -12,10 +15,13 @@ from analysis.claims.files import write_ledgers
 from analysis.claims.ledger import judge, save
 from analysis.claims.records import evidence_of
 from analysis.commands.report import load_config, main
+from analysis.report.answer import sentence
 from analysis.report.page import write_report
+from analysis.report.sources import Sources
 from analysis.report.wandb import markdown_table
 from analysis.runs.groups import with_groups
 from analysis.runs.load import load
+from analysis.study.result import load as load_study
 from opo.errors import UserError
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -92,8 +98,118 @@ def test_page_is_whole_and_fetches_nothing(verified: Path) -> None:
 
 def test_contents_lead_to_every_section(verified: Path) -> None:
     page = Page((verified / "report.html").read_text(encoding="utf-8"))
-    sections = ["ledger", "variance", "assumptions", "policies", "training", "runs", "limits", "repeat"]
+    sections = ["variance", "training", "assumptions", "limits", "cite"]
     assert [link[1:] for link in page.links[1:]] == sections
+
+
+def test_the_page_answers_first(verified: Path) -> None:
+    """Sentence, figure, at most six verdicts that are not folded, each with what it was measured on; all others are there, folded."""
+    html = (verified / "report.html").read_text(encoding="utf-8")
+    answer = html[html.index('id="answer"') : html.index('id="variance"')]
+    opened = re.sub(r"<details>.*?</details>", "", answer, flags=re.DOTALL)
+    assert opened.index('class="lead"') < opened.index("<svg") < opened.index('class="ledger"')
+    lead = re.findall(r'<p class="lead">(.*?)</p>', opened)
+    assert len(lead) == 1
+    study = load_study(verified / "variance")
+    row = study.compare().filter(estimator="length_weighted").row(0, named=True)
+    numbers = f"{row['value']:.3g} times (95 % interval {row['low']:.3g} to {row['high']:.3g})"
+    assert numbers in lead[0]
+    assert "at step 20 (groups of 8, 10 prompts)" in lead[0]
+    measured_on = re.findall(r'data-label="Measured on">(.*?)<', opened)
+    assert 1 <= len(measured_on) <= 6
+    assert all(re.search(r"task arithmetic, \d+ (prompts|seeds)", words) for words in measured_on)
+    claims = json.loads((verified / "claims.json").read_text())["claims"]
+    assert answer.count('class="verdict') == len(claims)
+
+
+@pytest.mark.parametrize(
+    ("interval", "words"),
+    [
+        ((0.5, 0.4, 0.7), "less noise"),
+        ((1.5, 1.2, 1.9), "more noise, not less"),
+        ((1.0, 0.98, 1.02), "no difference that matters"),
+        ((1.0, 0.7, 1.4), "does not tell"),
+        ((1.0, None, None), "does not tell"),
+    ],
+)
+def test_the_sentence_says_what_its_interval_says(
+    interval: tuple[float | None, ...], words: str, tmp_path: Path
+) -> None:
+    value, low, high = interval
+    study = bandit_study(group_sizes=[2])
+    chosen = (pl.col("estimator") == "length_weighted") & (pl.col("measure") == "relative_variance")
+    changes = {"value": value, "low": low, "high": high}
+    changed = study.comparisons.with_columns(
+        pl.when(chosen).then(pl.lit(x, pl.Float64)).otherwise(pl.col(name)).alias(name) for name, x in changes.items()
+    )
+    replace(study, comparisons=changed).save(tmp_path)
+    assert words in sentence(Sources.of(tmp_path)).split(";")[0]
+
+
+def test_nothing_scrolls_or_is_cut(verified: Path) -> None:
+    """No style hides or scrolls what is too wide, and on paper what is folded is open."""
+    html = (verified / "report.html").read_text(encoding="utf-8")
+    style = html[html.index("<style>") : html.index("</style>")]
+    assert "overflow-x" not in style
+    assert "overflow: hidden" not in style
+    assert "nowrap" not in re.sub(r"\.verdict {.*?}", "", style)
+    assert "details::details-content { content-visibility: visible" in style[style.index("@media print") :]
+
+
+def test_code_machine_and_commands_can_be_cited(tmp_path: Path) -> None:
+    """From the record that a measurement left; several shards are all named, and what was not recorded is said to be."""
+    study = bandit_study(group_sizes=[2])
+    record = {
+        "started": "2026-11-26T10:00:00+00:00",
+        "versions": {"python": "3.11.7", "torch": "2.13.0"},
+        "code": {"project": {"commit": "c0ffee", "dirty": True}},
+        "device": {"system": "Linux", "processor": "Some CPU", "cpus": 2, "threads": 1, "accelerators": []},
+        "command": "opo variance model=tiny shard=0/2",
+        "model": "tiny",
+        "parameters": 6_600_000,
+        "task": {"name": "arithmetic"},
+        "sampling": {"temperature": 1.0, "max_new_tokens": 48},
+    }
+    other = record | {"command": "opo variance model=tiny shard=1/2", "device": record["device"] | {"cpus": 8}}
+    replace(study, provenance=[record, other]).save(tmp_path)
+    html = write_report(tmp_path).read_text(encoding="utf-8")
+    cited = html[html.index('id="cite"') :]
+    for words in (
+        "commit c0ffee, with uncommitted changes",
+        "2026-11-26",
+        "Some CPU, 2 cores, 1 thread",
+        "Some CPU, 8 cores",
+    ):
+        assert words in cited
+    for words in (
+        "torch 2.13.0",
+        "tiny (6.6M parameters)",
+        "arithmetic",
+        "git checkout c0ffee",
+        "shard=0/2",
+        "shard=1/2",
+    ):
+        assert words in cited
+    assert "On arithmetic with tiny (6.6M parameters)" in html
+    study.save(tmp_path)
+    assert "not recorded" in write_report(tmp_path).read_text(encoding="utf-8")
+
+
+def test_what_shows_nothing_is_a_sentence(tmp_path: Path) -> None:
+    """Shares whose intervals cover everything, and trainings of two steps."""
+    study = bandit_study(group_sizes=[2])
+    wide = pl.col("measure") == "within_share"
+    moments = study.moments.with_columns(
+        pl.when(wide).then(pl.lit(bound)).otherwise(pl.col(name)).alias(name)
+        for name, bound in (("low", 0.0), ("high", 1.0))
+    )
+    replace(study, moments=moments).save(tmp_path)
+    write_run(tmp_path / "runs" / "one", "opo", 0, 0.01, steps=2)
+    html = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "share of the variance of a batch gradient" not in html
+    assert "cover more than 90 % of the range" in html
+    assert "2 steps, too few for a curve" in html
+    assert "The same audits at each checkpoint" not in html
 
 
 def test_every_claim_is_shown_with_its_verdict(verified: Path) -> None:
@@ -133,8 +249,10 @@ def test_the_ledgers_of_a_study_are_in_its_report(tmp_path: Path) -> None:
     study = bandit_study(group_sizes=[2])
     study.save(tmp_path)
     write_ledgers(study, tmp_path)
-    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
-    assert {f"ledger-{policy['name']}" for policy in study.policies} <= set(page.ids)
+    html = write_report(tmp_path).read_text(encoding="utf-8")
+    claims = [json.loads(file.read_text())["claims"] for file in tmp_path.glob("ledger/*/claims.json")]
+    assert html.count('class="verdict') == sum(map(len, claims))
+    assert "The claims about variance at start" in html
 
 
 def test_refusals(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from opo.config.describe import Interval, Key, bare, interval, keys_of
 from opo.config.schema import RunConfig
 from opo.config.track import TrackConfig
 from opo.errors import UserError
+from opo.export.config import VerlExport
 from opo.tasks import TASKS
 
 SCHEMAS = {
@@ -34,6 +35,7 @@ SCHEMAS = {
     "evaluate": EvaluateConfig,
     "report": ReportConfig,
     "track": TrackConfig,
+    "export": VerlExport,
     "doctor": DoctorConfig,
 }
 GROUPS = {"train": {"task"}, "variance": {"task", "model"}, "evaluate": {"task", "model"}, "doctor": {"task"}}

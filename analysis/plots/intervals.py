@@ -1,0 +1,73 @@
+"""What figures with intervals share: horizontal intervals with arrows for open ends, and log scales with plain numbers."""
+
+import math
+
+import numpy as np
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from analysis.plots.style import FAINT, colour, is_hollow
+
+
+def draw_intervals(
+    ax: Axes,
+    rows: pl.DataFrame,
+    *,
+    scale: float = 1.0,
+    colours: list[str] | None = None,
+    points: bool = True,
+    span: tuple[float, float] | None = None,
+    lower: float = 0.0,
+    shape: str = "o",
+) -> None:
+    """Horizontal points with their intervals, one row each; an end that is open, or beyond `span`, is an arrow at the edge.
+
+    Rows are drawn `lower` below their places, with markers of one `shape`, so that several sets fit on the same rows.
+    """
+    finite = [x * scale for x in (*rows["value"], *rows["low"], *rows["high"]) if x is not None]
+    left, right = span or (-np.inf, max(finite, default=1.0) * 1.25)
+    for place, row in enumerate(rows.iter_rows(named=True)):
+        y = place - lower
+        shade = colours[place] if colours else colour(row["estimator"], rows["estimator"].to_list())
+        hollow = is_hollow(row["estimator"])
+        value, low, high = (None if row[k] is None else row[k] * scale for k in ("value", "low", "high"))
+        if value is None and low is None:
+            where = {
+                "xycoords": ("axes fraction", "data"),
+                "ha": "right",
+                "va": "bottom",
+                "fontsize": 8.5,
+                "color": FAINT,
+            }
+            ax.annotate("not resolved", (0.98, y), **where)
+            continue
+        ends = [left if low is None else max(low, left), right if high is None else min(high, right)]
+        if np.isfinite(ends).all():
+            ax.plot(ends, [y, y], color=shade, solid_capstyle="butt")
+        if high is None or high > right:
+            ax.plot([right], [y], marker=">", color=shade, clip_on=False)
+        if np.isfinite(left) and (low is None or low < left):
+            ax.plot([left], [y], marker="<", color=shade, clip_on=False)
+        if points and value is not None and value <= right:
+            ax.plot([value], [y], marker=shape, color=shade, markerfacecolor="none" if hollow else shade)
+    ax.set_ylim(-0.6, len(rows) - 0.4)
+
+
+def log_when_wide(ax: Axes, rows: pl.DataFrame, axis: str) -> None:
+    """A log scale, with ticks written as numbers, where positive values span more than a factor of eight."""
+    known = [v for column in ("value", "low", "high") for v in rows[column] if v is not None]
+    if known and min(known) > 0 and max(known) / min(known) > 8:
+        (ax.set_xscale if axis == "x" else ax.set_yscale)("log")
+        (ax.set_xlim if axis == "x" else ax.set_ylim)(min(known) / 1.2, max(known) * 1.2)
+        plain_log_ticks(ax, axis)
+
+
+def plain_log_ticks(ax: Axes, axis: str) -> None:
+    low, high = ax.get_xlim() if axis == "x" else ax.get_ylim()
+    steps = (1, 1.5, 2, 3, 5, 7) if high / low < 8 else (1, 2, 5) if high / low < 300 else (1,)
+    ticks = [m * 10.0**e for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1) for m in steps]
+    target = ax.xaxis if axis == "x" else ax.yaxis
+    target.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
+    target.set_minor_locator(NullLocator())
+    target.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

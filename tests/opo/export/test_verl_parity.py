@@ -1,0 +1,99 @@
+"""Where verl imports: what is exported composes against its config, passes its validation, and has its token weights."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from opo.algorithms import ALGORITHMS, token_weights
+from opo.batch import Rollouts
+from opo.cli.compose import composed
+from opo.export.config import VerlExport, load_config
+from opo.export.verl import overrides
+from opo.export.verl_files import written
+
+pytest.importorskip("verl", reason="verl is not installed here (.lock/bench.txt has it)")
+
+
+def batch() -> Rollouts:
+    """Groups of mixed lengths and rewards, one of them constant."""
+    rng = np.random.default_rng(0)
+    lengths, rewards = rng.integers(1, 12, (6, 8)), rng.integers(0, 2, (6, 8)).astype(float)
+    rewards[2] = 1.0
+    ids = [[[1] * int(n) for n in row] for row in lengths]
+    return Rollouts.from_lists([[1]] * 6, ids, rewards.tolist(), [[[-1.0] * len(r) for r in row] for row in ids])
+
+
+def verl_config(lines: list[str]) -> Any:
+    from hydra import compose, initialize_config_dir
+
+    spec = find_spec("verl")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    with initialize_config_dir(f"{next(iter(spec.submodule_search_locations))}/trainer/config", version_base=None):
+        return compose("ppo_trainer", lines)
+
+
+def verl_weights(config: Any, rollouts: Rollouts) -> torch.Tensor:
+    """Token weights at the on-policy point of verl's own advantage function and policy loss, under its config."""
+    from verl.trainer.ppo.core_algos import get_adv_estimator_fn, get_policy_loss_fn  # pyright: ignore
+    from verl.utils.config import omega_conf_to_dataclass  # pyright: ignore
+
+    mask_NT = rollouts.mask_NT.double()
+    index = np.repeat(np.arange(rollouts.num_prompts), rollouts.group_size)
+    name = config.algorithm.adv_estimator
+    given = {"norm_adv_by_std_in_grpo": config.algorithm.norm_adv_by_std_in_grpo} if name == "grpo" else {}
+    rewards_NT = torch.zeros_like(mask_NT)
+    rewards_NT[:, 0] = rollouts.rewards_PG.view(-1)
+    advantages, _ = get_adv_estimator_fn(name)(
+        token_level_rewards=rewards_NT, response_mask=mask_NT, index=index, config=config.algorithm, **given
+    )
+    actor = omega_conf_to_dataclass(config.actor_rollout_ref.actor)
+    actor.global_batch_info["loss_scale_factor"] = actor.loss_scale_factor
+    old_NT = rollouts.logprobs_NT
+    assert old_NT is not None
+    leaf_NT = old_NT.clone().requires_grad_()
+    mode = actor.loss_agg_mode
+    loss, _ = get_policy_loss_fn("vanilla")(old_NT, leaf_NT, advantages, mask_NT, loss_agg_mode=mode, config=actor)
+    (gradient_NT,) = torch.autograd.grad(loss, leaf_NT)
+    return -gradient_NT
+
+
+@pytest.mark.parametrize(
+    ("lines", "tolerance"),
+    [
+        (["algo=opo"], 1e-12),
+        (["algo=dr_grpo"], 1e-12),
+        (["algo=dr_grpo", "algo.denominator=48"], 1e-12),
+        (["algo=rloo"], 1e-12),
+        (["algo=grpo"], 1e-7),  # verl adds 1e-8 to the length
+        (["algo=grpo", "algo.aggregation=token_mean"], 1e-12),
+        (["algo=grpo", "algo.updates_per_rollout=8", "algo.minibatches=4", "algo.kl_coef=0.01"], 1e-7),
+        (["algo=opo", "algo.kl_coef=0.01", "algo.kl_placement=reward", "algo.entropy_coef=0.01"], 1e-12),
+    ],
+    ids=str,
+)
+def test_verl_takes_the_config_and_has_the_same_token_weights(
+    lines: list[str], tolerance: float, tmp_path: Path
+) -> None:
+    from verl.utils.config import validate_config  # pyright: ignore
+
+    asked = load_config(composed("export", [*lines, f"path={tmp_path}/new", "optim.beta2=0.97"]))
+    assert isinstance(asked, VerlExport)
+    told = overrides(asked.run, 8, 1) | {"data.max_prompt_length": 10}
+    config = verl_config([f"{key}={written(value)}" for key, value in told.items()])
+    validate_config(config, use_reference_policy=asked.algo.kl_coef > 0, use_critic=False)
+    assert list(config.actor_rollout_ref.actor.optim.betas) == [0.9, 0.97]
+    rollouts = batch()
+    assert rollouts.logprobs_NT is not None
+    loss, hyper = ALGORITHMS[asked.algo.name].loss, asked.algo.hyperparameters
+    own_NT = token_weights(lambda leaf_NT: loss(leaf_NT, rollouts, **hyper), rollouts.logprobs_NT)
+    assert float((own_NT - verl_weights(config, rollouts)).abs().max()) <= tolerance * float(own_NT.abs().max())
+
+
+def test_verl_refuses_a_key_that_it_does_not_know() -> None:
+    with pytest.raises(Exception, match="los_agg_mode"):
+        verl_config(["actor_rollout_ref.actor.los_agg_mode=x"])
