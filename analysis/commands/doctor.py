@@ -25,6 +25,7 @@ from opo.errors import StoppedRun
 from opo.model.gradient import accumulate
 from opo.model.load import load_policy
 from opo.model.policy import Policy
+from opo.model.precision import in_float64
 from opo.parallel.world import World
 from opo.rollout.collect import Collector, open_collector
 from opo.system.seeding import generator_for
@@ -191,7 +192,7 @@ def _against_float64(config: DoctorConfig, policy: Policy, rollouts: Rollouts, g
     size = sum(p.numel() for p in policy.model.parameters())
     if size > config.float64_limit:
         return Check(name, math.nan, None, "relative", f"{size:.1e} parameters are above float64_limit")
-    exact = replace(policy, model=copy.deepcopy(policy.model).double(), compute="float32", head_kernel="tiled")
+    exact = replace(policy, model=in_float64(copy.deepcopy(policy.model)), compute="float32", head_kernel="tiled")
     return Check(name, _relative(gradient, _gradient(exact, rollouts, 4096)), bound, "relative")
 
 
