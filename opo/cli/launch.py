@@ -27,7 +27,6 @@ from opo.cli.jobs import Announce, Failure, Record, Stopped, leave_with
 from opo.errors import StoppedRun, UserError
 from opo.parallel.environment import rank_and_size
 from opo.system.storage import storage_faults_in_one_sentence
-from opo.train.interrupt import Interrupt
 
 MOST_JOBS = 10_000  # of one multirun, each of which is judged before the first starts; OPO_MOST_JOBS raises it
 
@@ -135,6 +134,8 @@ def launch(
     record = Record(
         Path("runs", f".jobs-{uuid.uuid4().hex}.jsonl").absolute()
     )  # where other machines of a cluster see it too
+    from opo.train.interrupt import Interrupt  # torch, which a refusal should not wait for
+
     Interrupt.any_heard = False
 
     def task(config: DictConfig) -> None:
