@@ -120,7 +120,10 @@ def _data(config: RunConfig, task: Task, folder: Path, model: str) -> dict[str, 
         table = pa.Table.from_pylist(list(_rows(task.name, prompts, split)))
         pq.write_table(table, folder / ("train.parquet" if split == "train" else "val.parquet"))
     budget = max(config.optim.tokens_per_microbatch, longest + config.rollout.max_new_tokens)
-    told = {"data.max_prompt_length": longest, "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": budget}
+    told: dict[str, Any] = {
+        "data.max_prompt_length": longest,
+        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": budget,
+    }
     if template != "own":
         told["actor_rollout_ref.model.custom_chat_template"] = template
     return told

@@ -165,7 +165,8 @@ def _first_line(error: Exception) -> str:
 
 def embedding_rows(model: PreTrainedModel | Any) -> int:
     """The number of tokens that the model has an embedding for."""
-    return int(model.get_input_embeddings().weight.shape[0])
+    embedding: Any = model.get_input_embeddings()
+    return int(embedding.weight.shape[0])
 
 
 def max_length(model: PreTrainedModel | Any) -> int:

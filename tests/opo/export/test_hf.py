@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,7 +55,7 @@ def test_merged_adapters_are_the_trained_policy_and_the_card_is_read_by_the_hub(
         base = policy.model.unload()(ids).logits
     assert torch.allclose(trained, found, rtol=0, atol=1e-5 * float(trained.abs().max()))
     assert not torch.allclose(base, found, rtol=0, atol=1e-4 * float(base.abs().max()))
-    card = ModelCard.load(into / "README.md")
+    card: Any = ModelCard.load(into / "README.md")
     assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "text-generation")
     assert "base_model" not in card.data.to_dict()  # made here, on no hub
     for said in ("`opo` on the task `arithmetic` for 1 of 1 steps", "## Provenance", "version.torch", "reward_mean"):
@@ -69,7 +70,8 @@ def test_adapters_stay_adapters_unless_asked_and_bytes_stay_the_same(run: Path, 
     assert "merge=true makes a whole model" in capfd.readouterr().err
     assert {file.name for file in into.iterdir()} - {"README.md"} == {f.name for f in policy.iterdir()} - {"README.md"}
     assert (into / "adapter_model.safetensors").read_bytes() == (policy / "adapter_model.safetensors").read_bytes()
-    assert ModelCard.load(into / "README.md").data.library_name == "peft"
+    card: Any = ModelCard.load(into / "README.md")
+    assert card.data.library_name == "peft"
 
 
 def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(run: Path, tmp_path: Path, capfd) -> None:

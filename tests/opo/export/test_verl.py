@@ -97,7 +97,7 @@ def test_the_command_says_every_key_once_and_its_files_lie_beside_it(exported: P
     subprocess.run(["bash", exported / "train.sh", "trainer.nnodes=2"], env=environment, check=True, cwd=tmp_path)
     option, module, *lines = seen.read_text().split("\0")[:-1]
     assert (option, module) == ("-m", "verl.trainer.main_ppo")
-    told = {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(lines)}
+    told: dict[str, Any] = {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(lines)}
     assert len(told) == len(lines) - 1  # trainer.nnodes, which was given behind
     for key in ("data.train_files", "data.val_files", "reward.custom_reward_function.path"):
         assert Path(told[key]).is_file()
@@ -118,7 +118,7 @@ def test_a_task_s_file_and_a_reward_of_one_s_own_travel_with_the_folder(tmp_path
     from opo.cli.compose import composed
 
     lines = ["task=file", "task.path=rows.jsonl", "reward.function=my_exported_reward:score", "path=new"]
-    asked = load_config(composed("export", lines))
+    asked: Any = load_config(composed("export", lines))
     (tmp_path / "new").mkdir()
     write_reward(asked.run, tmp_path / "new")
     moved = (tmp_path / "new").rename(tmp_path / "moved")

@@ -93,7 +93,7 @@ def test_adapters_alone_are_no_model(tmp_path: Path) -> None:
 
 
 def test_a_mixture_of_experts_goes_to_float64(tmp_path: Path) -> None:
-    shape = {
+    shape: dict[str, Any] = {
         "hidden_size": 32,
         "intermediate_size": 32,
         "num_hidden_layers": 1,

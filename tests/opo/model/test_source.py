@@ -103,9 +103,10 @@ def test_what_only_loading_shows_is_one_line_too(
 
 
 def test_a_bit_that_flipped_in_a_checkpoint_is_seen_by_whoever_reads_it(folder: Path, tmp_path: Path) -> None:
-    saved = save_checkpoint(
-        tmp_path / "checkpoints", 3, lambda to: shutil.copytree(folder, to, dirs_exist_ok=True), {}, {}
-    )
+    def copy(to: Path) -> None:
+        shutil.copytree(folder, to, dirs_exist_ok=True)
+
+    saved = save_checkpoint(tmp_path / "checkpoints", 3, copy, {}, {})
     (found,) = evaluated_policies(str(saved), None)
     load_policy(found.weights[0].source)
     data = bytearray((saved / "policy" / WEIGHTS).read_bytes())
