@@ -20,6 +20,7 @@ from analysis.variance.text import interval_text
 from opo.errors import UserError
 from opo.system.atomic import write_text
 from opo.system.seeding import rng_for
+from opo.system.terminal import say
 
 COLUMNS = {
     "silent": "silent prompts",
@@ -51,10 +52,10 @@ def main(values: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "audit.json", json.dumps(found | {"import": notes.to_dict()}, indent=1, allow_nan=False) + "\n")
     save(effective_shares(found), folder / "figures", "effective-shares")
-    print(notes.read())
-    print(_sentence(found))
+    say(notes.read())
+    say(_sentence(found))
     wide_console().print(_table(found))
-    print(f"{folder}/audit.json and figures/ are written")
+    say(f"{folder}/audit.json and figures/ are written")
 
 
 def _length(tokenizer: str | None) -> tuple[Any, str]:
@@ -64,7 +65,7 @@ def _length(tokenizer: str | None) -> tuple[Any, str]:
         from transformers import AutoTokenizer
 
         try:
-            encoder = AutoTokenizer.from_pretrained(tokenizer)
+            encoder = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise UserError(f"tokenizer={tokenizer}: {str(error).splitlines()[0]}") from error
 

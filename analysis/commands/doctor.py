@@ -25,6 +25,7 @@ from opo.errors import StoppedRun
 from opo.model.gradient import accumulate
 from opo.model.load import load_policy
 from opo.model.policy import Policy
+from opo.model.precision import in_float64
 from opo.parallel.world import World
 from opo.rollout.collect import Collector, open_collector
 from opo.system.seeding import generator_for
@@ -141,19 +142,24 @@ def _checks(config: DoctorConfig, policy: Policy, collector: Collector) -> Itera
     )
     yield Check("mean score is zero, in standard deviations", mean_score_deviations(gram_NN), DEVIATIONS, "sd")
 
+    yield _standing_still(policy, rollouts, collector)
+    again = collector.collect(0, config.prompts, generator_for(config.seed, "doctor")).rollouts
+    yield from _gap("sampler against trainer after that update", policy, again, dtype)
+
+
+def _standing_still(policy: Policy, rollouts: Rollouts, collector: Collector) -> Check:
+    """Log-probabilities do not move by an update at learning rate zero; the sampler has the weights after it."""
     before = _logprobs(policy, rollouts, 10**9, shared=True)
     _gradient(policy, rollouts, 10**9, keep=True)
     torch.optim.AdamW(policy.parameters(), lr=0.0, weight_decay=0.0).step()
     policy.model.zero_grad(set_to_none=True)
     collector.sampler.load_weights(policy.model, 1)
-    yield Check(
+    return Check(
         "log-probabilities after an update at learning rate 0",
         _largest(_logprobs(policy, rollouts, 10**9, shared=True) - before),
         0.0,
         "nats",
     )
-    again = collector.collect(0, config.prompts, generator_for(config.seed, "doctor")).rollouts
-    yield from _gap("sampler against trainer after that update", policy, again, dtype)
 
 
 def _gap(name: str, policy: Policy, rollouts: Rollouts, dtype: str) -> Iterator[Check]:
@@ -186,7 +192,7 @@ def _against_float64(config: DoctorConfig, policy: Policy, rollouts: Rollouts, g
     size = sum(p.numel() for p in policy.model.parameters())
     if size > config.float64_limit:
         return Check(name, math.nan, None, "relative", f"{size:.1e} parameters are above float64_limit")
-    exact = replace(policy, model=copy.deepcopy(policy.model).double(), compute="float32", head_kernel="tiled")
+    exact = replace(policy, model=in_float64(copy.deepcopy(policy.model)), compute="float32", head_kernel="tiled")
     return Check(name, _relative(gradient, _gradient(exact, rollouts, 4096)), bound, "relative")
 
 

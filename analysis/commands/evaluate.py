@@ -7,7 +7,6 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from analysis.config.evaluate import EvaluateConfig, load_config
@@ -20,6 +19,7 @@ from opo.rollout.collect import open_collector
 from opo.run.policies import Weights, evaluated_policies
 from opo.system.atomic import write_text
 from opo.system.seeding import generator_for, rng_for
+from opo.system.terminal import PlainConsole
 from opo.system.threads import use_machine
 from opo.tasks import make_task
 
@@ -53,9 +53,9 @@ def _main(config: EvaluateConfig, folder: Path, world: World) -> None:
             content |= {"differences": [_plain(difference) for difference in compared]}
             if world.is_first:
                 write_text(folder / "eval.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
-                Console().print(_table(label, found))
+                PlainConsole().print(_table(label, found))
     if compared and world.is_first:
-        Console().print(_differences_table(compared))
+        PlainConsole().print(_differences_table(compared))
     world.say(str(folder / "eval.json"))
 
 

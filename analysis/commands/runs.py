@@ -6,7 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from analysis.config.runs import load_config
@@ -26,7 +25,7 @@ def main(values: dict[str, Any], folder: Path) -> None:
 
 def _table(path: str, states: list[RunState]) -> Table:
     counts = ", ".join(f"{count} {state}" for state, count in Counter(state.state for state in states).items())
-    table = Table(title=escape(f"{path}: {counts}"), title_justify="left", box=None, pad_edge=False)
+    table = Table(title=f"{path}: {counts}", title_justify="left", box=None, pad_edge=False)
     for name, justify in (
         ("run", "left"),
         ("state", "left"),
@@ -40,7 +39,5 @@ def _table(path: str, states: list[RunState]) -> Table:
         minutes, seconds = divmod(round(s.seconds), 60)
         reward = "-" if s.reward is None else f"{s.reward:.3f}"
         why = "the same command goes on" if s.state == "stopped" else s.why
-        table.add_row(
-            escape(s.run), s.state, f"{s.step}/{s.steps or '?'}", reward, f"{minutes}:{seconds:02d}", escape(why)
-        )
+        table.add_row(s.run, s.state, f"{s.step}/{s.steps or '?'}", reward, f"{minutes}:{seconds:02d}", why)
     return table

@@ -12,6 +12,7 @@ from analysis.study.run import run_study
 from analysis.study.tables import moments_table
 from opo.parallel.world import World
 from opo.system.atomic import write_text
+from opo.system.terminal import say
 
 __all__ = ["load_config", "main"]
 
@@ -28,12 +29,12 @@ def main(values: dict[str, Any], folder: Path) -> None:
         study = run_study(config, folder, world)
     if study is not None:
         if study.imported is not None:
-            print(study.imported["text"])
+            say(study.imported["text"])
         for policy in dict.fromkeys((study.policies[0]["name"], study.last_policy)):
             for notice in study.notices(policy):
-                print(notice)
+                say(notice)
             if not study.all_rewards_equal(policy):
                 wide_console().print(moments_table(study, policy))
             if (ledger := read_ledger(folder, policy)) and ledger["claims"]:
                 wide_console().print(ledger_table(ledger["claims"]))
-        print(f"{folder}/result.json, variance.parquet, ledger/ and figures/ are written")
+        say(f"{folder}/result.json, variance.parquet, ledger/ and figures/ are written")

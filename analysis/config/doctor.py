@@ -14,6 +14,7 @@ from opo.config.rules import usable_device
 from opo.config.schema import ModelConfig, OptimConfig, RolloutConfig
 from opo.errors import UserError
 from opo.keys import STRICT, Count, Device, Seed, Threads
+from opo.model.source import unreachable
 
 Parameters = Annotated[float, Field(ge=0, le=1e15)]
 
@@ -43,6 +44,7 @@ def load_config(values: Mapping[str, Any]) -> DoctorConfig:
         raise UserError(
             "rollout.top_p, rollout.top_k: truncated sampling cannot agree with the trainer; allowed are 1 and 0"
         )
-    for complaint in usable_device(config):
+    found = unreachable(config.model.path, "model.path") if config.model.path else ()
+    for complaint in [*found, *usable_device(config)]:
         raise UserError(complaint)
     return config

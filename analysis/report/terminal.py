@@ -4,18 +4,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table as RichTable
 
 from analysis.plots import runs as figures_runs
+from opo.system.terminal import PlainConsole
 
 WIDTH = 118
 
 
-def wide_console() -> Console:
+def wide_console() -> PlainConsole:
     """A console at least `WIDTH` columns wide."""
-    console = Console()
-    return console if console.width >= WIDTH else Console(width=WIDTH)
+    console = PlainConsole()
+    return console if console.width >= WIDTH else PlainConsole(width=WIDTH)
 
 
 def ledger_table(ledger: Sequence[Mapping[str, Any]]) -> RichTable:

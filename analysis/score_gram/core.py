@@ -77,10 +77,7 @@ def score_gram(
     scales = metric_scales(parameters, metric, metric_eps)
     group_of = grouping(model, split)
     n = len(batch)
-    if method not in ("hooks", "loop"):
-        raise ValueError(f"method={method!r}: allowed are 'hooks' and 'loop'")
-    if responses_per_pass is not None and responses_per_pass < min(n, 2):
-        raise ValueError(f"responses_per_pass={responses_per_pass}: a pair of responses needs at least 2")
+    _refuse_options(method, responses_per_pass, n)
     if method == "loop":
         grams = loop_grams(model, batch, parameters, group_of, scales)
     else:
@@ -101,6 +98,13 @@ def score_gram(
     if not total.isfinite().all():
         raise ValueError(f"response {int((~total.diagonal().isfinite()).nonzero()[0])}: its score is not finite")
     return total if split is None else grams
+
+
+def _refuse_options(method: str, responses_per_pass: int | None, n: int) -> None:
+    if method not in ("hooks", "loop"):
+        raise ValueError(f"method={method!r}: allowed are 'hooks' and 'loop'")
+    if responses_per_pass is not None and responses_per_pass < min(n, 2):
+        raise ValueError(f"responses_per_pass={responses_per_pass}: a pair of responses needs at least 2")
 
 
 def repeat_rows(gram_MM: Tensor, of_N: Tensor, factor_N: Tensor) -> Tensor:

@@ -160,6 +160,8 @@ def _rollout_weights(name: str, groups: Groups, rows: int | slice) -> Array:
         tokens_NT=torch.zeros(mask_NT.shape, dtype=torch.int64),
         mask_NT=mask_NT,
         rewards_PG=torch.from_numpy(rewards_PG),
+        score_norm2_PG=torch.from_numpy(groups.score_norms[rows]),
+        logit_energy_NT=_spread(groups.logit_energy, rows, mask_NT),
         greedy_rewards_P=greedy_P,
         answers=None if groups.answers is None else groups.answers[rows].tolist(),
     )
@@ -171,3 +173,11 @@ def _rollout_weights(name: str, groups: Groups, rows: int | slice) -> Array:
             f"estimator {name!r} weighs tokens, not responses: measure it with token_level.compare_token_weights"
         )
     return (first_N1[:, 0] * len(mask_NT)).numpy().reshape(rewards_PG.shape)
+
+
+def _spread(energy: Array | None, rows: int | slice, mask_NT: torch.Tensor) -> torch.Tensor | None:
+    """One number a response in equal shares over its tokens, (N, T); None where the pools have none."""
+    if energy is None:
+        return None
+    energy_N1 = torch.from_numpy(energy[rows]).reshape(-1, 1)
+    return energy_N1 / mask_NT.sum(1, keepdim=True) * mask_NT

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from opo.errors import StoppedRun, UserError
 from opo.parallel.environment import rank_and_size
 from opo.system.storage import storage_faults_in_one_sentence
+from opo.system.terminal import say
 
 if TYPE_CHECKING:
     from opo.cli.launch import Invocation
@@ -137,8 +138,7 @@ def fail(message: str, status: int, speaks: bool | None = None) -> NoReturn:
         time.sleep(OTHERS_SPEAK_S)
         message = f"rank {rank} of {size}: {message}"
     if speaks is not False:
-        line = " ".join(message.split())
-        print("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line), file=sys.stderr, flush=True)
+        say(" ".join(message.split()), sys.stderr)
     sys.exit(status)
 
 
@@ -180,7 +180,7 @@ def run(arguments: list[str]) -> int:
     if failures:
         width = max(len(failure.name) for failure in failures)
         lines = [f"  {failure.name:<{width}}  {failure.reason}" for failure in failures]
-        print("\n".join([f"{len(failures)} failed:", *lines]), file=sys.stderr)
+        say("\n".join([f"{len(failures)} failed:", *lines]), sys.stderr)
     return 1 if failures else 0
 
 
@@ -289,6 +289,9 @@ def rewritten(override: str) -> list[str]:
     """
     key, equals, value = override.partition("=")
     plain_path = re.fullmatch(r"[^'\"\[\]{}()]*", value) is not None
+    whole = unquoted(value)
+    if key == "model" and "/" in whole and (whole != value or _exists(whole)):
+        return ["model=pretrained", f"model.path={quoted(whole)}"]
     if key == "model" and plain_path:
         options = {file.stem for file in config_file("model").with_suffix("").glob("*.yaml")}
         paths = value.split(",")
@@ -310,6 +313,12 @@ def _exists(path: str) -> bool:
 def quoted(text: str) -> str:
     """A string in Hydra's grammar."""
     return "'" + text.replace("'", "\\'") + "'"
+
+
+def unquoted(value: str) -> str:
+    """What stands between the quotes, where the whole value is in quotes; else the value."""
+    found = re.fullmatch(r"""(['"])(.*)\1""", value, re.DOTALL)
+    return found[2].replace(f"\\{found[1]}", found[1]) if found else value
 
 
 def complete(arguments: list[str]) -> int:

@@ -46,6 +46,8 @@ def first_comment(file: Path) -> str:
 
 def _groups(choices: dict[str, Any], conf: Path) -> Iterator[str]:
     for group, choice in reversed(choices.items()):
+        if "@" in group:  # defaults of another group's keys, nothing to choose
+            continue
         yield f"  {group}={'null' if choice is None else choice}"
         files = sorted((conf / group.partition("@")[0]).glob("*.yaml"))
         width = max(len(file.stem) for file in files)
@@ -98,10 +100,11 @@ def _comments_of_files(root: str, choices: dict[str, Any], conf: Path) -> dict[s
     """The comments beside the keys in the root config and in the files of the chosen options."""
     found = _comments(conf / f"{root}.yaml", "")
     for group, choice in choices.items():
-        file = conf / group / f"{choice}.yaml"
+        path, _, package = group.partition("@")
+        file = conf / path / f"{choice}.yaml"
         if choice is not None and file.is_file():
             everywhere = "# @package _global_" in file.read_text(encoding="utf-8")
-            found |= _comments(file, "" if everywhere else f"{group}.")
+            found |= _comments(file, "" if everywhere else f"{package or group}.")
     return found
 
 

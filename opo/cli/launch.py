@@ -4,10 +4,8 @@ A job that fails in a multirun is announced at once, the others go on, and the f
 """
 
 import itertools
-import json
 import os
 import sys
-import traceback
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,18 +16,16 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
-from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
-from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from opo.cli.compose import compose_job, composing, parse, plain
 from opo.cli.hydra_errors import one_line
+from opo.cli.jobs import Announce, Failure, Record, Stopped, leave_with
 from opo.errors import StoppedRun, UserError
 from opo.parallel.environment import rank_and_size
-from opo.run.folder import note_failure
 from opo.system.storage import storage_faults_in_one_sentence
 
 MOST_JOBS = 10_000  # of one multirun, each of which is judged before the first starts; OPO_MOST_JOBS raises it
@@ -126,80 +122,53 @@ def _product(overrides: Sequence[Override]) -> list[list[str]]:
     return [list(job) for job in itertools.product(*axes)]
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A job of a multirun that did not end well."""
-
-    name: str  # its folder's
-    reason: str  # one line
-
-
-class Announce(Callback):
-    """Prints at once that a job of a multirun failed, notes it in the file `record` and lets Hydra go on without a word.
-
-    It runs where the job does, which may be another process; the file brings the failures back together.
-    """
-
-    def __init__(self, record: str) -> None:
-        self.record = Path(record)
-
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
-        assert job_return.hydra_cfg is not None
-        own = job_return.hydra_cfg.hydra
-        if job_return.status is not JobStatus.FAILED or own.mode != RunMode.MULTIRUN:
-            return
-        error = job_return._return_value  # the property would raise it here
-        folder, reason = Path(own.runtime.output_dir), _reason(error)
-        name = folder.name
-        note_failure(folder, reason)
-        known = isinstance(error, UserError | StoppedRun)
-        details = "" if known else "".join(traceback.format_exception(error))
-        print(f"FAILED {name}: {reason}\n{details}", end="", file=sys.stderr, flush=True)
-        self.record.parent.mkdir(parents=True, exist_ok=True)
-        with self.record.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps([name, reason]) + "\n")
-        job_return.status, job_return.return_value = JobStatus.COMPLETED, None
-
-
-def _reason(error: BaseException) -> str:
-    text = (str(error).splitlines() or [""])[0]
-    return text if isinstance(error, UserError | StoppedRun) else f"{type(error).__name__}: {text}"
-
-
 def launch(
     invocation: Invocation, entry: Callable[[dict[str, Any], Path], None], added: Sequence[str] = ()
 ) -> list[Failure]:
     """Run `entry(config, folder)` under hydra.main, once a job; returns the jobs of a multirun that failed.
 
-    Raises what `entry` raised in a single run, and UserError where Hydra refuses the command line.
+    Raises what `entry` raised in a single run, StoppedRun where SIGTERM ended a multirun of this process, and UserError where Hydra
+    refuses the command line.
     """
-    root, ended = invocation.root, list[Exception]()
-    record = Path(
-        "runs", f".failed-{uuid.uuid4().hex}.jsonl"
-    ).absolute()  # where other machines of a cluster see it too
+    root, ended, launcher = invocation.root, list[Exception](), os.getpid()
+    record = Record(
+        Path("runs", f".jobs-{uuid.uuid4().hex}.jsonl").absolute()
+    )  # where other machines of a cluster see it too
+    from opo.train.interrupt import Interrupt  # torch, which a refusal should not wait for
+
+    Interrupt.any_heard = False
 
     def task(config: DictConfig) -> None:
-        folder = Path(HydraConfig.get().runtime.output_dir)
+        own = HydraConfig.get()
+        folder, several = Path(own.runtime.output_dir), own.mode == RunMode.MULTIRUN
+        leave_with(launcher, record)
         try:
             with storage_faults_in_one_sentence(folder):
                 entry(plain(config, root), folder)
         except (UserError, StoppedRun) as error:
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
+            if several and not (Interrupt.any_heard and os.getpid() == launcher):
                 raise
             ended.append(error)  # raised outside Hydra, which would add lines of its own
+        if several and Interrupt.any_heard and os.getpid() == launcher:
+            raise Stopped(folder)
 
-    callback = f"++hydra.callbacks.announce={{_target_:{__name__}.Announce,record:'{record}'}}"
-    with _process_state(["opo", *invocation.flags, *invocation.overrides, *added, callback]):
-        try:
+    callback = f"++hydra.callbacks.announce={{_target_:{Announce.__module__}.Announce,record:'{record.file}'}}"
+    try:
+        with _process_state(["opo", *invocation.flags, *invocation.overrides, *added, callback]):
             hydra.main(version_base="1.3", config_path=invocation.config_path or "pkg://conf", config_name=root)(task)()
-        except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(one_line(error, list)) from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(one_line(error, list)) from error
+    except Stopped as stopped:
+        said = ended[0] if ended else f"{stopped}: done"
+        raise StoppedRun(f"{said}; the sweep ends here, and the same command does its other jobs") from None
+    except Exception as error:
+        if not record.fail_lost(error):  # else a launcher lost the process of a job, or of several
+            raise
+    finally:
+        failures = record.failures()
+        record.file.unlink(missing_ok=True)
     if ended:
         raise ended[0]
-    if not record.exists():
-        return []
-    failures = [Failure(*json.loads(line)) for line in record.read_text(encoding="utf-8").splitlines()]
-    record.unlink()
     return failures
 
 

@@ -1,5 +1,6 @@
 """Load a policy: the built-in one, SmolLM2 from its package, a folder or a hub id; whole or with LoRA."""
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,12 +15,14 @@ from opo.config.schema import ModelConfig
 from opo.errors import UserError
 from opo.model.liger import check_liger
 from opo.model.policy import Policy
+from opo.model.precision import in_float64
 from opo.model.smollm2 import smollm2_folder
 from opo.model.source import complaints, refuse_changed
 from opo.model.tiny import tiny_folder
 from opo.system.seeding import seed_for
 
 disable_progress_bar()  # its bars would break the progress line
+
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -50,6 +53,10 @@ def load_policy(
         from peft import LoraConfig, get_peft_model
 
         targets = config.lora_targets if isinstance(config.lora_targets, str) else list(config.lora_targets)
+        names = [name for name, _ in model.named_modules()]
+        for target in targets if isinstance(targets, list) else ():
+            if not any(name == target or name.endswith(f".{target}") for name in names):
+                raise UserError(f"model.lora_targets={config.lora_targets}: no module of this model is called {target}")
         lora = LoraConfig(
             r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=targets, task_type="CAUSAL_LM"
         )
@@ -64,6 +71,7 @@ def load_policy(
     policy = Policy(
         model.to(device).eval(), tokenizer, temperature, compute=config.compute, head_kernel=config.head_kernel
     )
+    _refuse_two_way(policy.model, f"model.path={source}")
     if config.head_kernel == "liger":
         check_liger(policy.head)
     if adapters is not None:
@@ -97,6 +105,11 @@ def _pretrained(source: str, dtype: torch.dtype) -> tuple[PreTrainedTokenizerBas
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise UserError(f"{where}: a {config.model_type} model; allowed are causal language models")
+        if not _keeps_keys(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]):
+            raise UserError(
+                f"{where}: a {config.model_type} model keeps a state in place of keys and values, which responses to one prompt cannot "
+                "share; allowed are causal language models with attention in every layer"
+            )
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         with errors_alone():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -109,15 +122,50 @@ def _pretrained(source: str, dtype: torch.dtype) -> tuple[PreTrainedTokenizerBas
     model, found = loaded
     if missing := sorted(found["missing_keys"]):
         raise UserError(f"{where}: its weights lack {len(missing)} tensors of the model, the first {missing[0]}")
-    for name, parameter in model.named_parameters():
-        if not bool(parameter.isfinite().all()):
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if not bool(tensor.isfinite().all()):
             raise UserError(f"{where}: {name} holds a weight that is no finite number")
-    return tokenizer, model
+    _refuse_unknown_tokens(tokenizer, model, where)
+    return tokenizer, in_float64(model) if dtype == torch.float64 else model
+
+
+def _keeps_keys(architecture: Any) -> bool:
+    """Whether every layer's memory of the past is keys and values, one for each token."""
+    return "past_key_values" in inspect.signature(architecture.forward).parameters and not architecture._is_stateful
+
+
+@torch.no_grad()
+def _refuse_two_way(model: Any, where: str) -> None:
+    """Raises UserError where a token changes what is predicted before it, as in BERT and its kin."""
+    ids_2L = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=model.device)
+    logits_LV, other_LV = model(input_ids=ids_2L, use_cache=False).logits[:, :-1].double()
+    if float((logits_LV - other_LV).norm()) > 1e-4 * float(logits_LV.norm()):
+        raise UserError(f"{where}: this model looks ahead (two-way attention); allowed are causal language models")
+
+
+def _refuse_unknown_tokens(tokenizer: Any, model: Any, where: str) -> None:
+    """Raises UserError where text can become a token that has no row in the embedding.
+
+    More rows than tokens are usual (padded to a round number). So are added tokens past the last row that no prompt of this model
+    has (padding, images): they are refused where a prompt has one (`opo.rollout.collect`).
+    """
+    rows, added = embedding_rows(model), tokenizer.get_added_vocab()
+    beyond = {i: token for token, i in tokenizer.get_vocab().items() if i >= rows and token not in added}
+    if beyond:
+        raise UserError(
+            f"{where}: its tokenizer has {len(beyond)} tokens beyond the {rows} rows of its embedding, the first {beyond[min(beyond)]!r} "
+            f"({min(beyond)}); allowed is the tokenizer that the model was trained with"
+        )
 
 
 def _first_line(error: Exception) -> str:
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return text if isinstance(error, OSError | ValueError) and text else f"{type(error).__name__}: {text}"
+
+
+def embedding_rows(model: PreTrainedModel | Any) -> int:
+    """The number of tokens that the model has an embedding for."""
+    return int(model.get_input_embeddings().weight.shape[0])
 
 
 def max_length(model: PreTrainedModel | Any) -> int:

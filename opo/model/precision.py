@@ -46,6 +46,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
+def in_float64(model: Any) -> Any:
+    """The model itself, in float64. Mixtures of experts go through their experts one by one there: torch's grouped product has no float64."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if getattr(base.config, "_experts_implementation", None) not in (None, "eager"):
+        base.set_experts_implementation("eager")
+    return model.double()
+
+
 def packed_weight(weight: Tensor, rows: int) -> Tensor:
     """A copy of a float32 weight, laid out for `linear` with about this many rows of x; needs ONEDNN."""
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)

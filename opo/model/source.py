@@ -20,8 +20,10 @@ LONGEST_HEADER = 100_000_000  # bytes, the format's own limit
 def unreachable(path: str, key: str) -> Iterator[str]:
     """Why `key=path` is neither a folder that can be loaded nor a model of the hub; nothing where it is one."""
     folder, where = Path(path).expanduser(), f"{key}={path}"
-    if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
+    if (folder / "config.json").is_file():
         yield from complaints(folder, where)
+    elif (folder / "adapter_config.json").is_file():
+        yield f"{where}: holds adapters alone; allowed is a whole model (peft's merge_and_unload, then save_pretrained)"
     elif (folder / "policy" / "config.json").is_file():
         yield f"{where}: a checkpoint of a run; its model is model={path}/policy"
     elif folder.exists():

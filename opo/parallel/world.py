@@ -16,6 +16,7 @@ from torch import Tensor
 
 from opo.errors import StoppedRun, UserError
 from opo.parallel.environment import rank_and_size
+from opo.system.terminal import printable
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Exception)
@@ -159,7 +160,7 @@ class World:
     def say(self, line: str) -> None:
         """Print a line once."""
         if self.is_first:
-            print(line, flush=True)
+            print(printable(line), flush=True)
 
     def wait(self) -> None:
         """Go on when every rank is here."""

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from opo.batch import Rollouts
 from opo.config.schema import ModelConfig, RewardConfig, RolloutConfig
 from opo.errors import UserError
-from opo.model.load import max_length
+from opo.model.load import embedding_rows, max_length
 from opo.model.policy import Policy
 from opo.parallel.world import World
 from opo.rewards.runner import RewardRunner, ScoredRewards
@@ -99,6 +99,7 @@ class Collector:
     rewards: RewardRunner
     sampling: Sampling  # unless another is asked for
     max_length: int  # tokens of prompt and response that the model has positions for
+    vocabulary: int  # tokens that the model has an embedding for
     world: World = field(default_factory=World)  # the ranks that share the prompts; every one gets the whole batch
 
     def prompts(self, first: int, count: int, split: str = "train") -> tuple[list[Prompt], list[list[int]]]:
@@ -110,6 +111,12 @@ class Collector:
                 raise UserError(
                     f"rollout.max_new_tokens={self.sampling.max_new_tokens}: prompt {prompt.index} of the {split} stream has "
                     f"{len(tokens)} tokens and the model holds {self.max_length} in all"
+                )
+            if max(tokens) >= self.vocabulary:
+                token = self.tokenizer.convert_ids_to_tokens(max(tokens))
+                raise UserError(
+                    f"model: prompt {prompt.index} of the {split} stream has the token {token!r} ({max(tokens)}), and the model's embedding "
+                    f"has {self.vocabulary} rows"
                 )
         return prompts, ids
 
@@ -233,4 +240,5 @@ def open_collector(
         make_sampler(model, rollout, world) as sampler,
     ):
         sampler.load_weights(policy.whole(), version)
-        yield Collector(task, policy.tokenizer, sampler, rewards, sampling, max_length(policy.causal_lm), world)
+        longest, rows = max_length(policy.causal_lm), embedding_rows(policy.causal_lm)
+        yield Collector(task, policy.tokenizer, sampler, rewards, sampling, longest, rows, world)

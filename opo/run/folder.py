@@ -21,10 +21,11 @@ from opo.errors import UserError
 from opo.run.checkpoint import checkpoint_step, checkpoints, remove_incomplete
 from opo.run.metrics import read_rows
 from opo.run.provenance import provenance
-from opo.system.atomic import write_text
+from opo.system.atomic import replacing, write_text
 from opo.system.records import read_json, read_yaml
 
 FAILED = "FAILED"  # a file that holds why the last job in this folder ended
+WRITTEN = ("config.yaml", "run.json", "DONE", FAILED)  # by opening a folder
 # keys that may differ when a run is resumed
 FREE = ("tracking", "checkpoint", "study", "threads", "device", "parallel")
 
@@ -37,7 +38,9 @@ class RunFolder:
     config: dict[str, Any]
     wandb_id: str
     _lock: FileLock | None  # let go at the latest when the process ends, however it ends
-    _made: bool = False  # by this process: it may be taken away again
+    _before: dict[str, bytes] | None = (
+        None  # the files that opening writes over, as they were; None: this process made the folder
+    )
 
     @classmethod
     def open(cls, path: Path, config: dict[str, Any]) -> Self:
@@ -49,8 +52,8 @@ class RunFolder:
         """
         config = yaml.safe_load(yaml.safe_dump(config, sort_keys=False))
         file = path / "config.yaml"
-        made = not file.exists()
-        if made:
+        before: dict[str, bytes] | None = None
+        if not file.exists():
             if strays := [name for name in ("metrics.jsonl", "checkpoints", "DONE") if (path / name).exists()]:
                 raise UserError(
                     f"{path}: has {strays[0]} but no config.yaml, so it cannot be told which run made it; give another folder"
@@ -64,15 +67,16 @@ class RunFolder:
             if not isinstance(record.get("wandb_run_id"), str):
                 raise UserError(f"{path / 'run.json'}: damaged, it holds no wandb_run_id; restore it from a copy")
             if _steps_done(path) == config["steps"]:
-                return cls(path, config, record["wandb_run_id"], None)
+                return cls(path, config, record["wandb_run_id"], None, {})
             lock = _lock(path)
+            before = {name: (path / name).read_bytes() for name in WRITTEN if (path / name).exists()}
             refuse_lost_checkpoints(path, config["checkpoint"]["every"])
             (path / "DONE").unlink(missing_ok=True)  # of fewer steps
             (path / FAILED).unlink(missing_ok=True)
             record.setdefault("resumed", []).append(provenance(config))
         write_text(path / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
         write_text(file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-        return cls(path, config, record["wandb_run_id"], lock, made)
+        return cls(path, config, record["wandb_run_id"], lock, before)
 
     @classmethod
     @contextmanager
@@ -85,28 +89,41 @@ class RunFolder:
         if not isinstance(record.get("wandb_run_id"), str):
             raise UserError(f"{path / 'run.json'}: damaged, it holds no wandb_run_id; restore it from a copy")
         with _lock(path) as lock:
-            yield cls(path, config, record["wandb_run_id"], lock)
+            yield cls(path, config, record["wandb_run_id"], lock, {})
 
     @contextmanager
     def held(self) -> Iterator[None]:
         """Unlock the folder on leaving.
 
-        Where a UserError comes before the first step of a folder that this process made, take away what was written, so that the
-        mended command finds no folder of another config.
+        Where a UserError comes before this process's first step, the folder is as it was: what was written is taken away, so that the
+        mended command finds no folder of another config, or put back.
         """
+        metrics = self.path / "metrics.jsonl"
+        known = metrics.read_bytes() if metrics.exists() else b""
         try:
             yield
         except UserError:
-            if self._made and not any(read_rows(self.path / "metrics.jsonl")):
-                for name in ("config.yaml", "run.json", "metrics.jsonl", ".lock"):
-                    (self.path / name).unlink(missing_ok=True)
-                shutil.rmtree(self.path / "wandb", ignore_errors=True)
-                if not any(self.path.iterdir()):
-                    self.path.rmdir()
+            if known.startswith(metrics.read_bytes() if metrics.exists() else b""):
+                self._put_back()
             raise
         finally:
             if self._lock:
                 self._lock.release()
+
+    def _put_back(self) -> None:
+        """Undo what `open` wrote."""
+        for name in WRITTEN:
+            if self._before is None or name not in self._before:
+                (self.path / name).unlink(missing_ok=True)
+            else:
+                with replacing(self.path / name) as partial:
+                    partial.write_bytes(self._before[name])
+        if self._before is None:
+            for name in ("metrics.jsonl", ".lock"):
+                (self.path / name).unlink(missing_ok=True)
+            shutil.rmtree(self.path / "wandb", ignore_errors=True)
+            if not any(self.path.iterdir()):
+                self.path.rmdir()
 
     @property
     def done(self) -> bool:

@@ -9,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from opo.system.terminal import say
+
 PACKAGES = (
     "opo-workbench",
     "torch",
@@ -27,6 +29,17 @@ PACKAGES = (
     "math-verify",
 )
 GIT_TIMEOUT_S = 20
+RUNS_NOTHING = ("-c", "core.fsmonitor=false", "-c", "protocol.allow=never", "-c", "core.hooksPath=/dev/null")
+PLAIN_PATCH = (  # whatever the user's or the repository's configuration makes of `git diff`
+    "--no-ext-diff",
+    "--no-textconv",
+    "--no-color",
+    "--no-relative",
+    "--src-prefix=a/",
+    "--dst-prefix=b/",
+    "--submodule=short",
+    "--ignore-submodules=dirty",  # else git asks inside them, with their own configuration
+)
 
 
 def provenance(config: dict[str, Any]) -> dict[str, Any]:
@@ -86,24 +99,42 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     untracked = _git(folder, "ls-files", "--others", "--exclude-standard", "--directory", "--no-empty-directory", ":/")
     return {
         "commit": commit.strip(),
-        "diff": _git(folder, "diff", "HEAD"),
+        "diff": _git(folder, "diff", *PLAIN_PATCH, "HEAD", **_filters_off(folder)),
         "untracked": (untracked or "").splitlines(),
     }
 
 
-def _git(folder: Path, *arguments: str) -> str | None:
-    """What git prints; None where it is not installed, fails, or does not answer in time."""
+def _filters_off(folder: Path) -> dict[str, str]:
+    """Settings, as environment variables, that switch off every filter program which git's configuration names for some files."""
+    pattern = r"^filter\..*\.(clean|smudge|process)$"
+    found = _git(folder, "config", "--null", "--name-only", "--get-regexp", pattern) or ""
+    drivers = sorted({name.rpartition(".")[0] for name in found.split("\0") if name})
+    off = {f"{driver}.{key}": "" for driver in drivers for key in ("clean", "smudge", "process")}
+    off |= {f"{driver}.required": "false" for driver in drivers}
+    settings = {"GIT_CONFIG_COUNT": str(len(off))}  # not by `-c name=value`: a name may hold an equals sign
+    for number, (name, value) in enumerate(off.items()):
+        settings |= {f"GIT_CONFIG_KEY_{number}": name, f"GIT_CONFIG_VALUE_{number}": value}
+    return settings
+
+
+def _git(folder: Path, *arguments: str, **environment: str) -> str | None:
+    """What git prints; None where it is not installed, fails, or does not answer in time.
+
+    A repository's own configuration can name programs; none of them is run here.
+    """
     try:
         ran = subprocess.run(
-            ["git", "--no-optional-locks", *arguments],
+            ["git", "--no-pager", "--no-optional-locks", *RUNS_NOTHING, *arguments],
             cwd=folder,
+            env=os.environ | {"GIT_NO_LAZY_FETCH": "1", "GIT_TERMINAL_PROMPT": "0"} | environment,
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=GIT_TIMEOUT_S,
             check=True,
         )
     except (OSError, subprocess.SubprocessError) as error:
         if not isinstance(error, subprocess.CalledProcessError):
-            print(f"run.json is without the state of the code: {error}", file=sys.stderr)
+            say(f"run.json is without the state of the code: {error}", sys.stderr)
         return None
     return ran.stdout.decode(errors="replace")
 

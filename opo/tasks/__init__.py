@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 from opo.errors import UserError, near
+from opo.system.terminal import say
 from opo.tasks.arithmetic import Arithmetic, ArithmeticConfig
 from opo.tasks.base import Prompt, Task, render
 from opo.tasks.file import File, FileConfig
@@ -57,4 +58,4 @@ def make_task(config: Any, reward_function: str | None = None) -> Task:
 
 @cache
 def _say_once(warning: str) -> None:
-    print(f"warning: {warning}", file=sys.stderr)
+    say(f"warning: {warning}", sys.stderr)

@@ -3,10 +3,15 @@
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Protocol
 
-SPLITS = ("train", "eval")
+from opo.errors import UserError
 
+SPLITS = ("train", "eval")
+DATE = datetime(
+    2024, 7, 26
+)  # "today" of every chat template that asks: the date that Llama's own template falls back on
 
 Message = Mapping[str, Any]  # role and content
 
@@ -57,11 +62,23 @@ def held_out(question: str) -> bool:
 
 
 def render(prompt: Prompt, tokenizer) -> str:
-    """The text to encode: `prompt.text`, in the tokenizer's chat template where `prompt.chat`."""
+    """The text to encode: `prompt.text`, in the tokenizer's chat template where `prompt.chat`.
+
+    A template that writes today's date (Llama 3.2's) writes `DATE`: a prompt is the same for ever, also when a run goes on tomorrow.
+    Raises UserError where there is no template, or where it refuses the messages or is broken.
+    """
     if not prompt.chat:
         return prompt.text
     messages = list(prompt.messages) or [{"role": "user", "content": prompt.text}]
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    if not tokenizer.chat_template:
+        raise UserError("task.template=chat: the tokenizer of this model has no chat template; plain needs none")
+    try:
+        return tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False, strftime_now=DATE.strftime
+        )
+    except Exception as error:  # the template is a program of whoever made the model: it may refuse, or be broken
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"the tokenizer's chat template cannot render prompt {prompt.index}: {reason}") from error
 
 
 def is_messages(value: Any) -> bool:

@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from opo.errors import UserError
 from opo.keys import STRICT, Seed
+from opo.system.terminal import say
 from opo.tasks import equality
 from opo.tasks.answers import BOX, canonical, final_answer
 from opo.tasks.base import Prompt, is_messages, shown
@@ -109,5 +110,5 @@ def _read(config: MathConfig, path: str, key: str) -> list[tuple[str, Any]]:
             continue
         rows.append((question if isinstance(question, str) else shown(question), (question, answer)))
     if unreadable:
-        print(f"{path}: {unreadable} of {unreadable + len(rows)} rows left out, since their answers cannot be compared")
+        say(f"{path}: {unreadable} of {unreadable + len(rows)} rows left out, since their answers cannot be compared")
     return rows

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from opo.run.metrics import METRICS, checked_row, read_rows
 from opo.system.atomic import replacing
+from opo.system.terminal import say
 from opo.tracking.sidecar import Sidecar
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class Tracker:
         try:
             return start_mirror(self.setup | {"mode": self.mode})
         except OSError as error:  # no memory or no process number left
-            print(f"W&B failed ({error}); metrics.jsonl goes on", file=sys.stderr, flush=True)
+            say(f"W&B failed ({error}); metrics.jsonl goes on", sys.stderr)
             return None
 
     def _lost(self, mirror: Sidecar) -> None:
@@ -128,7 +129,7 @@ class Tracker:
         reason = mirror.kill()
         online, self.mode = self.mode == "online", "offline" if self.mode == "online" else "off"
         goes_on = f"it is recorded in {self.folder / 'wandb'} for `wandb sync`" if online else "metrics.jsonl goes on"
-        print(f"W&B failed ({reason}); {goes_on}", file=sys.stderr, flush=True)
+        say(f"W&B failed ({reason}); {goes_on}", sys.stderr)
         self._mirror = self._start()
 
 

@@ -78,7 +78,7 @@ def update_critic(
         )
         # value_loss is a mean over the part's tokens: weighted by their share it adds up to the mean over all
         loss = value_loss(values_CT, old_CT.to(values_CT), target_CT.to(values_CT), mask_CT, clip) * (
-            mask_CT.sum() / tokens
+            int(mask_CT.sum()) / tokens
         )
         loss.backward()
         total += loss.item()

@@ -12,6 +12,8 @@ from opo.parallel.world import World
 class Interrupt:
     """Turns SIGTERM into a wish that the loop grants at the end of a step. Off the main thread it hears nothing."""
 
+    any_heard = False  # by this process: a multirun ends with the job that heard it
+
     def __init__(self, world: World | None = None) -> None:
         self.world, self.asked = world or World(), False
 
@@ -27,7 +29,7 @@ class Interrupt:
             signal.signal(signal.SIGTERM, self._before)
 
     def _hear(self, _signal: int, _frame: FrameType | None) -> None:
-        self.asked = True
+        self.asked = Interrupt.any_heard = True
 
     def heard(self) -> bool:
         """Whether SIGTERM has come to any rank; every rank asks at the same place, once a step."""

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Self
 
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from opo.config.schema import RunConfig
 from opo.rollout.collect import Collected
 from opo.system.pace import Pace
+from opo.system.terminal import PlainConsole, printable
 
 
 class Progress:
@@ -17,7 +17,7 @@ class Progress:
     def __init__(self, config: RunConfig, path: Path) -> None:
         self.steps, self.path = config.steps, path
         self.samples_every = config.tracking.samples_every
-        self.console = Console(highlight=False)
+        self.console = PlainConsole(highlight=False)
         self.status = self.console.status("") if self.console.is_terminal else None
 
     def __enter__(self) -> Self:
@@ -39,13 +39,17 @@ class Progress:
             f"{metrics['rollout/tokens_per_s']:,.0f} tok/s sampled  {self.pace.line(step, 'step')}{mark}"
         )
         if self.status:
-            self.status.update(line)
+            self.status.update(Text(printable(line)))
         elif self.pace.due(step):
-            self.console.print(line, soft_wrap=True, markup=False)
+            self.console.print(line, soft_wrap=True)
         if self.samples_every and (step - 1) % self.samples_every == 0:
             rewards = batch.rollouts.rewards_PG[0].tolist()
             for response, reward in list(zip(batch.responses[0], rewards, strict=True))[:3]:
-                prompt = batch.prompts[0].text.splitlines()[-1]
-                self.console.print(
-                    f"  [dim]{reward:4.2f}[/dim]  {escape(prompt)}[bold]{escape(response)}[/bold]", soft_wrap=True
-                )
+                prompt = (batch.prompts[0].text.splitlines() or [""])[-1]
+                parts = [
+                    ("  ", ""),
+                    (f"{reward:4.2f}", "dim"),
+                    (f"  {printable(prompt)}", ""),
+                    (printable(response), "bold"),
+                ]
+                self.console.print(Text.assemble(*parts), soft_wrap=True)

@@ -10,11 +10,11 @@ from opo.batch import Rollouts
 VOCABULARY = 29
 
 
-def small_gpt2(seed: int = 0) -> PreTrainedModel:
+def small_gpt2(seed: int = 0, vocabulary: int = VOCABULARY) -> PreTrainedModel:
     """GPT-2 in float64: its LayerNorm stays in float64, where Llama's RMSNorm rounds to float32 inside."""
     torch.manual_seed(seed)
     shape = GPT2Config(
-        vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=2, n_positions=64, resid_pdrop=0.0, initializer_range=0.3
+        vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=2, n_positions=64, resid_pdrop=0.0, initializer_range=0.3
     )
     return GPT2LMHeadModel(shape).double().eval()
 

@@ -1,6 +1,6 @@
 """What may be measured: algorithms, functions, token weights, whole gradients; what is refused or has no answer."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,14 @@ def measured(names, pools=None, group_size=4, **options):
 
 @pytest.mark.parametrize(
     ("algorithm", "estimator"),
-    [("opo", "length_weighted"), ("rloo", "leave_one_out"), ("reinforce", "none"), ("dr_grpo", "group_mean")],
+    [
+        ("opo", "length_weighted"),
+        ("rloo", "leave_one_out"),
+        ("reinforce", "none"),
+        ("dr_grpo", "group_mean"),
+        ("score_norm", "score_norm_weighted"),
+        ("vcpo", "score_norm_weighted"),
+    ],
 )
 def test_algorithms_are_the_estimators_that_they_are_known_to_be(algorithm, estimator):
     table = measured([algorithm, estimator])
@@ -37,9 +44,10 @@ def test_algorithms_are_the_estimators_that_they_are_known_to_be(algorithm, esti
 
 @pytest.mark.parametrize("name", ALONE)
 def test_algorithms_that_do_not_couple_prompts_weigh_a_group_as_if_it_were_alone(name, monkeypatch):
-    together = measured([name], study_pools()[:3], num_partitions=1)[name]
+    pools = [replace(p, logit_energy=0.5 * p.lengths + 0.1) for p in study_pools()[:3]]
+    together = measured([name], pools, num_partitions=1)[name]
     monkeypatch.setattr(analysis.variance.estimators, "_TOKENS_AT_ONCE", 1)
-    alone = measured([name], study_pools()[:3], num_partitions=1)[name]
+    alone = measured([name], pools, num_partitions=1)[name]
     for measure in ("relative_variance", "cosine", "mse_rescaled"):
         assert getattr(together, measure) == pytest.approx(getattr(alone, measure), rel=1e-9)
 

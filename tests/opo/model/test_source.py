@@ -25,7 +25,7 @@ WEIGHTS = "model.safetensors"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    save_model(Policy(small_gpt2(), character_tokenizer()), tmp_path / "model")
+    save_model(Policy(small_gpt2(vocabulary=len(character_tokenizer())), character_tokenizer()), tmp_path / "model")
     return tmp_path / "model"
 
 

@@ -1,0 +1,109 @@
+"""Models of many kinds: loaded as they are, or named in one sentence."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+from small import small_llama
+
+from opo.config.schema import ModelConfig
+from opo.errors import UserError
+from opo.model.load import load_policy, save_model
+from opo.model.policy import Policy
+from opo.model.source import unreachable
+from opo.model.tiny import character_tokenizer
+
+SIZE = len(character_tokenizer())
+
+
+def write(folder: Path, model: Any = None, tokenizer: Any = None) -> Path:
+    save_model(
+        Policy(small_llama(vocabulary=SIZE) if model is None else model, tokenizer or character_tokenizer()), folder
+    )
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (
+            lambda: tf.MambaForCausalLM(tf.MambaConfig(vocab_size=SIZE, hidden_size=16, num_hidden_layers=1)),
+            "a mamba model keeps a state",
+        ),
+        (
+            lambda: tf.T5ForConditionalGeneration(
+                tf.T5Config(vocab_size=SIZE, d_model=16, d_ff=16, d_kv=8, num_layers=1, num_heads=2)
+            ),
+            "a t5 model; allowed are causal language models",
+        ),
+        (
+            lambda: tf.BertLMHeadModel(
+                tf.BertConfig(
+                    vocab_size=SIZE,
+                    hidden_size=16,
+                    intermediate_size=16,
+                    num_hidden_layers=1,
+                    num_attention_heads=2,
+                    initializer_range=0.5,
+                )
+            ),
+            "looks ahead",
+        ),
+    ],
+)
+def test_architectures_that_cannot_be_trained_here_are_named(
+    model: Callable[[], Any], said: str, tmp_path: Path
+) -> None:
+    write(tmp_path / "model", model())
+    with pytest.raises(UserError, match=said):
+        load_policy(ModelConfig(name="pretrained", path=str(tmp_path / "model")))
+
+
+def test_text_that_has_no_row_in_the_embedding_is_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", small_llama(vocabulary=SIZE - 3))
+    with pytest.raises(UserError, match=f"3 tokens beyond the {SIZE - 3} rows of its embedding"):
+        load_policy(ModelConfig(name="pretrained", path=str(folder)))
+
+
+def test_more_rows_than_tokens_and_added_tokens_past_them_are_usual(tmp_path: Path) -> None:
+    padded = write(tmp_path / "padded", small_llama(vocabulary=SIZE + 64))
+    load_policy(ModelConfig(name="pretrained", path=str(padded)))
+    tokenizer = character_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    assert len(tokenizer) == SIZE + 1
+    load_policy(ModelConfig(name="pretrained", path=str(write(tmp_path / "added", None, tokenizer))))
+
+
+@pytest.mark.parametrize("targets", [["no_such"], ["q_proj", "no_such"]])
+def test_a_lora_target_that_no_layer_has_is_named(targets: list[str], tmp_path: Path) -> None:
+    folder = write(tmp_path / "model")
+    with pytest.raises(UserError, match=r"model\.lora_targets=.*no_such"):
+        load_policy(ModelConfig(name="pretrained", path=str(folder), lora_rank=2, lora_targets=targets))
+
+
+def test_adapters_alone_are_no_model(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model")
+    policy = load_policy(ModelConfig(name="pretrained", path=str(folder), lora_rank=2))
+    save_model(policy, tmp_path / "adapters")
+    (said,) = unreachable(str(tmp_path / "adapters"), "model.path")
+    assert "holds adapters alone" in said
+
+
+def test_a_mixture_of_experts_goes_to_float64(tmp_path: Path) -> None:
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
+    mixture = tf.MixtralForCausalLM(tf.MixtralConfig(vocab_size=SIZE, num_local_experts=4, **shape))
+    folder = write(tmp_path / "model", mixture)
+    single, double = (
+        load_policy(ModelConfig(name="pretrained", path=str(folder), dtype=dtype)).model(torch.arange(8)[None]).logits
+        for dtype in ("float32", "float64")
+    )
+    torch.testing.assert_close(single.double(), double, atol=1e-4, rtol=1e-4)
