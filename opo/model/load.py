@@ -123,8 +123,8 @@ def _pretrained(source: str, dtype: torch.dtype) -> tuple[PreTrainedTokenizerBas
         raise
     except Exception as error:  # a folder of anyone's: whatever its files make transformers raise is said in one line
         raise UserError(f"{where}: {_first_line(error)}") from error
-    model, found = loaded
-    if missing := sorted(found["missing_keys"]):
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
         raise UserError(f"{where}: its weights lack {len(missing)} tensors of the model, the first {missing[0]}")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if not bool(tensor.isfinite().all()):
