@@ -21,7 +21,7 @@ export PIP_ROOT_USER_ACTION := ignore
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-verify: $(STAMP) ## train OPO and its rivals on the built-in policy, measure variance, judge each claim: runs/verify/report.html
+verify: $(STAMP) ## train OPO and other algorithms on the built-in policy, measure variance, judge each claim: runs/verify/report.html
 	@$(BIN)/opo verify
 
 test: lint ## prove it: formatting, types and every test

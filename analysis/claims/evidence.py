@@ -137,12 +137,12 @@ class Material:
     @cached_property
     def diversity(self) -> dict[str, dict[int, dict[str, float]]]:
         """role -> seed -> measures of the last batch that the run sampled."""
-        found: dict[str, dict[int, dict[str, float]]] = {}
+        by_role: dict[str, dict[int, dict[str, float]]] = {}
         for role in ("opo", "off_policy") if self.folder else ():
             mine = self.of_role(role)
             pairs = mine.select("run", "seed").unique().iter_rows() if len(mine) else ()
-            found[role] = {int(seed): last_batch_diversity(self.folder / run) for run, seed in pairs}  # pyright: ignore
-        return found
+            by_role[role] = {int(seed): last_batch_diversity(self.folder / run) for run, seed in pairs}  # pyright: ignore
+        return by_role
 
 
 def averaged(policy: Mapping[str, Any]) -> str:
@@ -196,8 +196,8 @@ def audit(measure: str, needs_rewards: bool = False) -> Measure:
             .to_numpy()
         )
         interval = partial(audit_interval, measure, terms_P3, study.resamples(len(terms_P3)))
-        found = Evidence(audit_value(measure, terms_P3), interval, "prompts", len(terms_P3))
-        return material.of_policy(found, with_group_size=False)
+        audited = Evidence(audit_value(measure, terms_P3), interval, "prompts", len(terms_P3))
+        return material.of_policy(audited, with_group_size=False)
 
     return evidence
 
@@ -211,14 +211,14 @@ def trained(ours: str, theirs: str, metric: str, ratio: bool = False) -> Measure
             return None
         note = f"Mean over the last tenth of the steps that fit into {material.tokens:,.0f} generated tokens; seeds are paired."
         a, b = (final_values(rows, metric, material.tokens) for rows in pair)
-        found = paired_evidence(a, b, ratio, note)
-        return found and replace(found, about=_groups(pair))
+        paired = paired_evidence(a, b, ratio, note)
+        return paired and replace(paired, about=_groups(pair))
 
     return evidence
 
 
 def diversity(measure: str, ratio: bool) -> Measure:
-    """How alike the answers of OPO and of GRPO with several updates are in the last batch that each run sampled, paired by seed."""
+    """Similarity of answers within a group, OPO against GRPO with several updates, in the last batch of each run, paired by seed."""
 
     def evidence(material: Material) -> Evidence | None:
         a, b = (
@@ -226,8 +226,8 @@ def diversity(measure: str, ratio: bool) -> Measure:
             for role in ("opo", "off_policy")
         )
         note = "Characters of the responses to each prompt of the last training batch."
-        found = paired_evidence(a, b, ratio, note)
-        return found and replace(found, about=_groups([material.of_role(role) for role in ("opo", "off_policy")]))
+        paired = paired_evidence(a, b, ratio, note)
+        return paired and replace(paired, about=_groups([material.of_role(role) for role in ("opo", "off_policy")]))
 
     return evidence
 
@@ -237,13 +237,13 @@ def _groups(pair: Sequence[pl.DataFrame]) -> str:
 
 
 def final_values(runs: pl.DataFrame, metric: str, tokens: float) -> dict[int, float]:
-    """By seed: the metric's mean over the last tenth of the steps (one at least) that fit into so many generated tokens."""
-    found = {}
+    """By seed: the metric's mean over the last tenth of the steps (at least one) within that number of generated tokens."""
+    by_seed = {}
     for (seed,), run in runs.filter(pl.col("train/tokens") <= tokens).group_by("seed"):
         values = run.sort("step").tail(max(1, round(LAST_TENTH * len(run))))[metric].drop_nulls()
         if len(values):
-            found[int(seed)] = float(values.mean())  # pyright: ignore[reportArgumentType]
-    return found
+            by_seed[int(seed)] = float(values.mean())  # pyright: ignore[reportArgumentType]
+    return by_seed
 
 
 def paired_evidence(ours: Mapping[int, float], theirs: Mapping[int, float], ratio: bool, note: str) -> Evidence | None:
@@ -267,9 +267,9 @@ def last_batch_diversity(run: Path) -> dict[str, float]:
         "self_bleu": self_bleu,
         "repetition_4": partial(repetition_n, n=4),
     }
-    found: dict[str, float] = {}
+    by_measure: dict[str, float] = {}
     for name, measure in measures.items():
         values = [value for group in groups if (value := measure(group)) is not None]
         if values:
-            found[name] = sum(values) / len(values)
-    return found
+            by_measure[name] = sum(values) / len(values)
+    return by_measure

@@ -52,37 +52,43 @@ def judge(evidence: Mapping[str, Evidence], claims: Sequence[Claim] = CLAIMS) ->
     ]
 
 
-def _row(claim: Claim, seen: Evidence, side: str, p_value: float, p_holm: float | None, family: int) -> dict[str, Any]:
+def _row(
+    claim: Claim, evidence: Evidence, side: str, p_value: float, p_holm: float | None, family: int
+) -> dict[str, Any]:
     verdict = side if p_holm is not None and p_holm <= ALPHA else "not resolved"
-    enough, least = p_holm is not None, MIN_REPLICATES[seen.unit]
-    low, high = (_finite(bound) for bound in seen.interval(1 - ALPHA)) if seen.replicates > 1 else (None, None)
-    notes = [claim.note, seen.note] if enough else [f"{seen.replicates} {seen.unit}: a verdict needs at least {least}."]
-    needed = _needed(claim, seen, 1 - ALPHA / max(1, family)) if verdict == "not resolved" else None
+    enough, least = p_holm is not None, MIN_REPLICATES[evidence.unit]
+    low, high = (_finite(bound) for bound in evidence.interval(1 - ALPHA)) if evidence.replicates > 1 else (None, None)
+    notes = (
+        [claim.note, evidence.note]
+        if enough
+        else [f"{evidence.replicates} {evidence.unit}: a verdict needs at least {least}."]
+    )
+    needed = _needed(claim, evidence, 1 - ALPHA / max(1, family)) if verdict == "not resolved" else None
     return {name: getattr(claim, name) for name in _OF_CLAIM} | {
-        "policy": seen.policy,
-        "step": seen.step,
-        "group_size": seen.group_size,
-        "about": seen.about,
-        "effect": _finite(seen.effect),
+        "policy": evidence.policy,
+        "step": evidence.step,
+        "group_size": evidence.group_size,
+        "about": evidence.about,
+        "effect": _finite(evidence.effect),
         "low": low,
         "high": high,
-        "unit": seen.unit,
-        "replicates": seen.replicates,
+        "unit": evidence.unit,
+        "replicates": evidence.replicates,
         "p_value": p_value if enough else None,
         "p_holm": p_holm,
         "verdict": verdict,
-        "would_resolve": needed if needed and needed <= SENSIBLE[seen.unit] else None,
-        "outlook": _outlook(needed, seen.unit),
+        "would_resolve": needed if needed and needed <= SENSIBLE[evidence.unit] else None,
+        "outlook": _outlook(needed, evidence.unit),
         "note": " ".join(note for note in notes if note),
     }
 
 
-def _needed(claim: Claim, seen: Evidence, level: float) -> int | None:
+def _needed(claim: Claim, evidence: Evidence, level: float) -> int | None:
     """Replicates that would give a verdict; None where the effect is not known or as many as there are should do."""
-    if not math.isfinite(seen.effect):
+    if not math.isfinite(evidence.effect):
         return None
-    needed = max(seen.needed(claim.borders, level) or 0, MIN_REPLICATES[seen.unit])
-    return needed if needed > seen.replicates else None
+    needed = max(evidence.needed(claim.borders, level) or 0, MIN_REPLICATES[evidence.unit])
+    return needed if needed > evidence.replicates else None
 
 
 def _outlook(needed: int | None, unit: str) -> str:
@@ -92,13 +98,13 @@ def _outlook(needed: int | None, unit: str) -> str:
     return f"about {needed:,} {unit}" if needed <= most else f"not at any sensible size (more than {most:,} {unit})"
 
 
-def _decision(claim: Claim, seen: Evidence) -> tuple[str, float]:
+def _decision(claim: Claim, evidence: Evidence) -> tuple[str, float]:
     """Which verdict the interval reaches first as it narrows, and the smallest error rate at which it does (1: at none)."""
     low_border = -math.inf if claim.low_threshold is None else claim.low_threshold
     high_border = math.inf if claim.high_threshold is None else claim.high_threshold
 
     def verdict(alpha: float) -> str | None:
-        low, high = seen.interval(1 - alpha)
+        low, high = evidence.interval(1 - alpha)
         if low > low_border and high < high_border:
             return "supported"
         return "refuted" if high <= low_border or low >= high_border else None

@@ -218,5 +218,5 @@ CLAIMS: tuple[Claim, ...] = (
 
 def evidence_of(material: Material, claims: Sequence[Claim] = CLAIMS) -> dict[str, Evidence]:
     """By claim, what the material says; claims that it does not speak to are left out."""
-    found = {claim.id: claim.evidence(material) for claim in claims}
-    return {name: evidence for name, evidence in found.items() if evidence is not None}
+    by_claim = {claim.id: claim.evidence(material) for claim in claims}
+    return {name: evidence for name, evidence in by_claim.items() if evidence is not None}

@@ -1,4 +1,4 @@
-"""`opo doctor`: can this model's numbers be believed on this machine, before anyone believes one.
+"""`opo doctor`: checks of a model on this machine, before its numbers are used.
 
 Each check compares two ways to compute the same thing that differ only in rounding, padding or program, and has a bound by precision.
 """
@@ -113,20 +113,20 @@ def _checks(config: DoctorConfig, policy: Policy, collector: Collector) -> Itera
         "log-probabilities, prompt encoded once against repeated", _largest(shared - together), NATS[dtype], "nats"
     )
 
-    one = _gradient(policy, rollouts, 10**9)
+    gradient = _gradient(policy, rollouts, 10**9)
     yield Check(
         "gradient, one micro-batch against one response each",
-        _relative(one, _gradient(policy, rollouts, 1)),
+        _relative(gradient, _gradient(policy, rollouts, 1)),
         GRADIENT[backward],
         "relative",
     )
     yield Check(
         "gradient, the same computation twice",
-        _relative(one, _gradient(policy, rollouts, 10**9)),
+        _relative(gradient, _gradient(policy, rollouts, 10**9)),
         FLOOR[backward],
         "relative",
     )
-    yield _against_float64(config, policy, rollouts, one, GRADIENT[backward])
+    yield _against_float64(config, policy, rollouts, gradient, GRADIENT[backward])
 
     first = rollouts.select([0])
     gram_NN, loop_NN = (
@@ -171,7 +171,7 @@ def _gap(name: str, policy: Policy, rollouts: Rollouts, dtype: str) -> Iterator[
 
 def _logprobs(policy: Policy, rollouts: Rollouts, token_budget: int, shared: bool) -> Tensor:
     asked = replace(policy, token_budget=token_budget, shared_prefix=shared)
-    return asked.measure(rollouts, list(range(rollouts.num_prompts))).logprobs_MT
+    return asked.measure(rollouts, list(range(rollouts.num_prompts))).logprobs_NT
 
 
 def _gradient(policy: Policy, rollouts: Rollouts, token_budget: int, keep: bool = False) -> Tensor:

@@ -2,7 +2,7 @@
 
 OPO, GRPO, GRPO with several updates per rollout and PPO are trained on the built-in policy, three seeds each; gradient variance is
 measured on frozen responses of OPO's start, middle and end; every claim of the ledger that this can decide is judged; a page says
-what came out and what it does not say. What is finished is recognised, so the same command goes on after an interruption.
+the results and what they do not show. Finished parts are recognised, so the same command resumes after an interruption.
 """
 
 import multiprocessing
@@ -140,7 +140,7 @@ def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _leave_with_parent() -> None:
-    """In a worker: end at once when the process that gave it work is gone, however it went. Runs go on from their checkpoints."""
+    """In a worker: exit when the parent process is gone. Runs resume from their checkpoints."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

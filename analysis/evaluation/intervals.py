@@ -1,11 +1,11 @@
-"""Intervals for means over prompts of what lies in [0, 1], rates most of all: right also near 0 and 1, where the truth is one-sided.
+"""Intervals for means over prompts of what lies in [0, 1], rates most of all: accurate near 0 and 1 too, where errors are one-sided.
 
 Wilson's interval solves |m - theta| = t sqrt(d theta (1 - theta) / P) for the true mean theta, so it leans away from the edge that
 the sample mean m is near, and stays inside [0, 1]. d is the variance of a prompt's value over m (1 - m), the most that it can be: 1
 where values are 0 or 1, less where each is itself a mean over responses, which makes the interval shorter. What a sample near an edge
 has not seen is a prompt at the far end, so a quarter of one is counted into the variance. t is Student's with P - 1 degrees of freedom.
 
-How often 95 % intervals hold the truth, 16 responses to each prompt whose chance p is Beta-distributed with mean mu and
+Coverage of 95 % intervals, 16 responses to each prompt whose chance p is Beta-distributed with mean mu and
 concentration c, from 4,000 samples each (`tests/analysis/evaluation/test_rate_intervals.py` repeats a part):
 
     P = 24 and 64, mu of 0.01 to 0.995, c of 0.3 to 3          pass@1 96 to 99 %, pass@4 95 to 99 %, pass@16 93 to 98 %

@@ -179,7 +179,7 @@ def differences(policies: Mapping[str, Mapping[str, Array]]) -> list[Difference]
     Prompts that either of two policies does not define are left out; measures outside [0, 1] are not compared.
     """
     (reference, base), *others = policies.items()
-    found: list[Difference] = []
+    rows: list[Difference] = []
     for name, own in others:
         for measure in (m for m in own if m == "mean" or m.startswith(("pass@", "maj@"))):
             both_P = np.isfinite(own[measure]) & np.isfinite(base[measure])
@@ -189,9 +189,9 @@ def differences(policies: Mapping[str, Mapping[str, Array]]) -> list[Difference]
             interval = partial(difference_interval, x_P, y_P)
             low, high = interval(LEVEL)
             value, p = float(x_P.mean() - y_P.mean()), p_value(interval)
-            found.append(Difference(name, reference, measure, value, low, high, p, p, len(x_P)))
-    adjusted = holm([difference.p_value for difference in found]).tolist()
-    return [replace(difference, p_holm=p) for difference, p in zip(found, adjusted, strict=True)]
+            rows.append(Difference(name, reference, measure, value, low, high, p, p, len(x_P)))
+    adjusted = holm([difference.p_value for difference in rows]).tolist()
+    return [replace(difference, p_holm=p) for difference, p in zip(rows, adjusted, strict=True)]
 
 
 DIVERSITY = {

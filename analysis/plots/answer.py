@@ -35,7 +35,7 @@ def ratio_by_policy(study: Study, estimators: Sequence[str] | None = None, ax: A
     ax.set_xscale("log")
     ax.set_xlim(max(ax.get_xlim()[0], 0.9 / WIDEST), min(ax.get_xlim()[1], 1.1 * WIDEST))
     plain_log_ticks(ax, "x")
-    ax.set_xlabel(f"relative gradient variance over {study.settings['reference']}'s\n← less noise        more noise →")
+    ax.set_xlabel(f"relative gradient variance over {study.settings['reference']}'s, below 1: less noise")
     ax.grid(axis="x")
     if len(policies) > 1:
         keys = [

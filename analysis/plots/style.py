@@ -16,7 +16,8 @@ INK, FAINT = "#1b1f24", "#8c959f"
 
 # Okabe and Ito (2008): distinguishable with any common colour vision; the sky blue and the yellow are too light for thin lines
 PALETTE = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#a6761d", FAINT)
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
+OTHERS = ("#8a63d2", "#999933", "#5f9ea0", "#b5651d")  # of names without a place below
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h", "<", ">", "p", "*")
 
 # an estimator and the algorithm that uses it share a place in the palette; a `_loo` form is the same colour, drawn hollow and dashed
 PLACES = (
@@ -73,7 +74,7 @@ def axes(ax: Axes | None, width: float = 6.4, height: float = 3.8) -> Axes:
 
 def colour(name: str, names: Sequence[str]) -> str:
     """The colour of `name`: fixed for what is known by name, else one that no known name among `names` has."""
-    return PALETTE[_place(name, names)]
+    return (*PALETTE, *OTHERS)[_place(name, names)]
 
 
 def marker(name: str, names: Sequence[str]) -> str:
@@ -87,12 +88,16 @@ def is_hollow(name: str) -> bool:
 
 
 def _place(name: str, names: Sequence[str]) -> int:
-    known = {other: PLACE_OF.get(other.removesuffix("_loo"), PLACE_OF.get(other)) for other in (*names, name)}
-    if (place := known[name]) is not None:
-        return place
-    free = [place for place in range(len(PALETTE)) if place not in known.values()] or list(range(len(PALETTE)))
-    unknown = [other for other in dict.fromkeys((*names, name)) if known[other] is None]
-    return free[unknown.index(name) % len(free)]
+    """`ppo (4 updates)` stands where `ppo` would, unless another of `names` does."""
+    places: dict[str, int] = {}
+    for other in sorted(dict.fromkeys((*names, name)), key=lambda each: " (" in each):
+        base = other.partition(" (")[0]
+        place = PLACE_OF.get(base.removesuffix("_loo"))
+        if place is not None and (other == base or place not in places.values()):
+            places[other] = place
+    free = [place for place in range(len(PALETTE), len(MARKERS)) if place not in places.values()]
+    unknown = [other for other in dict.fromkeys((*names, name)) if other not in places]
+    return places[name] if name in places else free[unknown.index(name) % len(free)]
 
 
 def figure_of(ax: Axes) -> Figure:

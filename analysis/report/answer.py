@@ -9,7 +9,7 @@ from analysis.claims.evidence import averaged
 from analysis.claims.ledger import ALPHA
 from analysis.plots.answer import chosen_policies, ratio_by_policy
 from analysis.plots.runs import effect_text, threshold_text
-from analysis.report.blocks import Block, Section, figure, fold, lead, ledger, text
+from analysis.report.blocks import Block, Section, beside, figure, fold, lead, ledger, text
 from analysis.report.runs import ends_text
 from analysis.report.sources import Sources
 from analysis.study.result import Study
@@ -42,7 +42,7 @@ FIGURE = (
 NO_DIFFERENCE = 0.05  # a ratio within so much of one is called none
 
 NONE_WINS = (
-    "Why “none” can come out best: a baseline b turns the reward r into r − b, and the noise is least at b* = E[r |z|²] / E[|z|²], "
+    "Why “none” can win: a baseline b turns the reward r into r − b, and the noise is least at b* = E[r |z|²] / E[|z|²], "
     "not at the mean reward. Where wrong responses (reward 0) are the surprising ones, with large |z|², b* lies near 0: without a baseline they "
     "add nothing to the gradient, and subtracting the mean reward brings their large scores in. A baseline that is estimated from "
     "the group adds noise of its own besides."
@@ -98,7 +98,8 @@ def _times(row: Mapping[str, Any]) -> str:
         return "an unresolved multiple of"
     if row["low"] is None and row["high"] is None:
         return f"{number_text(row['value'])} times (no interval)"
-    return f"{number_text(row['value'])} times (95 % interval {number_text(row['low'])} to {number_text(row['high'])})"
+    ends = " to ".join("unbounded" if row[end] is None else number_text(row[end]) for end in ("low", "high"))
+    return f"{number_text(row['value'])} times (95 % interval {ends})"
 
 
 def _meaning(row: Mapping[str, Any]) -> str:
@@ -122,11 +123,10 @@ def _ratio(study: Study, names: Sequence[str]) -> list[Block]:
         f"Relative gradient variance over that of {study.settings['reference']}, groups of {study.default_group_size}, paired over the same "
         "responses, with 95 % intervals for other prompts of the kind; below 1 is less noise for the same signal."
     )
-    blocks = [figure(ratio_by_policy(study, picked), caption)]
-    return blocks + explanations(study, names)
+    return [beside([figure(ratio_by_policy(study, picked), caption), *_explanations(study, names)])]
 
 
-def explanations(study: Study, names: Sequence[str]) -> list[Block]:
+def _explanations(study: Study, names: Sequence[str]) -> list[Block]:
     """What a reader of the ratios may stumble over, where it is there to be seen."""
     found: list[Block] = []
     rows = pl.concat([study.compare(name) for name in names]).filter(pl.col("estimator").is_in(["none", "reinforce"]))

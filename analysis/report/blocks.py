@@ -12,7 +12,7 @@ from analysis.plots.style import inline_svg
 
 @dataclass(frozen=True)
 class Block:
-    """A piece of a page: "lead", "text", "heading", "list", "code", "figure", "table", "ledger" or "fold", with what that kind shows."""
+    """A piece of a page: "lead", "text", "heading", "list", "code", "figure", "table", "ledger", "fold" or "beside", with what it shows."""
 
     kind: str
     text: str = ""
@@ -79,3 +79,8 @@ def ledger(claims: Sequence[Mapping[str, Any]], caption: str) -> Block:
 def fold(summary: str, inner: Sequence[Block]) -> Block:
     """Blocks behind one line that opens them; on paper they are open."""
     return Block("fold", summary, inner=inner)
+
+
+def beside(inner: Sequence[Block]) -> Block:
+    """A figure, and what to know of it, at its side where the page is wide enough."""
+    return Block("beside", inner=inner)

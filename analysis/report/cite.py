@@ -45,12 +45,18 @@ def _facts(sources: Sources) -> Iterator[tuple[str, Iterable[str]]]:
     if study is not None:
         sampled = (f"{p['label']}: {p['prompts']} prompts × {p['responses']} responses" for p in study.policies)
         yield "responses", sampled
-        yield "weights", ("; ".join(dict.fromkeys(p["paths"])) for p in study.policies)
+        yield "weights", (_short(path) for p in study.policies for path in p["paths"])
         sampling = (record.get("sampling", {}) for record in study.provenance)
         yield "sampling", (", ".join(f"{key} {value}" for key, value in found.items()) for found in sampling)
         yield "seed of the study", [str(study.settings["seed"])]
     if sources.runs is not None:
         yield "seeds of the trainings", [", ".join(map(str, sorted(set(sources.runs.runs["seed"]))))]
+
+
+def _short(path: str) -> str:
+    """A checkpoint by its run's name on: what lies above it names a machine or its user."""
+    parts = Path(path).parts
+    return str(Path(*parts[parts.index("checkpoints") - 1 :])) if "checkpoints" in parts[1:] else path
 
 
 def _joined(values: Iterable[str]) -> str:

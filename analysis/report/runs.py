@@ -40,7 +40,7 @@ def _curves(frame: pl.DataFrame) -> Iterator[Block]:
     for metric in known:
         label = figures_runs.AXIS_LABELS[metric]
         curve = figures_runs.training_curves(frame, metric, by="group", window=WINDOW)
-        shown = figure(curve, f"{label.capitalize()} against rollout batches.")
+        shown = figure(curve, f"{label[0].upper()}{label[1:]} against rollout batches.")
         if metric == "train/reward_mean":
             caption = "Mean reward against generated tokens: the price of a rollout is the same for every algorithm."
             curve = figures_runs.training_curves(frame, metric, x="train/tokens", by="group", window=WINDOW)

@@ -1,25 +1,26 @@
 """The sections of a report that a variance study fills."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import polars as pl
 
 from analysis.plots import variance as figures
 from analysis.plots.audits import audits_over_training
-from analysis.report.answer import explanations
 from analysis.report.blocks import Block, Section, figure, fold, heading, table, text
 from analysis.study.audits import AUDITS
 from analysis.study.result import Study
 from analysis.study.tables import estimate_text
 
 WIDE_SHARE = 0.9  # an interval of a share that is wider than this says nothing
+MOST_COLUMNS = 4  # policies side by side: more do not fit on paper
 FEWEST_STEPS = 3  # fewer checkpoints are no curve; the table has their numbers
 
 READING = (
     "One group of G responses to one prompt gives one estimate g of the gradient. Relative variance is tr Cov(g) over |E g|²: how much "
     "noise there is for the signal, and blind to the scale of g, which an optimizer removes. Bias is how far the mean of g is from the "
     "true gradient, as a share of it; a scale factor (the group mean has 1 − 1/G) counts as bias here but costs nothing. All estimators "
-    "are computed from the same responses, and the intervals are for other prompts of the same kind."
+    "are computed from the same responses, and the intervals are for other prompts of the same kind. Beside the first figure stands why no "
+    "baseline at all can have less noise, and why score_norm_weighted, which uses true score norms, is an ideal."
 )
 
 
@@ -40,7 +41,6 @@ def _at(study: Study, name: str) -> Iterator[Block]:
     """One policy: table and figures; what would show nothing is a sentence."""
     size, reference, label = study.default_group_size, study.settings["reference"], study.policy(name)["label"]
     yield _estimates(study, name)
-    yield from explanations(study, [name])
     if _tells(study.select("relative_variance", name)):
         caption = f"Relative variance of each estimator at {label}, G = {size}, and its bias, with 95 % intervals over prompts."
         yield figure(figures.forest(study, name), caption)
@@ -113,25 +113,34 @@ def assumptions(study: Study) -> Section:
         "norm, so that |z|² is proportional to length; and any weighting by scores helps only where reward and |z|² are correlated."
     )
     names = [policy["name"] for policy in study.policies]
-    rows = []
-    for measure, words in AUDITS.items():
-        found = {row["policy"]: row for row in study.audits.filter(scope="all", measure=measure).iter_rows(named=True)}
-        if found:
-            rows.append([words, *(estimate_text(found[name]) for name in names)])
-    columns = ["audit", *(policy["label"] for policy in study.policies)]
+    opened = names if len(names) <= MOST_COLUMNS else [names[0], names[len(names) // 2], names[-1]]
     last = study.policies[-1]["label"]
     caption = f"Squared score norm against length of every response at {last}; the fit is within prompts, drawn through the middle of all."
     blocks = [
         text(intro),
-        table("Audits: value [95 % interval over prompts]", columns, rows),
+        _audits(study, opened),
         figure(figures.norm_against_length(study), caption),
     ]
     if len({policy["step"] for policy in study.policies if policy["step"] is not None}) >= FEWEST_STEPS:
         blocks.append(
             figure(audits_over_training(study), "The same audits at each checkpoint; 95 % intervals over prompts.")
         )
+    if len(names) > len(opened):
+        cut = [names[i : i + MOST_COLUMNS] for i in range(0, len(names), MOST_COLUMNS)]
+        blocks.append(fold("The audits of every policy", [_audits(study, some) for some in cut]))
     blocks.append(fold(f"By part of the model, at {last}", [_parts(study)]))
     return Section("assumptions", "Audits: what length weighting takes for granted", blocks)
+
+
+def _audits(study: Study, names: Sequence[str]) -> Block:
+    """Every audit at these policies, a column each."""
+    rows = []
+    for measure, words in AUDITS.items():
+        found = {row["policy"]: row for row in study.audits.filter(scope="all", measure=measure).iter_rows(named=True)}
+        if found:
+            rows.append([words, *(estimate_text(found[name]) for name in names)])
+    columns = ["audit", *(study.policy(name)["label"] for name in names)]
+    return table("Audits: value [95 % interval over prompts]", columns, rows)
 
 
 def _parts(study: Study) -> Block:

@@ -45,8 +45,9 @@ def publish(folder: Path, project: str, entity: str | None) -> str:
 
 def _blocks(wr: Any, block: Block) -> list[Any]:
     """One block of the page as W&B's blocks; a figure is its caption, since W&B draws runs itself."""
-    if block.kind == "fold":
-        return [wr.H3(block.text), *(piece for inner in block.inner for piece in _blocks(wr, inner))]
+    if block.inner:
+        title = [wr.H3(block.text)] if block.text else []
+        return [*title, *(piece for inner in block.inner for piece in _blocks(wr, inner))]
     if block.kind == "heading":
         return [wr.H2(block.text)]
     if block.kind == "list":

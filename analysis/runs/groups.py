@@ -46,13 +46,13 @@ def with_groups(runs: Runs) -> pl.DataFrame:
 
 def _roles(table: pl.DataFrame, identity: Mapping[str, tuple[str, ...]]) -> dict[tuple[str, ...], str]:
     """By group, its role where it is the only group with it."""
-    found: dict[str, set[tuple[str, ...]]] = {}
+    groups_of_role: dict[str, set[tuple[str, ...]]] = {}
     for row in table.iter_rows(named=True):
         if row["algo"] == "grpo" and row["updates_per_rollout"] > 1:
-            found.setdefault("off_policy", set()).add(identity[row["run"]])
+            groups_of_role.setdefault("off_policy", set()).add(identity[row["run"]])
         elif row["algo"] in COMPARED and (row["updates_per_rollout"] == 1 or row["algo"] == "ppo"):
-            found.setdefault(row["algo"], set()).add(identity[row["run"]])
-    return {next(iter(groups)): role for role, groups in found.items() if len(groups) == 1}
+            groups_of_role.setdefault(row["algo"], set()).add(identity[row["run"]])
+    return {next(iter(groups)): role for role, groups in groups_of_role.items() if len(groups) == 1}
 
 
 def _labels(

@@ -1,4 +1,4 @@
-"""Run folders as tidy tables: one row per step, one row per run. Reads what is on disk and nothing of the trainer; runs may be going on."""
+"""Run folders as tidy tables: one row per step, one row per run. Reads only what is on disk; runs may still be training."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,18 +34,18 @@ def load(*paths: Path | str) -> Runs:
     Raises UserError where a folder holds no run, or a metrics.jsonl a line that is no row (a last one still being
     written is fine).
     """
-    found: dict[Path, str] = {}
+    folders_by_name: dict[Path, str] = {}
     for path in map(Path, paths):
         folders = sorted(run_folders(path))
         if not folders:
             raise UserError(f"{path}: no run is here (a folder with config.yaml and run.json)")
-        found |= {
+        folders_by_name |= {
             folder: str(folder.relative_to(path)) if folder != path else path.resolve().name for folder in folders
         }
     metrics: list[dict[str, Any]] = []
     runs: list[dict[str, Any]] = []
     configs: list[dict[str, Any]] = []
-    for folder, name in found.items():
+    for folder, name in folders_by_name.items():
         config = read_yaml(folder / "config.yaml")
         labels = {"run": name, "study": config["study"]}
         labels |= {group: config[group]["name"] for group in ("algo", "task", "model")} | {"seed": config["seed"]}
@@ -68,7 +68,7 @@ def load(*paths: Path | str) -> Runs:
 
 
 def certificate(folder: Path) -> str:
-    """What the run's certificate says: `exact`, `N updates per rollout` (sampled on-policy, then updated N times), `corrected in N of M
+    """The result of the run's mismatch check: `exact`, `N updates per rollout` (sampled on-policy, then updated N times), `corrected in N of M
     steps` (by truncated importance sampling), `breached`, or `-`.
     """
     file = folder / FILE

@@ -1,7 +1,7 @@
-"""The metric of the optimizer: Adam's second moments, frozen as a checkpoint holds them, for `score_gram(metric=...)`.
+"""The optimizer's metric: Adam's second moments from a checkpoint, for `score_gram(metric=...)`.
 
-Adam moves along P^{-1} g with P = diag(sqrt(v) + eps), so <z_n, P^{-1} z_m> is the inner product that its steps see: a direction that
-has long been noisy counts less. The checkpoint's running mean is divided by 1 - beta2^step, as the optimizer does.
+Adam moves along P^{-1} g with P = diag(sqrt(v) + eps), so <z_n, P^{-1} z_m> is the inner product that its steps use: a direction that
+with large past gradients counts less. The checkpoint's running mean is divided by 1 - beta2^step, as the optimizer does.
 """
 
 from pathlib import Path
@@ -26,16 +26,16 @@ def adam_metric(checkpoint: Path | str, model: nn.Module, beta2: float | None = 
         if not run.is_file():
             raise UserError(f"{checkpoint}: is not in a run folder (no {run}); give beta2=")
         beta2 = float(yaml.safe_load(run.read_text(encoding="utf-8"))["optim"]["beta2"])
-    parameters, found = trainable_parameters(model), {}
+    parameters, second_moments = trainable_parameters(model), {}
     for i, (parameter, name) in enumerate(parameters.items()):
         mean, step = (tensors.get(f"optimizer/{i}/{key}") for key in ("exp_avg_sq", "step"))
         if mean is None or step is None or mean.shape != parameter.shape:
             raise UserError(
                 f"{checkpoint}: its optimizer has no second moments of {name}, shape {tuple(parameter.shape)}"
             )
-        found[name] = mean.double() / (1 - beta2 ** float(step))
+        second_moments[name] = mean.double() / (1 - beta2 ** float(step))
     if f"optimizer/{len(parameters)}/step" in tensors:
         raise UserError(
             f"{checkpoint}: its optimizer moved more than the {len(parameters)} trainable parameters of this model"
         )
-    return found
+    return second_moments

@@ -1,4 +1,4 @@
-"""Forward hooks on every layer that owns a trainable parameter, so that one backward pass shows each layer's part of each score.
+"""Forward hooks on every layer that owns a trainable parameter, so that one backward pass gives each layer's part of each score.
 
 The parameters themselves are frozen meanwhile: the backward pass computes gradients of activations only, and the work that a
 training step spends on weight gradients is spent on the Gram matrix instead.
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from analysis.score_gram.layers import Call, Outer, Rule, Use, linear, rule_by_values, rule_of
+from analysis.score_gram.layers import Call, Contribution, Outer, Rule, linear, rule_by_values, rule_of
 
-# body and head: up to the decoder's last hidden state and after it; again: a layer of the body that is recomputed; census: only
+# body and head: up to the decoder's last hidden state and after it; again: a layer of the body that is recomputed; discovery: only
 # note which layers run.
-Mode = Literal["off", "census", "body", "again", "head"]
+Mode = Literal["off", "discovery", "body", "again", "head"]
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
 @contextmanager
 def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Another function in place of the module's forward; one that was set on the instance comes back."""
+    """Replace the module's forward; one that was set on the instance is restored."""
     own = vars(module).get("forward")
     module.forward = forward
     try:
@@ -48,7 +48,7 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
 
 
 class Capture:
-    """Collects the uses of each parameter and hands all uses of one to `emit(parameter, uses)` as soon as they are complete.
+    """Collects the contributions to each parameter's gradients and passes them to `emit(parameter, contributions)` when complete.
 
     `num_responses` and `length` describe the batch that is in the model now; `first` is the index of its first response.
     """
@@ -58,7 +58,7 @@ class Capture:
         model: nn.Module,
         parameters: dict[nn.Parameter, str],
         dtype: torch.dtype,
-        emit: Callable[[nn.Parameter, Sequence[Use]], None],
+        emit: Callable[[nn.Parameter, Sequence[Contribution]], None],
     ) -> None:
         self.dtype, self.emit = dtype, emit
         self.names = {module: name for name, module in model.named_modules()}
@@ -76,11 +76,11 @@ class Capture:
         self.num_responses = self.length = self.first = 0
         self.shared = 0  # tokens that all responses in the model begin with
         self.mode: Mode = "off"
-        self.census: set[nn.Module] = set()  # layers that ran after the decoder
+        self.discovered: set[nn.Module] = set()  # layers that ran after the decoder
         self.recomputed: set[nn.Module] = set()  # heads whose weight is dealt with by slices of the vocabulary
         self.expected: dict[nn.Parameter, int] = defaultdict(int)
-        self.waiting: set[nn.Parameter] = set()  # used by the head too: complete at the very end
-        self.uses: dict[nn.Parameter, list[Use]] = defaultdict(list)
+        self.waiting: set[nn.Parameter] = set()  # used by the head too: complete only at the end
+        self.contributions: dict[nn.Parameter, list[Contribution]] = defaultdict(list)
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
@@ -95,26 +95,26 @@ class Capture:
 
     @contextmanager
     def batch(self, num_responses: int, length: int, first: int = 0, mode: Mode = "body") -> Iterator[None]:
-        """Listen to calls on these responses. Uses by the head wait for `flush`: others of the same parameter follow."""
+        """Record calls on these responses. Contributions by the head wait for `flush`, since others of the same parameter follow."""
         self.num_responses, self.length, self.first, self.mode = num_responses, length, first, mode
         try:
             yield
         finally:
             self.mode = "off"
 
-    def count_head(self) -> None:
-        """From here on only note which layers run."""
-        self.mode = "census"
+    def discover_head(self) -> None:
+        """From here on only record which layers run (the head's)."""
+        self.mode = "discovery"
 
     def flush(self, parameters: Iterable[nn.Parameter]) -> None:
         for p in list(parameters):
-            if uses := self.uses.pop(p, None):
-                self.emit(p, uses)
+            if contributions := self.contributions.pop(p, None):
+                self.emit(p, contributions)
 
     def _called(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if self.mode == "census":
-            self.census.add(module)
-        if self.mode in ("off", "census"):
+        if self.mode == "discovery":
+            self.discovered.add(module)
+        if self.mode in ("off", "discovery"):
             return None
         owned = self.owners[module]
         if self.mode == "head" and module in self.recomputed:
@@ -135,16 +135,16 @@ class Capture:
             roots = [x.detach().requires_grad_() if f else x for x, f in zip(leaves, is_float, strict=True)]
             output = tree_unflatten([x.clone() if f else x for x, f in zip(roots, is_float, strict=True)], spec)
             leaves = roots
-        heard = [f and x.requires_grad for x, f in zip(leaves, is_float, strict=True)]
-        if sum(heard) > 1:
+        hooked_outputs = [f and x.requires_grad for x, f in zip(leaves, is_float, strict=True)]
+        if sum(hooked_outputs) > 1:
             # One output may be computed from another; clones receive only the gradient that comes from outside the layer.
-            leaves = [x.clone() if h else x for x, h in zip(leaves, heard, strict=True)]
+            leaves = [x.clone() if h else x for x, h in zip(leaves, hooked_outputs, strict=True)]
             output = tree_unflatten(leaves, spec)
-        call = Call(module, (args, kwargs), heard, self.num_responses, self.length)
-        self._listen([x for x, h in zip(leaves, heard, strict=True) if h], call, owned)
+        call = Call(module, (args, kwargs), hooked_outputs, self.num_responses, self.length)
+        self._attach([x for x, h in zip(leaves, hooked_outputs, strict=True) if h], call, owned)
         return output
 
-    def _listen(self, outputs: list[Tensor], call: Call, owned: dict[str, nn.Parameter]) -> None:
+    def _attach(self, outputs: list[Tensor], call: Call, owned: dict[str, nn.Parameter]) -> None:
         """When the gradients of these outputs arrive, keep what the call contributed to each owned parameter."""
         rule, args = rule_of(call.module), call.arguments[0]
         if rule is None and len(outputs) == 1 and set(owned) == {"weight"} and args:
@@ -161,13 +161,17 @@ class Capture:
                 raise ValueError(
                     f"{self.names[call.module]}: its input is overwritten in place later; use method='loop'"
                 )
-            found = self._contributions(call, rule, list(grads), owned)
+            contributions = self._contributions(call, rule, list(grads), owned)
             for local, p in owned.items():
-                use = found[local]
-                use.first = first
-                if isinstance(use, Outer) and rule is linear and use.right_NTC.shape[1] == call.length:
-                    use.shared = shared
-                self.uses[p].append(use)
+                contribution = contributions[local]
+                contribution.first = first
+                if (
+                    isinstance(contribution, Outer)
+                    and rule is linear
+                    and contribution.right_NTC.shape[1] == call.length
+                ):
+                    contribution.shared = shared
+                self.contributions[p].append(contribution)
                 if mode != "head":
                     self.expected[p] -= 1
                     if not self.expected[p] and p not in self.waiting:
@@ -180,15 +184,15 @@ class Capture:
 
     def _contributions(
         self, call: Call, rule: Rule | None, grads: list[Tensor | None], owned: dict[str, nn.Parameter]
-    ) -> dict[str, Use]:
+    ) -> dict[str, Contribution]:
         """By the layer's closed form, else by running it again."""
         kept = [g for g in grads if g is not None]
         if rule is None:
             for grad in kept:
                 self._check_layout(grad, call)
             flags = iter(g is not None for g in grads)
-            reached = replace(call, is_output=[heard and next(flags) for heard in call.is_output])
-            return reached.uses({local: p.detach() for local, p in owned.items()}, kept, self.dtype)
+            reached = replace(call, is_output=[hooked_outputs and next(flags) for hooked_outputs in call.is_output])
+            return reached.contributions({local: p.detach() for local, p in owned.items()}, kept, self.dtype)
         args, kwargs = call.arguments
         x = args[0] if args else next(iter(kwargs.values()))
         return rule(call.module, self._by_response(x, call), self._by_response(kept[0], call))

@@ -13,12 +13,12 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from analysis.score_gram.accumulate import GramSink, chunk_elements
+from analysis.score_gram.accumulate import GramAccumulator, chunk_elements
 from analysis.score_gram.capture import Capture, frozen
 from analysis.score_gram.grouping import Split, grouping
-from analysis.score_gram.head import Head, Tail, Terms
+from analysis.score_gram.head import HeadScores, LanguageModelHead, Terms
 from analysis.score_gram.inputs import Batch, causal_model, log_probability, model_inputs, working_dtype
-from analysis.score_gram.layers import Use
+from analysis.score_gram.layers import Contribution
 from analysis.score_gram.recompute import recomputed_layers
 from analysis.score_gram.shared_prefix import common_prefix, prompt_products
 from opo.model.forward import evaluating
@@ -26,16 +26,16 @@ from opo.model.forward import evaluating
 # Relative error up to which the norm of a parameter's score may differ from autograd's before the model is refused.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2}
 HALF_TOLERANCE = (
-    0.5  # half precision: rounding differs between one response alone and a batch; a missed use is off by more
+    0.5  # half precision: rounding differs between one response alone and a batch; a missed contribution is off by more
 )
 
 
-class Sink(Protocol):
-    """Takes the per-response gradients of one parameter after the other."""
+class Accumulator(Protocol):
+    """Receives the per-response gradients of one parameter after another."""
 
     squared_norms: dict[str, Tensor]
 
-    def take(self, name: str, shape: torch.Size, uses: Sequence[Use], dtype: torch.dtype) -> None: ...
+    def take(self, name: str, shape: torch.Size, contributions: Sequence[Contribution], dtype: torch.dtype) -> None: ...
 
 
 def score_gram(
@@ -59,16 +59,16 @@ def score_gram(
     z_n = sum_t weight_nt grad log softmax(logits_n,t-1 / temperature)[ids_nt] over t >= 1 where response_mask is set.
 
     input_ids, attention_mask, response_mask, token_weights: (N, L), padding on either side. A token with nothing before it has
-    no term; a response without terms has a zero row. Tied parameters count once, with the cross terms of their uses.
+    no term; a response without terms has a zero row. Tied parameters count once, with the cross terms of their contributions.
 
     metric: second moments v (Adam's exp_avg_sq) of every trainable parameter by name; the Gram is then that of P^{-1/2} z with
     P = diag(sqrt(v) + metric_eps). split: "layer", "kind" or "parameter" gives a dict of Grams that sum to the whole.
     recompute: keep the input of each decoder layer only and run the layer again in the backward pass: a forward pass more in
-    time, the activations of one layer in memory. responses_per_pass: at most so many responses are in the model at once; blocks
+    time, the activations of one layer in memory. responses_per_pass: the largest number of responses in the model at once; blocks
     of half as many are combined in all pairs, so that time grows with the number of blocks: try recompute first.
     Responses that are equal, or equal but for a factor of their weights, go through the model once.
     method="loop" is the slow reference, one backward pass per response. verify=True compares the norm of each parameter's
-    score for the shortest response with autograd's: a layer that is not captured exactly is refused by name, never missed.
+    score for the shortest response with autograd's: a layer that is not captured exactly is refused by name.
 
     Raises ValueError for shapes, masks, values and layers that it cannot treat exactly.
     """
@@ -85,12 +85,12 @@ def score_gram(
         grams, m = {}, len(rows)
         for places in passes(m, responses_per_pass or m):
             part = rows.select(places)
-            sink = GramSink(len(part), group_of, scales)
-            send_scores(model, part, parameters, sink, recompute)
+            accumulator = GramAccumulator(len(part), group_of, scales)
+            accumulate_scores(model, part, parameters, accumulator, recompute)
             if verify and not grams:
-                verify_norms(model, part, parameters, scales, sink)
+                verify_norms(model, part, parameters, scales, accumulator)
             index = torch.tensor(places)
-            for group, gram in sink.grams.items():
+            for group, gram in accumulator.grams.items():
                 target = grams.setdefault(group, torch.zeros(m, m, dtype=torch.float64, device=gram.device))
                 target[index[:, None], index] = gram
         grams = {group: repeat_rows(gram, of_N, factor_N) for group, gram in grams.items()}
@@ -112,15 +112,19 @@ def repeat_rows(gram_MM: Tensor, of_N: Tensor, factor_N: Tensor) -> Tensor:
     return gram_MM[of_N[:, None], of_N] * torch.outer(factor_N, factor_N)
 
 
-def send_scores(
-    model: nn.Module, batch: Batch, parameters: dict[nn.Parameter, str], sink: Sink, recompute: bool = False
+def accumulate_scores(
+    model: nn.Module,
+    batch: Batch,
+    parameters: dict[nn.Parameter, str],
+    accumulator: Accumulator,
+    recompute: bool = False,
 ) -> None:
-    """One forward and one backward pass over the batch; every parameter's per-response gradients go to the sink."""
+    """One forward and one backward pass over the batch; every parameter's per-response gradients go to the accumulator."""
     inner, dtype = causal_model(model), working_dtype(model)
-    tail = Tail(inner)
+    lm_head = LanguageModelHead(inner)
 
-    def emit(p: nn.Parameter, uses: Sequence[Use]) -> None:
-        sink.take(parameters[p], p.shape, uses, dtype)
+    def emit(p: nn.Parameter, contributions: Sequence[Contribution]) -> None:
+        accumulator.take(parameters[p], p.shape, contributions, dtype)
 
     kept = batch.context()
     whole, context = batch.columns(slice(kept.start, None)), batch.columns(kept)
@@ -132,15 +136,17 @@ def send_scores(
         sharing: AbstractContextManager[Any] = nullcontext()
         if capture.shared:
             prompt = model_inputs(inner, context.select([0]).columns(slice(capture.shared)))
-            sharing = prompt_products(lambda: tail.hidden(prompt, lambda: None), context.attention_mask, capture.shared)
+            sharing = prompt_products(
+                lambda: lm_head.hidden(prompt, lambda: None), context.attention_mask, capture.shared
+            )
         if recompute:
             stack.enter_context(recomputed_layers(inner, capture, shape, sharing))
         with sharing, capture.batch(*shape):
-            hidden_NLD = tail.hidden(model_inputs(inner, context), capture.count_head)
-        grad_NLD = Head(tail, terms, batch.temperature, dtype).backward(hidden_NLD, capture)
+            hidden_NLD = lm_head.hidden(model_inputs(inner, context), capture.discover_head)
+        grad_NLD = HeadScores(lm_head, terms, batch.temperature, dtype).backward(hidden_NLD, capture)
         if hidden_NLD.requires_grad:
             hidden_NLD.backward(grad_NLD)
-        capture.flush(list(capture.uses))
+        capture.flush(list(capture.contributions))
 
 
 def trainable_parameters(model: nn.Module) -> dict[nn.Parameter, str]:
@@ -172,7 +178,7 @@ def metric_scales(
 
 
 def passes(num_responses: int, at_most: int) -> list[list[int]]:
-    """Sets of at most so many responses such that every pair of responses is together in one."""
+    """Sets of at most `at_most` responses such that every pair of responses is in one of them."""
     if num_responses <= at_most:
         return [list(range(num_responses))]
     size = at_most // 2
@@ -211,7 +217,11 @@ def score_of(inner: nn.Module, batch: Batch, parameters: dict[nn.Parameter, str]
 
 
 def verify_norms(
-    model: nn.Module, batch: Batch, parameters: dict[nn.Parameter, str], scales: Mapping[str, Tensor], sink: Sink
+    model: nn.Module,
+    batch: Batch,
+    parameters: dict[nn.Parameter, str],
+    scales: Mapping[str, Tensor],
+    accumulator: Accumulator,
 ) -> None:
     """Compare |z_n| of each parameter with plain autograd's for the response with the fewest tokens, without its padding."""
     has_terms = (batch.weights_NL != 0).any(1)
@@ -228,9 +238,11 @@ def verify_norms(
     tolerance = HALF_TOLERANCE if half else TOLERANCE[working_dtype(model)]
     floor = 1e-3 * sum(x * x for x in expected.values()) ** 0.5
     for name, norm in expected.items():
-        found = float(sink.squared_norms[name][n].clamp(min=0).sqrt()) if name in sink.squared_norms else 0.0
-        if abs(found - norm) > tolerance * (norm + floor):
+        by_hooks = (
+            float(accumulator.squared_norms[name][n].clamp(min=0).sqrt()) if name in accumulator.squared_norms else 0.0
+        )
+        if abs(by_hooks - norm) > tolerance * (norm + floor):
             raise ValueError(
-                f"{name}: the norm of its score for response {int(batch.number_N[n])} is {norm:.6g} by autograd but {found:.6g} by hooks; "
+                f"{name}: the norm of its score for response {int(batch.number_N[n])} is {norm:.6g} by autograd but {by_hooks:.6g} by hooks; "
                 "this model needs method='loop'"
             )

@@ -29,7 +29,7 @@ def grouping(model: nn.Module, split: Split | None) -> Callable[[str], str]:
     kinds = {name: "head" if id(p) in heads else kind_of(name, model) for name, p in model.named_parameters()}
     if split == "kind":
         return kinds.__getitem__
-    return lambda name: f"layer {found[1]}" if (found := re.search(r"\.(\d+)\.", name)) else kinds[name]
+    return lambda name: f"layer {match[1]}" if (match := re.search(r"\.(\d+)\.", name)) else kinds[name]
 
 
 def kind_of(name: str, model: nn.Module) -> str:

@@ -40,8 +40,8 @@ class Terms:
         return cls(place_NS, token_NS, weight_NS, batch.number_N)
 
 
-class Tail:
-    """A causal model cut open at the decoder's last hidden state."""
+class LanguageModelHead:
+    """The part of a causal model after the decoder's last hidden state, and a way to run it alone."""
 
     def __init__(self, model: nn.Module) -> None:
         name = type(model).__name__
@@ -51,7 +51,7 @@ class Tail:
         self.model, self.decoder = model, get_decoder()
         if (
             self.decoder is model
-        ):  # a text model cut out of a larger one (Llama 4) looks for it under the larger one's name
+        ):  # a text model taken from a multimodal one (Llama 4) looks for its decoder under the larger model's name
             self.decoder = getattr(model, "model", model)
         if self.decoder is model:
             raise ValueError(f"{name} has no decoder apart from its head; use method='loop'")
@@ -73,7 +73,7 @@ class Tail:
         return outputs[0][0]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """What the model makes of these hidden states, whatever their shape but the last dimension."""
+        """The model's logits for these hidden states, of any shape but for the last dimension."""
         with replaced_forward(self.decoder, lambda *args, **kwargs: with_hidden(self.output, hidden)):
             return logits_of(self.model(**self.inputs))
 
@@ -85,11 +85,11 @@ def with_hidden(output: Any, hidden: Tensor) -> Any:
     return type(output)(**{**output, "last_hidden_state": hidden})
 
 
-class Head:
+class HeadScores:
     """Log-probabilities of the terms, their gradient at the hidden states, and the head's own part of the scores."""
 
-    def __init__(self, tail: Tail, terms: Terms, temperature: float, dtype: torch.dtype) -> None:
-        self.tail, self.terms, self.temperature, self.dtype = tail, terms, temperature, dtype
+    def __init__(self, lm_head: LanguageModelHead, terms: Terms, temperature: float, dtype: torch.dtype) -> None:
+        self.lm_head, self.terms, self.temperature, self.dtype = lm_head, terms, temperature, dtype
 
     def backward(self, hidden_NLD: Tensor, capture: Capture) -> Tensor:
         """Gradient of the summed log-probabilities at the hidden states; `capture` sees the head's layers.
@@ -103,11 +103,11 @@ class Head:
         capture.recomputed = set(wide)
         self.log_mass_NS = torch.full(place_NS.shape, torch.inf, dtype=self.dtype, device=place_NS.device)
         grad_NSD = torch.zeros_like(self.hidden_NSD)
-        vocabulary = self.tail.logits(self.hidden_NSD[:1, :1]).shape[-1]
+        vocabulary = self.lm_head.logits(self.hidden_NSD[:1, :1]).shape[-1]
         for n, s in self._chunks(max(1, CHUNK_LOGITS // vocabulary)):
             hidden = self.hidden_NSD[n, s].clone().requires_grad_()
             with capture.batch(*hidden.shape[:2], first=n.start, mode="head"):
-                logits = self.tail.logits(hidden)
+                logits = self.lm_head.logits(hidden)
             scaled = logits.detach().to(self.dtype, copy=True).div_(self.temperature)
             self.log_mass_NS[n, s] = scaled.logsumexp(-1)
             scaled.sub_(self.log_mass_NS[n, s, None]).exp_()
@@ -129,7 +129,7 @@ class Head:
         return softmax.mul_(-weight).scatter_add_(-1, token.clamp(0, softmax.shape[-1] - 1), weight * inside)
 
     def _chunks(self, positions: int) -> Iterator[tuple[slice, slice]]:
-        """Whole responses, or parts of one, of at most so many positions."""
+        """Whole responses, or parts of one, of at most `positions` positions."""
         counts = (self.terms.weight_NS != 0).sum(1).tolist()
         size = self.terms.place_NS.shape[1]
         step = max(1, positions // size)
@@ -141,11 +141,11 @@ class Head:
     def _wide_layers(self, capture: Capture) -> list[nn.Linear]:
         """Trainable layers of the head whose output gradients are too many to be kept."""
         places = self.terms.place_NS.numel()
-        layers = [m for m in capture.census if isinstance(m, nn.Linear) and rule_of(m) is linear]
+        layers = [m for m in capture.discovered if isinstance(m, nn.Linear) and rule_of(m) is linear]
         return [m for m in layers if "weight" in capture.owners[m] and places * m.out_features > KEPT_LOGITS]
 
     def _recompute_later(self, layer: nn.Linear, capture: Capture) -> None:
-        """Register the use of a wide layer's weight whose output gradients are made again, slice by slice of its outputs."""
+        """Register the contribution of a wide layer's weight, whose output gradients are recomputed slice by slice of its outputs."""
         mass_NS = torch.zeros_like(self.log_mass_NS)
 
         def left_rows(low: int, high: int) -> Tensor:
@@ -157,13 +157,13 @@ class Head:
                 return raw[0]
 
             with torch.enable_grad(), replaced_forward(layer, sliced):
-                logits = self.tail.logits(self.hidden_NSD)
+                logits = self.lm_head.logits(self.hidden_NSD)
             scaled = logits.detach().to(self.dtype, copy=True).div_(self.temperature)
             scaled.sub_(self.log_mass_NS[..., None]).exp_()
             mass_NS.add_(scaled.sum(-1))
             grad_logits = self._logit_gradient(scaled, self.terms.token_NS - low, self.terms.weight_NS)
             if high == layer.out_features and ((mass_NS - 1).abs() > 1e-2)[self.terms.weight_NS != 0].any():
-                name = type(self.tail.model).__name__
+                name = type(self.lm_head.model).__name__
                 raise ValueError(
                     f"{name}: its logits are no elementwise function of its head's output; use method='loop'"
                 )
@@ -171,4 +171,4 @@ class Head:
 
         weight = capture.owners[layer]["weight"]
         capture.waiting.add(weight)
-        capture.uses[weight].append(RecomputedOuter(left_rows, self.hidden_NSD.to(self.dtype)))
+        capture.contributions[weight].append(RecomputedOuter(left_rows, self.hidden_NSD.to(self.dtype)))

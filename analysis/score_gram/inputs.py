@@ -1,4 +1,4 @@
-"""The responses whose scores are measured, checked once, and the plain log-probability that every faster way must agree with."""
+"""The checked input batch of a Gram pass, and the plain log-probability that the fast paths must reproduce."""
 
 import inspect
 from collections.abc import Iterable
@@ -76,9 +76,12 @@ class Batch:
         scale_N = scale_N.where(scale_N != 0, 1.0)
         told = (self.input_ids.cpu(), self.attention_mask.cpu(), weights / scale_N[:, None])
         columns = [x.where(within, 0).numpy() for x in told]
-        seen: dict[bytes, int] = {}
-        of = [seen.setdefault(b"".join(x.tobytes() for x in row), len(seen)) for row in zip(*columns, strict=True)]
-        first = [of.index(i) for i in range(len(seen))]
+        number_of: dict[bytes, int] = {}
+        of = [
+            number_of.setdefault(b"".join(x.tobytes() for x in row), len(number_of))
+            for row in zip(*columns, strict=True)
+        ]
+        first = [of.index(i) for i in range(len(number_of))]
         of_N, device = torch.tensor(of), self.input_ids.device
         factor_N = scale_N / scale_N[first][of_N]
         return self.select(first), of_N.to(device), factor_N.to(device)
@@ -126,8 +129,8 @@ def check_shapes(
 def from_the_left(attended_NL: Tensor) -> Tensor:
     """Columns that turn each row until its first attended token is at its left end, (N, L).
 
-    A causal decoder takes no notice of padding on the right; padding on the left is NaN in some (Bloom, MPT), whose places
-    that see nothing but padding have nothing to normalise over.
+    A causal decoder ignores padding on the right; padding on the left gives NaN in some (Bloom, MPT), whose positions
+    that attend only to padding have nothing to normalise over.
     """
     first_N1 = attended_NL.long().argmax(1, keepdim=True)
     return (torch.arange(attended_NL.shape[1], device=attended_NL.device) + first_N1) % attended_NL.shape[1]

@@ -1,7 +1,7 @@
-"""What one layer contributes to each response's gradient, kept in factors until a few rows are asked for.
+"""The contribution of one layer to each response's gradient, in factored form until rows of it are needed.
 
 A parameter is seen as a matrix of R rows and C columns (its last dimension; a vector is one row). T counts the places at which
-a layer was applied to one response. `write` adds rows [low, high) of the N gradients of shape (R, C) to a buffer; a use covers
+a layer was applied to one response. `write` adds rows [low, high) of the N gradients of shape (R, C) to a buffer; a contribution covers
 the responses from `first` on, because the head is applied to a few responses at a time.
 """
 
@@ -40,7 +40,7 @@ class Outer:
 
 @dataclass
 class RecomputedOuter:
-    """The same for a wide layer, whose output gradients are made when asked for: left_rows(low, high) gives (N, T, high - low)."""
+    """The same for a wide layer, whose output gradients are recomputed on demand: left_rows(low, high) gives (N, T, high - low)."""
 
     left_rows: Callable[[int, int], Tensor]
     right_NTC: Tensor
@@ -65,7 +65,7 @@ def add_outer(out_NRC: Tensor, left_NTr: Tensor, right_NTC: Tensor, first: int, 
 
 @dataclass
 class Lookup:
-    """Gradient sum_t e_{id_t} grad_t^T: a table of which row id_t was read."""
+    """Gradient sum_t e_{id_t} grad_t^T: an embedding table of which row id_t was looked up."""
 
     ids_NT: Tensor
     grad_NTC: Tensor
@@ -84,7 +84,7 @@ class Lookup:
 
 @dataclass
 class Dense:
-    """The gradients themselves, for vectors and for layers that no factor form is known of."""
+    """The gradients themselves, for vectors and for layers without a known factored form."""
 
     grad_NRC: Tensor
     first: int = 0
@@ -99,20 +99,26 @@ class Dense:
         out_NRC[self.first : self.first + len(self.grad_NRC)] += self.grad_NRC[:, low:high]
 
 
-Use = Outer | RecomputedOuter | Lookup | Dense
-Rule = Callable[..., dict[str, Use]]  # of the layer, its input and its output's gradient, both (N, T, features)
+Contribution = Outer | RecomputedOuter | Lookup | Dense
+Rule = Callable[
+    ..., dict[str, Contribution]
+]  # of the layer, its input and its output's gradient, both (N, T, features)
 
 
 def row_blocks(
-    uses: Sequence[Use], buffer: Tensor, shape: tuple[int, int, int], step: int, scale_RC: Tensor | None = None
+    contributions: Sequence[Contribution],
+    buffer: Tensor,
+    shape: tuple[int, int, int],
+    step: int,
+    scale_RC: Tensor | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
-    """The sum of these uses as (N, rows * C) blocks in one buffer, each with its first row; scaled elementwise."""
+    """The sum of these contributions as (N, rows * C) blocks in one buffer, each with its first row; scaled elementwise."""
     n, rows, columns = shape
     for low in range(0, rows, step):
         high = min(low + step, rows)
         block_NRC = buffer[: n * (high - low) * columns].view(n, high - low, columns)
-        for i, use in enumerate(uses):
-            use.write(block_NRC, low, high, fresh=i == 0)
+        for i, contribution in enumerate(contributions):
+            contribution.write(block_NRC, low, high, fresh=i == 0)
         if scale_RC is not None:
             block_NRC *= scale_RC[low:high]
         yield low, block_NRC.flatten(1)
@@ -123,24 +129,24 @@ def as_matrix(shape: torch.Size) -> tuple[int, int]:
     return (shape.numel() // shape[-1], shape[-1]) if len(shape) > 1 else (1, shape.numel())
 
 
-def linear(module: nn.Linear, x_NTC: Tensor, grad_NTR: Tensor) -> dict[str, Use]:
+def linear(module: nn.Linear, x_NTC: Tensor, grad_NTR: Tensor) -> dict[str, Contribution]:
     return {"weight": Outer(grad_NTR, x_NTC), **bias_of(module, grad_NTR)}
 
 
-def conv1d(module: Conv1D, x_NTR: Tensor, grad_NTC: Tensor) -> dict[str, Use]:
+def conv1d(module: Conv1D, x_NTR: Tensor, grad_NTC: Tensor) -> dict[str, Contribution]:
     return {"weight": Outer(x_NTR, grad_NTC), **bias_of(module, grad_NTC)}
 
 
-def layer_norm(module: nn.LayerNorm, x_NTC: Tensor, grad_NTC: Tensor) -> dict[str, Use]:
+def layer_norm(module: nn.LayerNorm, x_NTC: Tensor, grad_NTC: Tensor) -> dict[str, Contribution]:
     normal_NTC = F.layer_norm(x_NTC, module.normalized_shape, eps=module.eps)
     return {"weight": Dense((normal_NTC * grad_NTC).sum(1, keepdim=True)), **bias_of(module, grad_NTC)}
 
 
-def bias_of(module: nn.Linear | Conv1D | nn.LayerNorm, grad_NTC: Tensor) -> dict[str, Use]:
+def bias_of(module: nn.Linear | Conv1D | nn.LayerNorm, grad_NTC: Tensor) -> dict[str, Contribution]:
     return {} if module.bias is None else {"bias": Dense(grad_NTC.sum(1, keepdim=True))}
 
 
-def rms_norm(module: nn.Module, x_NTC: Tensor, grad_NTC: Tensor) -> dict[str, Use]:
+def rms_norm(module: nn.Module, x_NTC: Tensor, grad_NTC: Tensor) -> dict[str, Contribution]:
     mean_square_NT1 = torch.linalg.vector_norm(x_NTC, dim=-1, keepdim=True).square() / x_NTC.shape[-1]
     inverse_NT1 = (mean_square_NT1 + rms_epsilon(module)).rsqrt()
     return {"weight": Dense(((x_NTC * grad_NTC).mT @ inverse_NT1).mT)}
@@ -151,7 +157,7 @@ def rms_epsilon(module: nn.Module) -> float:
 
 
 def is_rms_norm(module: nn.Module, x: Tensor, output: Tensor) -> bool:
-    """Whether the layer did x / rms(x) * (weight + c) with c = 0 or 1, judged by what it made of a few tokens.
+    """Whether the layer did x / rms(x) * (weight + c) with c = 0 or 1, judged by its output for a few tokens.
 
     In float64 the answer is no: these layers round to float32 inside, and only the replay reproduces that.
     """
@@ -166,13 +172,13 @@ def is_rms_norm(module: nn.Module, x: Tensor, output: Tensor) -> bool:
     return any(torch.allclose(expected * (weight.double() + c), output, rtol=tolerance, atol=tolerance) for c in (0, 1))
 
 
-def embedding(module: nn.Embedding, ids_NT: Tensor, grad_NTC: Tensor) -> dict[str, Use]:
+def embedding(module: nn.Embedding, ids_NT: Tensor, grad_NTC: Tensor) -> dict[str, Contribution]:
     if module.padding_idx is not None:  # autograd leaves this row without a gradient
         grad_NTC = grad_NTC * (ids_NT != module.padding_idx)[..., None]
     return {"weight": Lookup(ids_NT, grad_NTC)}
 
 
-def scaled_embedding(module: nn.Embedding, ids_NT: Tensor, grad_NTC: Tensor) -> dict[str, Use]:
+def scaled_embedding(module: nn.Embedding, ids_NT: Tensor, grad_NTC: Tensor) -> dict[str, Contribution]:
     return embedding(module, ids_NT, grad_NTC * scale_of(module))
 
 
@@ -181,7 +187,7 @@ def scale_of(module: nn.Module) -> float:
 
 
 def is_scaled_embedding(module: nn.Module, ids: Tensor, output: Tensor) -> bool:
-    """Whether the layer looked up rows and multiplied them by its `embed_scale`, judged by what it made of all tokens."""
+    """Whether the layer looked up rows and multiplied them by its `embed_scale`, judged by its output for all tokens."""
     if not isinstance(module, nn.Embedding) or ids.is_floating_point() or output.shape[:-1] != ids.shape:
         return False
     expected = module.weight.detach()[ids] * scale_of(module)
@@ -207,7 +213,7 @@ def rule_of(module: nn.Module) -> Rule | None:
 
 
 def rule_by_values(module: nn.Module, x: Tensor, output: Tensor) -> Rule | None:
-    """The closed form for a layer with a single weight by what it has just made of its input, or None."""
+    """The closed form for a layer with a single weight by its output for this input, or None."""
     if is_rms_norm(module, x, output):
         return rms_norm
     return scaled_embedding if is_scaled_embedding(module, x, output) else None
@@ -231,7 +237,9 @@ class Call:
         """Of its arguments: they change where one is overwritten in place."""
         return [x._version for x in tree_flatten(self.arguments)[0] if isinstance(x, Tensor)]
 
-    def uses(self, parameters: dict[str, Tensor], grads: list[Tensor], dtype: torch.dtype) -> dict[str, Use]:
+    def contributions(
+        self, parameters: dict[str, Tensor], grads: list[Tensor], dtype: torch.dtype
+    ) -> dict[str, Contribution]:
         """Gradient of each parameter of the layer for each response, by a vector-Jacobian product of the layer alone."""
         leaves, spec = tree_flatten(self.arguments)
         n = self.num_responses
@@ -250,7 +258,7 @@ class Call:
             produced, _ = tree_flatten(functional_call(self.module, parameters, args, kwargs))
             return tuple(x for x, wanted in zip(produced, self.is_output, strict=True) if wanted)
 
-        def one(rows: list[Tensor], grads: list[Tensor]) -> dict[str, Tensor]:
+        def single(rows: list[Tensor], grads: list[Tensor]) -> dict[str, Tensor]:
             return vjp(lambda p: outputs(p, rows), parameters)[1](tuple(grads))[0]
 
         def alone(i: int) -> dict[str, Tensor]:
@@ -258,7 +266,7 @@ class Call:
             with torch.enable_grad():
                 produced = outputs(leaves, [x[i].detach() for x in rows])
                 total = torch.stack([(y * g[i]).sum() for y, g in zip(produced, grads, strict=True)]).sum()
-            if not total.requires_grad:  # the weight is used behind the layer's back
+            if not total.requires_grad:  # the weight is used outside the layer's own call
                 return {name: torch.zeros_like(p) for name, p in leaves.items()}
             return dict(
                 zip(leaves, torch.autograd.grad(total, list(leaves.values()), materialize_grads=True), strict=True)
@@ -266,7 +274,7 @@ class Call:
 
         simple = not any(True for _ in self.module.children()) and all(p.dim() == 1 for p in parameters.values())
         if simple:  # norms and scales; what routes by its data (experts) cannot be vectorised
-            result = vmap(one)(rows, grads)
+            result = vmap(single)(rows, grads)
         else:
             singles = [alone(i) for i in range(n)]
             result = {name: torch.stack([s[name] for s in singles]) for name in parameters}

@@ -29,11 +29,11 @@ class Tokens:
     response_K: Tensor
 
     @classmethod
-    def of(cls, uses: Sequence[Outer]) -> Self:
+    def of(cls, contributions: Sequence[Outer]) -> Self:
         parts = []
-        for use in uses:
-            n, t = (use.left_NTR.any(-1) & use.right_NTC.any(-1)).nonzero(as_tuple=True)
-            parts.append((use.left_NTR[n, t], use.right_NTC[n, t], n + use.first))
+        for contribution in contributions:
+            n, t = (contribution.left_NTR.any(-1) & contribution.right_NTC.any(-1)).nonzero(as_tuple=True)
+            parts.append((contribution.left_NTR[n, t], contribution.right_NTC[n, t], n + contribution.first))
         left, right, response = (torch.cat(x) if len(parts) > 1 else x[0] for x in zip(*parts, strict=True))
         order = response.argsort(stable=True) if len(parts) > 1 else slice(None)
         return cls(left[order], right[order], response[order])
@@ -78,8 +78,13 @@ def tied_gram(lookups: Sequence[Lookup], outers: Sequence[Outer], ids_U: Tensor,
     <D_n + H_n, D_m + H_m>: H alone by pairs of tokens, and what D has a part in from the U rows alone that were read.
     """
     gram = pair_gram(tokens, n)
-    read = [Lookup(torch.searchsorted(ids_U, use.ids_NT.contiguous()), use.grad_NTC, use.first) for use in lookups]
-    used = [Outer(use.left_NTR[..., ids_U], use.right_NTC, use.first) for use in outers]
+    read = [
+        Lookup(torch.searchsorted(ids_U, contribution.ids_NT.contiguous()), contribution.grad_NTC, contribution.first)
+        for contribution in lookups
+    ]
+    used = [
+        Outer(contribution.left_NTR[..., ids_U], contribution.right_NTC, contribution.first) for contribution in outers
+    ]
     columns = used[0].right_NTC.shape[-1]
     shape, step = (n, len(ids_U), columns), max(1, min(len(ids_U), TABLE // (n * columns)))
     tables, heads = (tokens.right_KC.new_empty(n * step * columns) for _ in range(2))

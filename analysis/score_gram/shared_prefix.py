@@ -104,9 +104,9 @@ def prompt_products(run_prompt: Callable[[], Any], attention_NL: Tensor, shared:
     return _Reusing(record.products, (attention_NL.shape[0], attention_NL.shape[1]), index_K)
 
 
-def split_by_span(use: Outer, shared: int) -> tuple[Outer, Outer] | None:
+def split_by_span(contribution: Outer, shared: int) -> tuple[Outer, Outer] | None:
     """The two parts of a gradient whose first `shared` inputs are the same for all responses; None where they are not."""
-    prompt_TC, right_NTC = use.right_NTC[0, :shared], use.right_NTC
+    prompt_TC, right_NTC = contribution.right_NTC[0, :shared], contribution.right_NTC
     apart = (right_NTC[:, :shared] - prompt_TC).abs().amax()
     if not apart <= 1e3 * torch.finfo(right_NTC.dtype).eps * prompt_TC.abs().amax():
         return None
@@ -114,4 +114,6 @@ def split_by_span(use: Outer, shared: int) -> tuple[Outer, Outer] | None:
     along_NSQ = right_NTC[:, shared:] @ basis_CQ
     along_NTQ = torch.cat([(prompt_TC @ basis_CQ).expand(len(right_NTC), -1, -1), along_NSQ], 1)
     across_NSC = right_NTC[:, shared:] - along_NSQ @ basis_CQ.T
-    return Outer(use.left_NTR, along_NTQ, use.first), Outer(use.left_NTR[:, shared:], across_NSC, use.first)
+    return Outer(contribution.left_NTR, along_NTQ, contribution.first), Outer(
+        contribution.left_NTR[:, shared:], across_NSC, contribution.first
+    )

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from analysis.score_gram.core import metric_scales, send_scores, trainable_parameters, verify_norms
+from analysis.score_gram.core import accumulate_scores, metric_scales, trainable_parameters, verify_norms
 from analysis.score_gram.inputs import Batch
-from analysis.score_gram.layers import Use, as_matrix, row_blocks
+from analysis.score_gram.layers import Contribution, as_matrix, row_blocks
 
 BLOCK = 2**16  # coordinates that are permuted at once
 
@@ -35,7 +35,7 @@ class Sketch:
     dim: int
 
 
-class SketchSink:
+class SketchAccumulator:
     """Projects the per-response gradients of each parameter and adds them to an (N, d) matrix; squared norms stay exact."""
 
     def __init__(
@@ -45,14 +45,14 @@ class SketchSink:
         self.sketch_ND = torch.zeros(num_responses, dim, dtype=torch.float64, device=device)
         self.squared_norms: dict[str, Tensor] = {}
 
-    def take(self, name: str, shape: torch.Size, uses: Sequence[Use], dtype: torch.dtype) -> None:
+    def take(self, name: str, shape: torch.Size, contributions: Sequence[Contribution], dtype: torch.dtype) -> None:
         rows, columns = as_matrix(shape)
         scale = self.scales[name].reshape(rows, columns) if name in self.scales else None
         n, device = len(self.sketch_ND), self.sketch_ND.device
         step = max(1, min(rows, BLOCK // columns))
         buffer = torch.empty(n * step * columns, dtype=dtype, device=device)
         norms_N = torch.zeros(n, dtype=torch.float64, device=device)
-        for low, block_NC in row_blocks(uses, buffer, (n, rows, columns), step, scale):
+        for low, block_NC in row_blocks(contributions, buffer, (n, rows, columns), step, scale):
             norms_N += block_NC.square().sum(1, dtype=torch.float64)
             self.sketch_ND += self._project(name, low, block_NC)
         self.squared_norms[name] = norms_N
@@ -100,12 +100,12 @@ def sketch_gram(
     sketches, norms = [], []
     for low in range(0, len(batch), step):
         part = batch.select(range(low, min(low + step, len(batch))))
-        sink = SketchSink(len(part), dim, seed, scales, part.input_ids.device)
-        send_scores(model, part, parameters, sink, recompute)
+        accumulator = SketchAccumulator(len(part), dim, seed, scales, part.input_ids.device)
+        accumulate_scores(model, part, parameters, accumulator, recompute)
         if verify and low == 0:
-            verify_norms(model, part, parameters, scales, sink)
-        sketches.append(sink.sketch_ND)
-        norms.append(sum(sink.squared_norms.values(), torch.zeros_like(sink.sketch_ND[:, 0])))
+            verify_norms(model, part, parameters, scales, accumulator)
+        sketches.append(accumulator.sketch_ND)
+        norms.append(sum(accumulator.squared_norms.values(), torch.zeros_like(accumulator.sketch_ND[:, 0])))
     return summary(torch.cat(sketches)[of_N] * factor_N[:, None], torch.cat(norms)[of_N] * factor_N**2)
 
 
@@ -115,7 +115,7 @@ def summary(sketch_ND: Tensor, squared_norms_N: Tensor) -> Sketch:
         raise ValueError(f"response {int((~squared_norms_N.isfinite()).nonzero()[0])}: its score is not finite")
     gram_NN, dim = sketch_ND @ sketch_ND.T, sketch_ND.shape[1]
     variance_NN = (squared_norms_N[:, None] * squared_norms_N + gram_NN.square()) / dim
-    seen = squared_norms_N > 0
-    ratio = gram_NN.diagonal()[seen] / squared_norms_N[seen] - 1
-    error = float(ratio.square().mean().sqrt()) if seen.any() else 0.0
+    nonzero_N = squared_norms_N > 0
+    ratio = gram_NN.diagonal()[nonzero_N] / squared_norms_N[nonzero_N] - 1
+    error = float(ratio.square().mean().sqrt()) if nonzero_N.any() else 0.0
     return Sketch(gram_NN, variance_NN.sqrt(), squared_norms_N, error, dim)

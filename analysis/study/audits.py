@@ -51,13 +51,13 @@ def audit_terms(pools: Sequence[PromptPool]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for pool in pools:
         norms = np.diag(pool.gram_RR)
-        found: list[tuple[str, str, tuple[float, float, float]]] = []
+        terms_of_measures: list[tuple[str, str, tuple[float, float, float]]] = []
         for name, field in PROXIES.items():
             proxy = getattr(pool, field)
             products = _log_products(proxy, norms)
-            found += [("all", f"norm_{name}_{kind}", products) for kind in ("exponent", "r2")]
-            found.append(("all", f"norm_{name}_rank", (1.0, _rank(proxy, norms), 0.0)))
-        found += [
+            terms_of_measures += [("all", f"norm_{name}_{kind}", products) for kind in ("exponent", "r2")]
+            terms_of_measures.append(("all", f"norm_{name}_rank", (1.0, _rank(proxy, norms), 0.0)))
+        terms_of_measures += [
             ("all", "token_orthogonality", (pool.token_norm2_sum_K.mean(), pool.token_sum_norm2_K.mean(), 0.0)),
             ("all", "reward_length_rank", (1.0, _rank(pool.rewards_R, pool.lengths_R), 0.0)),
             ("all", "reward_norm_rank", (1.0, _rank(pool.rewards_R, norms), 0.0)),
@@ -66,12 +66,12 @@ def audit_terms(pools: Sequence[PromptPool]) -> list[dict[str, Any]]:
             ("all", "energy_gain", jackknifed_gain(pool.rewards_R, norms, pool.logit_energy_R)),
         ]
         for part, norm2_R in zip(pool.parts.tolist(), pool.part_norm2_SR, strict=True):
-            found += [
+            terms_of_measures += [
                 (part, "norm2_share", (norms.mean(), norm2_R.mean(), 0.0)),
                 (part, "norm_length_exponent", _log_products(pool.lengths_R, norm2_R)),
                 (part, "best_gain", jackknifed_gain(pool.rewards_R, norm2_R, norm2_R)),
             ]
-        for scope, measure, terms in found:
+        for scope, measure, terms in terms_of_measures:
             a, b, c = map(float, terms)
             rows.append({"scope": scope, "measure": measure, "prompt_id": pool.prompt_id, "a": a, "b": b, "c": c})
     return rows

@@ -1,4 +1,4 @@
-"""What a variance study is asked for: the schema of `opo variance`, its rules."""
+"""The config of a variance study: the schema of `opo variance`, its rules."""
 
 import hashlib
 import re
@@ -180,8 +180,8 @@ def _complaints(config: VarianceConfig) -> Iterator[str]:
     ):
         yield f"prompts_per_batch={config.prompts_per_batch}: must lie between 2 and prompts={known}"
     if config.shard is not None:
-        found = re.fullmatch(r"(\d+)/(\d+)", config.shard)
-        if not found or int(found[1]) >= int(found[2]):
+        match = re.fullmatch(r"(\d+)/(\d+)", config.shard)
+        if not match or int(match[1]) >= int(match[2]):
             yield f"shard={config.shard}: give WHICH/COUNT with WHICH from 0, such as 0/4"
     yield from _about_rollouts(config)
     yield from usable_device(config)

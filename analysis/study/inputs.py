@@ -17,19 +17,19 @@ READ = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")  # of a mod
 def contents(config: VarianceConfig, stage: EvaluatedPolicy) -> dict[str, str]:
     """File -> digest of everything that the pools of a stage depend on; a hub id stands for its commit."""
     files = list(config.rollout_files)
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     for weights in stage.weights:
         for source in dict.fromkeys((model_source(weights.model), str(weights.folder or ""))):
             if source and Path(source).is_dir():
                 files += sorted(file for file in Path(source).iterdir() if file.suffix in READ)
             elif source:
-                found[source] = _commit(source)
+                digests[source] = _commit(source)
     task = config.task if config.task is not None else (stage.weights[0].run or {}).get("task")
     if not config.rollouts:
         files += [Path(text) for text in _texts(task) if _is_file(text)]
         own = stage.weights[0].reward_function(config.reward.function)
         files += [source_file(text, "task") for text in (*_texts(task), own or "") if is_reference(text)]
-    return found | {str(file): digest(file) for file in files}
+    return digests | {str(file): digest(file) for file in files}
 
 
 def digest(file: Path) -> str:

@@ -1,6 +1,6 @@
-"""The pool of one prompt: frozen responses and what one pass of the model says about their scores, in one file.
+"""The pool of one prompt: frozen responses and the measurements of their scores, in one file.
 
-Everything a variance study reports is computed from these files, so a study that was interrupted goes on where it stopped, and
+Everything a variance study reports is computed from these files, so an interrupted study resumes where it stopped, and
 one that was cut into shards is merged by putting the files in one folder.
 """
 
@@ -21,7 +21,7 @@ from opo.batch import Rollouts
 from opo.errors import UserError
 from opo.model.forward import response_hidden
 from opo.model.logprobs import token_logprobs
-from opo.model.policy import Policy, TokenScores
+from opo.model.policy import BatchScores, Policy
 from opo.system.atomic import replacing, write_text
 from opo.system.records import read_json
 
@@ -31,7 +31,7 @@ HEAD_LOGITS = 2**23  # logits held at once by `head_norms`
 
 @dataclass(frozen=True, eq=False)
 class PromptPool:
-    """R scored responses to one prompt. Arrays of float64 or int64 unless said otherwise; K of the responses are seen by token."""
+    """R scored responses to one prompt. Arrays of float64 or int64 unless said otherwise; K of the responses are measured token by token."""
 
     prompt_id: str
     prompt: str
@@ -103,7 +103,7 @@ class Measurement:
 
 
 def measure_pool(
-    policy: Policy, prompt_id: str, prompt: str, responses: list[str], rollouts: Rollouts, how: Measurement
+    policy: Policy, prompt_id: str, prompt: str, responses: list[str], rollouts: Rollouts, measurement: Measurement
 ) -> PromptPool:
     """Everything about the responses to one prompt (rollouts of P = 1). Raises UserError where fewer than two have a reward."""
     keep = rollouts.scored_N.nonzero().squeeze(1)
@@ -113,21 +113,21 @@ def measure_pool(
         )
     ids_NL, attended_NL, response_NL = sequences(rollouts)
     first_R = rollouts.first_N[keep]
-    plan = how.plan(policy, len(first_R.unique()), ids_NL.shape[1])
+    plan = measurement.plan(policy, len(first_R.unique()), ids_NL.shape[1])
     passes = {"responses_per_pass": plan.responses, "recompute": plan.recompute}
     inputs = (ids_NL[keep], attended_NL[keep], response_NL[keep])
-    options = {"temperature": policy.temperature, "verify": how.verify, **passes}
+    options = {"temperature": policy.temperature, "verify": measurement.verify, **passes}
     parts = score_gram(policy.model, *inputs, split="layer", **options)
     assert isinstance(parts, dict)
     policy = policy.with_token_budget(plan.tokens)
-    seen, head_norm2_N = token_pass(policy, rollouts)
-    assert seen.energies_MT is not None
+    measured, head_norm2_N = token_pass(policy, rollouts)
+    assert measured.energies_NT is not None
     gap = np.nan
     if rollouts.logprobs_NT is not None:
-        gap = float((seen.logprobs_MT - rollouts.logprobs_NT).abs()[rollouts.mask_NT].nanmean())
+        gap = float((measured.logprobs_NT - rollouts.logprobs_NT).abs()[rollouts.mask_NT].nanmean())
     by_token = [
         token_norms(policy, tuple(x[n : n + 1] for x in inputs), **passes)
-        for n in range(min(how.token_responses, len(keep)))
+        for n in range(min(measurement.token_responses, len(keep)))
     ]
     return PromptPool(
         prompt_id=prompt_id,
@@ -136,9 +136,9 @@ def measure_pool(
         responses=np.array([responses[n] for n in keep.tolist()], dtype=np.str_),
         rewards_R=rollouts.rewards_PG[0, keep].numpy(),
         lengths_R=rollouts.lengths_N[keep].numpy(),
-        logprobs_R=seen.logprobs_MT.sum(1)[keep].numpy(),
+        logprobs_R=measured.logprobs_NT.sum(1)[keep].numpy(),
         gram_RR=torch.stack(list(parts.values())).sum(0).cpu().numpy(),
-        logit_energy_R=seen.energies_MT.sum(1)[keep].numpy(),
+        logit_energy_R=measured.energies_NT.sum(1)[keep].numpy(),
         head_norm2_R=head_norm2_N[keep].numpy(),
         parts=np.array(list(parts), dtype=np.str_),
         part_norm2_SR=torch.stack([gram.diagonal() for gram in parts.values()]).cpu().numpy(),
@@ -146,7 +146,7 @@ def measure_pool(
         token_norm2_sum_K=np.array([pair[1] for pair in by_token]),
         gradient_D=prompt_gradient(policy, rollouts),
         gap_nats=gap,
-        entropies_R=seen.entropies_MT.sum(1)[keep].numpy(),
+        entropies_R=measured.entropies_NT.sum(1)[keep].numpy(),
     )
 
 
@@ -183,7 +183,7 @@ def token_norms(policy: Policy, inputs: tuple[Tensor, ...], **passes: Any) -> tu
 
 
 @torch.no_grad()
-def token_pass(policy: Policy, rollouts: Rollouts) -> tuple[TokenScores, Tensor]:
+def token_pass(policy: Policy, rollouts: Rollouts) -> tuple[BatchScores, Tensor]:
     """Of every response token what `policy.measure` says, with logit energies, and `head_norms`, from the same hidden states."""
     norms_N, shape = torch.zeros(len(rollouts.mask_NT), dtype=torch.float64), rollouts.mask_NT.shape
     stats = [torch.zeros(shape, dtype=torch.float64) for _ in range(3)]
@@ -200,7 +200,7 @@ def token_pass(policy: Policy, rollouts: Rollouts) -> tuple[TokenScores, Tensor]
         norms_N[part.rows_M] = head_norms(policy, hidden_KH, targets_K, mask_MT.sum(1).tolist())
     first_N = rollouts.first_N
     logprobs_NT, entropies_NT, energies_NT = (x[first_N] for x in stats)
-    return TokenScores(logprobs_NT, entropies_NT, energies_NT, rollouts.mask_NT), norms_N[first_N]
+    return BatchScores(logprobs_NT, entropies_NT, energies_NT), norms_N[first_N]
 
 
 def head_norms(policy: Policy, hidden_KH: Tensor, targets_K: Tensor, lengths: list[int]) -> Tensor:
@@ -245,16 +245,16 @@ class PoolFolder:
         path.mkdir(parents=True, exist_ok=True)
         record = path / "setting.json"
         if record.exists():
-            found = read_json(record)
+            recorded = read_json(record)
             for file, digest in setting.get("content", {}).items():
-                if found.get("content", {}).get(file, digest) != digest:
+                if recorded.get("content", {}).get(file, digest) != digest:
                     raise UserError(
                         f"{file} has changed since the pools of {path} were measured; remove that folder to measure again, or choose another output"
                     )
-            for key in sorted({*found, *setting}):
-                if found.get(key) != setting.get(key):
+            for key in sorted({*recorded, *setting}):
+                if recorded.get(key) != setting.get(key):
                     raise UserError(
-                        f"{path}: its pools were made with {key}={found.get(key)}, not {setting.get(key)}; choose another output"
+                        f"{path}: its pools were made with {key}={recorded.get(key)}, not {setting.get(key)}; choose another output"
                     )
         else:
             write_text(record, json.dumps(setting, indent=1, sort_keys=True) + "\n")

@@ -143,17 +143,17 @@ class Study:
 
     def notices(self, policy: str | None = None) -> list[str]:
         """What to know before any table of this policy (the last), a sentence each; empty where there is nothing."""
-        info, found = self.policy(policy or self.last_policy), []
+        info, notices = self.policy(policy or self.last_policy), []
         if self.all_rewards_equal(policy):
-            found.append(
+            notices.append(
                 f"{info['label']}: all responses to a prompt earn the same reward, at each of the {info['prompts']} prompts: the gradient "
                 "is zero as far as they show, so there is no variance to compare. Take prompts that the policy answers right now and then."
             )
         if info["prompts"] < FEWEST:
-            found.append(
+            notices.append(
                 f"{info['label']}: {info['prompts']} prompts give points and no intervals; intervals need {FEWEST}."
             )
-        return found
+        return notices
 
     def select(self, measure: str, policy: str | None = None, group_size: int | None = None) -> pl.DataFrame:
         """One measure of every estimator at one policy (the last) and one group size (the default)."""

@@ -1,7 +1,7 @@
 """The variance study: frozen responses of each policy, one pass of the model over them, then every estimator at every group size.
 
 The model works once for each prompt and leaves a file (`analysis.study.pools`); all that follows is arithmetic on those files. So a study
-that was interrupted goes on where it stopped, shards (`shard=0/4` .. `shard=3/4`, on any machines that share the folder) merge
+that was interrupted resumes where it stopped, shards (`shard=0/4` .. `shard=3/4`, on any machines that share the folder) merge
 exactly, and whichever process finds the last pool in place writes the result.
 """
 
@@ -36,50 +36,56 @@ from opo.tasks import make_task
 def run_study(config: VarianceConfig, folder: Path, world: World | None = None) -> Study | None:
     """Measure what is missing of this shard; where no pool is missing after that, write the result and return it."""
     world = world or World()
-    foreign = Imported.of(config) if config.rollouts else None
-    if foreign is not None:
-        config = foreign.bounded(config)
-    waiting = measure(config, folder, foreign, world)
+    external = Imported.of(config) if config.rollouts else None
+    if external is not None:
+        config = external.bounded(config)
+    waiting = measure(config, folder, external, world)
     if waiting:
         world.say(
             f"{folder}: this shard is done, {waiting} pools of others are missing; the last to finish writes the result"
         )
         return None
-    return world.by_first(lambda: conclude(config, folder, foreign))
+    return world.by_first(lambda: conclude(config, folder, external))
 
 
-def measure(config: VarianceConfig, folder: Path, foreign: Imported | None = None, world: World | None = None) -> int:
+def measure(config: VarianceConfig, folder: Path, external: Imported | None = None, world: World | None = None) -> int:
     """Make this shard's missing pools, each rank its part of them; returns how many pools of all shards are missing after that."""
     use_machine(config.threads)
     world = world or World()
-    numbers, planned = prompt_numbers(config, foreign), evaluated_policies(config.checkpoint, config.model)
-    folders = {stage.name: PoolFolder(folder / "pools" / stage.name, setting_of(config, stage)) for stage in planned}
+    numbers, planned = prompt_numbers(config, external), evaluated_policies(config.checkpoint, config.model)
+    folders = {
+        evaluated.name: PoolFolder(folder / "pools" / evaluated.name, setting_of(config, evaluated))
+        for evaluated in planned
+    }
     which, count = config.shard_of
     pace = Pace(sum(len(pools.missing(world.mine(numbers[which::count]))) for pools in folders.values()))
     made = 0
-    for stage in planned:
-        for turn, weights in enumerate(stage.weights):
-            dealt = [n for i, n in enumerate(numbers) if i % len(stage.weights) == turn and i % count == which]
-            mine = folders[stage.name].missing(world.mine(dealt))
+    for evaluated in planned:
+        for turn, weights in enumerate(evaluated.weights):
+            dealt = [n for i, n in enumerate(numbers) if i % len(evaluated.weights) == turn and i % count == which]
+            mine = folders[evaluated.name].missing(world.mine(dealt))
             note = partial(note_measurement, config, weights, folder=folder, rank=world.rank)
-            for number, pool in _measure(config, weights, mine, foreign, note):
-                pool.save(folders[stage.name].file(number))
+            for number, pool in _measure(config, weights, mine, external, note):
+                pool.save(folders[evaluated.name].file(number))
                 made += 1
                 if pace.due(made):
-                    world.say(f"{stage.label}: pool {made}/{pace.total}  {pace.line(made, 'pool')}")
+                    world.say(f"{evaluated.label}: pool {made}/{pace.total}  {pace.line(made, 'pool')}")
     world.wait()
     return sum(len(pools.missing(numbers)) for pools in folders.values())
 
 
-def conclude(config: VarianceConfig, folder: Path, foreign: Imported | None = None) -> Study:
+def conclude(config: VarianceConfig, folder: Path, external: Imported | None = None) -> Study:
     """From pools to result.json, parquet, ledgers and figures."""
-    numbers, planned = prompt_numbers(config, foreign), evaluated_policies(config.checkpoint, config.model)
-    folders = {stage.name: PoolFolder(folder / "pools" / stage.name, setting_of(config, stage)) for stage in planned}
-    found = {name: pools.load(numbers) for name, pools in folders.items()}
-    study = replace(analyse(config, planned, found), provenance=records(folder))
-    if foreign is not None:
+    numbers, planned = prompt_numbers(config, external), evaluated_policies(config.checkpoint, config.model)
+    folders = {
+        evaluated.name: PoolFolder(folder / "pools" / evaluated.name, setting_of(config, evaluated))
+        for evaluated in planned
+    }
+    pools_of = {name: pools.load(numbers) for name, pools in folders.items()}
+    study = replace(analyse(config, planned, pools_of), provenance=records(folder))
+    if external is not None:
         temperature = planned[0].weights[0].rollout(config.rollout, config.num_responses).temperature
-        study = replace(study, imported=foreign.told(found[planned[0].name], temperature))
+        study = replace(study, imported=external.told(pools_of[planned[0].name], temperature))
     study.save(folder)
     write_figures(study, folder / "figures")
     write_ledgers(study, folder)
@@ -87,7 +93,7 @@ def conclude(config: VarianceConfig, folder: Path, foreign: Imported | None = No
 
 
 def load_pools(folder: Path | str, policy: str) -> list[Pool]:
-    """The pools of one policy of a study, for what its tables do not hold: an estimator of one's own (`analysis.variance.compare.compare`),
+    """The pools of one policy of a study, for questions that its tables do not answer: an estimator of your own (`analysis.variance.compare.compare`),
     another group size, or how many prompts would resolve a difference (`analysis.variance.power.plan`). No model is needed.
     """
     path = Path(folder) / "pools" / policy
@@ -97,23 +103,23 @@ def load_pools(folder: Path | str, policy: str) -> list[Pool]:
     return meter_pools([PromptPool.load(file) for file in files])
 
 
-def prompt_numbers(config: VarianceConfig, foreign: Imported | None) -> list[int]:
+def prompt_numbers(config: VarianceConfig, external: Imported | None) -> list[int]:
     """Which prompts of the task's stream, or of the file, are studied."""
-    if foreign is not None:
-        return foreign.numbers(config)
+    if external is not None:
+        return external.numbers(config)
     return list(range(config.first_prompt, config.first_prompt + config.num_prompts))
 
 
-def setting_of(config: VarianceConfig, stage: EvaluatedPolicy) -> dict[str, Any]:
+def setting_of(config: VarianceConfig, evaluated: EvaluatedPolicy) -> dict[str, Any]:
     """What the pools of a stage depend on; the estimators and group sizes are not among it."""
     keys = ("append_eos", "steps", "token_responses", "seed") if config.rollouts else ("token_responses", "seed")
-    task = stage.weights[0].task(config.task)
-    rollout = stage.weights[0].rollout(config.rollout, config.num_responses)
-    models = [asdict(weights.model) for weights in stage.weights]
+    task = evaluated.weights[0].task(config.task)
+    rollout = evaluated.weights[0].rollout(config.rollout, config.num_responses)
+    models = [asdict(weights.model) for weights in evaluated.weights]
     return (
         {key: getattr(config, key) for key in keys}
         | {
-            "weights": stage.paths,
+            "weights": evaluated.paths,
             "models": models,
             "task": None if config.rollouts else asdict(task),
             "max_new_tokens": rollout.max_new_tokens,
@@ -122,7 +128,7 @@ def setting_of(config: VarianceConfig, stage: EvaluatedPolicy) -> dict[str, Any]
             "reward": asdict(config.reward),
             "responses": config.responses if config.rollouts else config.num_responses,
             "split": config.split or "eval",
-            "content": contents(config, stage),
+            "content": contents(config, evaluated),
         }
     )
 
@@ -131,7 +137,7 @@ def _measure(
     config: VarianceConfig,
     weights: Weights,
     numbers: list[int],
-    foreign: Imported | None,
+    external: Imported | None,
     note: Callable[[Policy], None],
 ) -> Iterator[tuple[int, PromptPool]]:
     """Sample (or take from the file) and measure these prompts under one set of weights."""
@@ -142,13 +148,16 @@ def _measure(
     rollout = weights.rollout(config.rollout, config.num_responses)
     policy = load_policy(model, rollout.temperature, config.device, weights.adapters)
     note(policy)
-    how = Measurement(config.memory_gib, config.token_responses)
-    later = replace(how, verify=False)
-    if foreign is not None:
+    measurement = Measurement(config.memory_gib, config.token_responses)
+    later = replace(measurement, verify=False)
+    if external is not None:
         for number in numbers:
-            prompt = foreign.prompts[number]
-            yield number, measure_pool(policy, prompt.prompt_id, prompt.text, prompt.texts, prompt.rollouts(), how)
-            how = later
+            prompt = external.prompts[number]
+            yield (
+                number,
+                measure_pool(policy, prompt.prompt_id, prompt.text, prompt.texts, prompt.rollouts(), measurement),
+            )
+            measurement = later
         return
     task, reward = (
         make_task(weights.task(config.task), weights.reward_function(config.reward.function)),
@@ -159,5 +168,8 @@ def _measure(
             number_rng = generator_for(config.seed, "study", number)
             batch = collector.collect(number, 1, number_rng, split=config.split or "eval")
             prompt = batch.prompts[0]
-            yield number, measure_pool(policy, str(prompt.index), prompt.text, batch.responses[0], batch.rollouts, how)
-            how = later
+            yield (
+                number,
+                measure_pool(policy, str(prompt.index), prompt.text, batch.responses[0], batch.rollouts, measurement),
+            )
+            measurement = later

@@ -1,4 +1,4 @@
-"""From pools to tables: every estimator at every group size, comparisons, audits, and their figures."""
+"""Tables of a study from its pools: every estimator at every group size, comparisons, audits, and their figures."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,25 +35,25 @@ def analyse(config: VarianceConfig, planned: Sequence[EvaluatedPolicy], pools: M
         name: [] for name in ("moments", "comparisons", "equal_variance", "audits")
     }
     rows |= {name: [] for name in ("prompts", "audit_terms", "responses")}
-    for stage in planned:
-        mine, where = pools[stage.name], {"policy": stage.name, "step": stage.step}
+    for evaluated in planned:
+        mine, where = pools[evaluated.name], {"policy": evaluated.name, "step": evaluated.step}
         for size in config.group_sizes:
             able = [
                 pool for pool in mine if len(pool.rewards_R) >= 2 * size
             ]  # rollouts from elsewhere differ in number
             table = _compare(config, able, size)
-            found = table.to_dicts() + _batch_rows(table, able)
-            rows["moments"] += [where | row | estimate(row["value"], row["low"], row["high"]) for row in found]
+            estimates = table.to_dicts() + _batch_rows(table, able)
+            rows["moments"] += [where | row | estimate(row["value"], row["low"], row["high"]) for row in estimates]
             rows["moments"] += [where | row for row in _sample_size_rows(table)]
             rows["comparisons"] += [where | row for row in _comparisons(table, config.reference)]
             rows["prompts"] += [
-                {"policy": stage.name} | row for row in _prompt_rows(table, [pool.prompt_id for pool in able])
+                {"policy": evaluated.name} | row for row in _prompt_rows(table, [pool.prompt_id for pool in able])
             ]
         rows["equal_variance"] += [where | row for row in _equal_variance(config, mine)]
         terms = audit_terms(mine)
-        rows["audit_terms"] += [{"policy": stage.name} | row for row in terms]
+        rows["audit_terms"] += [{"policy": evaluated.name} | row for row in terms]
         rows["audits"] += [where | row for row in _audits(config, terms)]
-        rows["responses"] += [row for pool in mine for row in _responses(stage.name, pool)]
+        rows["responses"] += [row for pool in mine for row in _responses(evaluated.name, pool)]
     return Study.of(
         rows,
         settings=_settings(config),
@@ -94,9 +94,9 @@ def _equal_variance(config: VarianceConfig, pools: Sequence[PromptPool]) -> list
         if name in coupled or name == config.reference or min(len(pool) for pool in meter) < 6:
             continue
         rng, counts_BP = rng_for(config.seed, "equal variance", size), _resamples(config, len(meter))
-        found = equal_variance_group_size(meter, size, name, config.reference, rng, counts_BP=counts_BP)
-        low, high = found.interval
-        value = found.size if found.size > 0 else np.inf
+        equal = equal_variance_group_size(meter, size, name, config.reference, rng, counts_BP=counts_BP)
+        low, high = equal.interval
+        value = equal.size if equal.size > 0 else np.inf
         rows.append(
             {"estimator": name, "reference": config.reference, "group_size": size}
             | estimate(value, low or np.inf, high)
@@ -122,7 +122,7 @@ def _batch_rows(table: Table, pools: Sequence[PromptPool]) -> list[dict[str, Any
 
 
 def _sample_size_rows(table: Table) -> list[dict[str, Any]]:
-    """How many responses each baseline really averages: a mean over all groups, without an interval."""
+    """Effective sample size of each baseline: a mean over all groups, without an interval."""
     return [
         {"estimator": row.name, "group_size": row.group_size, "measure": "effective_sample_size"}
         | estimate(row.effective_sample_size, -np.inf, np.inf)
@@ -154,17 +154,17 @@ def _prompt_rows(table: Table, prompt_ids: list[str]) -> list[dict[str, Any]]:
 
 
 def _audits(config: VarianceConfig, terms: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    found = []
+    rows = []
     frame = pl.DataFrame(terms)
     counts_BP = _resamples(config, frame["prompt_id"].n_unique())
     for (scope, measure), group in frame.group_by("scope", "measure", maintain_order=True):
         terms_P3 = group.select("a", "b", "c").to_numpy()
         interval = audit_interval(str(measure), terms_P3, counts_BP)
-        found.append(
+        rows.append(
             {"scope": scope, "measure": measure}
             | estimate(audit_value(str(measure), terms_P3), *if_enough(interval, len(terms_P3)))
         )
-    return found
+    return rows
 
 
 def _responses(policy: str, pool: PromptPool) -> list[dict[str, Any]]:
@@ -195,16 +195,16 @@ def _settings(config: VarianceConfig) -> dict[str, Any]:
     return settings | {"split": None if rollouts else config.split or "eval", "rollouts": rollouts or None}
 
 
-def _policy(config: VarianceConfig, stage: EvaluatedPolicy, pools: Sequence[PromptPool]) -> dict[str, Any]:
+def _policy(config: VarianceConfig, evaluated: EvaluatedPolicy, pools: Sequence[PromptPool]) -> dict[str, Any]:
     def mean(arrays: Sequence[Array]) -> float:
         return float(np.concatenate(arrays).mean())
 
     sizes = [len(pool.rewards_R) for pool in pools]
     return {
-        "name": stage.name,
-        "label": stage.label,
-        "step": stage.step,
-        "paths": stage.paths,
+        "name": evaluated.name,
+        "label": evaluated.label,
+        "step": evaluated.step,
+        "paths": evaluated.paths,
         "prompts": len(pools),
         "responses": max(sizes),
         "unscorable": sum(pool.unscorable for pool in pools),

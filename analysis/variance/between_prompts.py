@@ -33,12 +33,12 @@ def prompt_gradient(policy: Policy, rollouts: Rollouts, dim: int = DIM) -> Array
     weights_NT = advantages_N[:, None] * rollouts.mask_NT / n
     policy.model.zero_grad(set_to_none=True)
     accumulate(policy, rollouts, [0], weights_NT)
-    found = torch.zeros(dim, dtype=torch.float64)
+    projection = torch.zeros(dim, dtype=torch.float64)
     for name, parameter in policy.model.named_parameters():
         if parameter.grad is not None:
-            found -= project(parameter.grad.flatten(), name, dim).cpu()  # gradients are of minus the objective
+            projection -= project(parameter.grad.flatten(), name, dim).cpu()  # gradients are of minus the objective
     policy.model.zero_grad(set_to_none=True)
-    return found.float().numpy()
+    return projection.float().numpy()
 
 
 def project(vector: Tensor, name: str, dim: int) -> Tensor:
@@ -47,7 +47,7 @@ def project(vector: Tensor, name: str, dim: int) -> Tensor:
     Rows of `dim` coordinates go to the bins in order, turned by a random offset: two coordinates meet with a chance of 1 / dim at
     most, which is all that the error needs.
     """
-    found = torch.zeros(dim, dtype=torch.float64, device=vector.device)
+    projection = torch.zeros(dim, dtype=torch.float64, device=vector.device)
     for low in range(0, len(vector), BLOCK):
         part = vector[low : low + BLOCK]
         rng = np.random.Generator(np.random.SFC64(np.random.SeedSequence([zlib.crc32(name.encode()), low])))
@@ -55,9 +55,9 @@ def project(vector: Tensor, name: str, dim: int) -> Tensor:
         signed = part * (1 - 2 * torch.from_numpy(bits).to(part.device).to(part.dtype))
         rows_RD = torch.nn.functional.pad(signed, (0, -len(part) % dim)).view(-1, dim)
         for row_D, offset in zip(rows_RD, rng.integers(dim, size=len(rows_RD)).tolist(), strict=True):
-            found[offset:] += row_D[: dim - offset]
-            found[:offset] += row_D[dim - offset :]
-    return found
+            projection[offset:] += row_D[: dim - offset]
+            projection[:offset] += row_D[dim - offset :]
+    return projection
 
 
 def mean_gradient_values(gradients_PD: Array) -> Array:
@@ -82,10 +82,10 @@ def batch_measures(moments: Moments, gradients_PD: Array, counts_BP: Array) -> d
     between_P = product_of_means(r - mean_P, x, x)
     total_P = within_P + between_P
     pairs = {"within_share": (within_P, total_P), "critical_prompts": (total_P, product_of_means(mean_P, x, x))}
-    found = {}
+    measures = {}
     for measure, (numerator_P, denominator_P) in pairs.items():
         mean = float(denominator_P.mean())
         value = float(numerator_P.mean()) / mean if mean > 0 else np.inf
         low, high = ratio_interval(numerator_P, denominator_P, counts_BP)
-        found[measure] = (value, low, min(high, 1.0) if measure == "within_share" else high)
-    return found
+        measures[measure] = (value, low, min(high, 1.0) if measure == "within_share" else high)
+    return measures

@@ -5,7 +5,7 @@ weight. Let c hold A_i / G at the group's places in the pool and zero elsewhere;
 pool's Gram matrix, and no gradient is ever needed.
 
 A pool of N responses is cut at random into B = floor(N / G) disjoint groups, `num_partitions` times, never with
-replacement: a response that occurs twice would sit in its own leave-one-out baseline. Let g_a, a = 1..B be the
+replacement: a response that occurs twice would enter its own leave-one-out baseline. Let g_a, a = 1..B be the
 estimates of one partition and u_a the leave-one-out estimates (RLOO) of the same groups, for which
 E[u] = grad E[r] exactly (the plain r_i z_i where G = 1). Groups are independent, so E<g_a, g_b> = <E g_a, E g_b>, hence
 
@@ -26,7 +26,7 @@ that comes from one prompt, divided by its share: its mean and covariance are ov
 prompts of the batch given, and the moments are averaged over random compositions of batches. Within a composition two
 replicates share no response, so the formulas above hold as they stand. What this leaves out is the covariance between
 the parts of two prompts in one batch, which needs inner products across prompts (order 1 / (P G)^2 for shrinkage).
-Their intervals take a prompt's moments as its own, although its company in the batch has a part in them.
+Their intervals take a prompt's moments as its own, although they also depend on the other prompts of the batch.
 `moments_from_gram` takes estimates of any kind, whole batches included.
 """
 
@@ -81,16 +81,16 @@ def compare(
         return [part.reshape(index.shape) for part, index in zip(parts, indices, strict=True)]
 
     own = {e.name: by_pool(e.weights(every)) for e in chosen if not e.couples_prompts}
-    found = _measure(pools, indices, own, by_pool(unbiased))
+    moments = _measure(pools, indices, own, by_pool(unbiased))
     coupled = [e for e in chosen if e.couples_prompts]
     if coupled:
         batches_MbP = compositions(len(pools), prompts_per_batch or 0, num_partitions, rng)
         weights = {e.name: coupled_weights(e, pools, indices, batches_MbP) for e in coupled}
         shared = [index[:, : min(i.shape[1] for i in indices)] for index in indices]
         base = [u[:, : index.shape[1]] for u, index in zip(by_pool(unbiased), shared, strict=True)]
-        found |= _measure(pools, shared, weights, base)
+        moments |= _measure(pools, shared, weights, base)
     sizes = {e.name: e.effective_sample_size(every) for e in chosen}
-    return table_of({e.name: found[e.name] for e in chosen}, group_size, counts_BP, sizes)
+    return table_of({e.name: moments[e.name] for e in chosen}, group_size, counts_BP, sizes)
 
 
 def moments_from_gram(gram_RR: Any, estimates_BR: Any, references_BR: Any) -> Moments:
@@ -110,7 +110,7 @@ def moments_from_gram(gram_RR: Any, estimates_BR: Any, references_BR: Any) -> Mo
     estimates_BR, references_BR = np.asarray(estimates_BR, np.float64), np.asarray(references_BR, np.float64)
     if estimates_BR.shape != references_BR.shape or len(estimates_BR) < 2:
         raise ValueError(
-            f"estimates {estimates_BR.shape} and references {references_BR.shape} must be alike, of two rows or more"
+            f"estimates {estimates_BR.shape} and references {references_BR.shape} must have the same shape, of two rows or more"
         )
     gram_RR = gram_matrix(gram_RR, estimates_BR.shape[1])
     rows_KBR = np.stack([estimates_BR, estimates_BR - references_BR, references_BR])
@@ -127,9 +127,9 @@ def _measure(
     moments: dict[str, list[Moments]] = {name: [] for name in weights}
     for p, (pool, index_MBG) in enumerate(zip(pools, indices, strict=True) if weights else ()):
         stacked_EMBG = np.stack([parts[p] for parts in weights.values()])
-        found = _pool_moments(pool.gram, index_MBG, stacked_EMBG, unbiased[p])
-        for name, one in zip(weights, found, strict=True):
-            moments[name].append(one)
+        moments_E = _pool_moments(pool.gram, index_MBG, stacked_EMBG, unbiased[p])
+        for name, moments_of_pool in zip(weights, moments_E, strict=True):
+            moments[name].append(moments_of_pool)
     return {name: Moments.join(parts) for name, parts in moments.items()}
 
 

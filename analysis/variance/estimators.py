@@ -1,6 +1,6 @@
 """Estimators as weights: what multiplies the score of each response of a group, g = (1/G) sum_i A_i z_i.
 
-An estimator is a name and a function from groups to A. Three kinds share one door, `resolve`:
+An estimator is a name and a function from groups to A. `resolve` takes three kinds:
 
     a baseline of `opo.baselines`      A_i = r_i - b_i
     an algorithm of `opo.algorithms`   A_i = N w_i, with w_i the weight that its loss gives to every token score of
@@ -38,7 +38,7 @@ _TOKENS_AT_ONCE = 2_000_000
 
 @dataclass(frozen=True)
 class Groups:
-    """What an estimator may look at, each (M, G), or (M, P, G) in batches of P prompts."""
+    """Inputs of an estimator, each (M, G), or (M, P, G) in batches of P prompts."""
 
     rewards: Array
     lengths: Array
@@ -58,7 +58,7 @@ class Estimator:
     averaging: str | None = None
 
     def effective_sample_size(self, groups: Groups) -> float | None:
-        """Mean over groups of (sum w)^2 / sum w^2, how many responses the baseline really averages, or None."""
+        """Mean over groups of (sum w)^2 / sum w^2, the effective number of responses in the baseline, or None."""
         if self.averaging is None:
             return None
         if self.averaging == "equal":
@@ -78,13 +78,13 @@ def resolve(estimators: Sequence[str | Estimator] | Mapping[str, str | WeightFun
         if isinstance(estimators, Mapping)
         else [(str(getattr(e, "name", e)), e) for e in estimators]
     )
-    found = [_one(name, what) for name, what in given]
-    names = [estimator.name for estimator in found]
+    resolved = [_one(name, what) for name, what in given]
+    names = [estimator.name for estimator in resolved]
     if len(set(names)) < len(names):
         raise ValueError(f"estimator {next(n for n in names if names.count(n) > 1)!r} is listed twice")
-    if not found:
+    if not resolved:
         raise ValueError("no estimators: give at least one name")
-    return found
+    return resolved
 
 
 def _one(name: str, what: str | WeightFunction | Estimator) -> Estimator:

@@ -118,17 +118,17 @@ def autoregressive(
     `next_logits` maps the tokens so far to the logits (V,) of the next one. A response ends with the token `end`, or is
     cut off at `max_tokens`. Scores are of all `parameters` in their order, by automatic differentiation.
     """
-    found = list(_responses(next_logits, (), max_tokens, end))
+    responses = list(_responses(next_logits, (), max_tokens, end))
     scores = []
-    for _, log_probability, _ in found:
+    for _, log_probability, _ in responses:
         gradients = torch.autograd.grad(log_probability, parameters, retain_graph=True, materialize_grads=True)
         scores.append(torch.cat([g.double().flatten() for g in gradients]).numpy())
     return Population(
-        probabilities=np.array([log_probability.exp().item() for _, log_probability, _ in found]),
+        probabilities=np.array([log_probability.exp().item() for _, log_probability, _ in responses]),
         scores=np.stack(scores),
-        rewards=np.array([reward(tokens) for tokens, _, _ in found], dtype=np.float64),
-        lengths=np.array([len(tokens) for tokens, _, _ in found], dtype=np.float64),
-        logit_energy=np.array([energy for _, _, energy in found]),
+        rewards=np.array([reward(tokens) for tokens, _, _ in responses], dtype=np.float64),
+        lengths=np.array([len(tokens) for tokens, _, _ in responses], dtype=np.float64),
+        logit_energy=np.array([energy for _, _, energy in responses]),
     )
 
 
@@ -183,8 +183,8 @@ def _moments_of(population: Population, second: float, mean_Y: Array) -> Moments
     """From E|g|^2 and the coefficients of E g in the scores."""
     mean_D, true_D = mean_Y @ population.scores, population.gradient
     difference_D = mean_D - true_D
-    found = second, mean_D @ mean_D, true_D @ true_D, mean_D @ true_D, difference_D @ difference_D
-    return Moments(*(np.array([value]) for value in found))
+    values = second, mean_D @ mean_D, true_D @ true_D, mean_D @ true_D, difference_D @ difference_D
+    return Moments(*(np.array([value]) for value in values))
 
 
 def _gather(values_PY: Sequence[Array], outcomes_PMG: Sequence[Index], coupled: bool) -> Array:

@@ -206,7 +206,7 @@ def proportionality(numerator_P: Array, denominator_P: Array) -> float | None:
         return 0.0
     square = denominator_P @ denominator_P
     informative = np.abs(denominator_P) > _ROUNDING * np.abs(denominator_P).max()
-    # one prompt that says anything, or a plain mean: nothing is proven by a fit
+    # with one informative prompt, or a plain mean, a fit is always perfect
     if informative.sum() < 2 or len(np.unique(denominator_P)) == 1:
         return None
     constant = float(numerator_P @ denominator_P / square)

@@ -15,7 +15,7 @@ Index = NDArray[np.int64]
 
 
 def partitions(size: int, group_size: int, num_partitions: int, rng: np.random.Generator) -> Index:
-    """M random partitions of a pool into B = floor(N / G) disjoint groups, (M, B, G) places; N mod G sit out."""
+    """M random partitions of a pool into B = floor(N / G) disjoint groups, (M, B, G) indices; N mod G responses are left out."""
     num_groups = size // group_size
     order_MN = rng.permuted(np.tile(np.arange(size), (num_partitions, 1)), axis=1)
     return order_MN[:, : num_groups * group_size].reshape(num_partitions, num_groups, group_size)
@@ -44,7 +44,7 @@ def groups_of(pools: Sequence[Pool], indices: Sequence[Index]) -> Groups:
 def compositions(num_prompts: int, prompts_per_batch: int, num_partitions: int, rng: np.random.Generator) -> Index:
     """For each partition, the prompts in random batches, (M, batches, P).
 
-    The last batch is filled up with prompts of the first one, which only keep it company.
+    The last batch is filled up with prompts of the first one, whose own results are not taken from it.
     """
     num_batches = -(-num_prompts // prompts_per_batch)
     order_MP = rng.permuted(np.tile(np.arange(num_prompts), (num_partitions, 1)), axis=1)
@@ -80,8 +80,8 @@ def coupled_weights(
         Groups(**{field.name: in_batches(getattr(every, field.name)) for field in fields(Groups)})
     )
     weights = weights.reshape(num_partitions, num_batches, num_groups, batch_size, group_size)
-    found = np.empty((*grid, group_size))
-    # In reverse, so that a prompt's own batch has the last word over the batch it only keeps company.
+    weights_P = np.empty((*grid, group_size))
+    # In reverse, so that a prompt's result comes from its own batch, not from one that it fills up.
     for b in reversed(range(num_batches)):
-        found[batches_MbP[:, b], partition_M11[:, 0]] = np.moveaxis(weights[:, b], 2, 1)
-    return list(found)
+        weights_P[batches_MbP[:, b], partition_M11[:, 0]] = np.moveaxis(weights[:, b], 2, 1)
+    return list(weights_P)

@@ -77,7 +77,7 @@ def plan(
     responses: Sequence[int] | None = None,
     **options: Any,
 ) -> Plan:
-    """Designs at which `ratio`, the true ratio of the estimator's measure to the reference's, is told from 1.
+    """Designs that distinguish `ratio`, the true ratio of the estimator's measure to the reference's, from 1.
 
     `pools` are a pilot; `responses` the pool sizes to plan for, by default 4, 8, 16 and 32 groups. The interval of
     `level` then leaves out 1 with probability `power`. `options` go to `compare`. Raises ValueError where the pilot has
@@ -101,9 +101,9 @@ def plan(
         if size >= 2 * group_size:
             cuts = [rng.permutation(len(pool))[: size * parts].reshape(parts, size) for pool in pools]
             pieces = [[pool.take(cut[i]) for pool, cut in zip(pools, cuts, strict=True)] for i in range(parts)]
-            found = [_measured(piece, group_size, names, measure, rng, options) / means_K1 for piece in pieces]
+            estimates = [_measured(piece, group_size, names, measure, rng, options) / means_K1 for piece in pieces]
             groups_F.append(size // group_size)
-            variance_F.append(np.mean([_contrast(x_KP).var(ddof=1) for x_KP in found]))
+            variance_F.append(np.mean([_contrast(x_KP).var(ddof=1) for x_KP in estimates]))
     if min(variance_F) < _ROUNDING:
         raise ValueError(
             f"{estimator!r} and {reference!r} are one estimator up to scale at this group size: nothing to resolve"
@@ -126,10 +126,10 @@ def _measured(
     """Per-prompt moments that make the ratio, (2, P) or (4, P): traces, then signals, estimator before reference."""
     table = compare(pools, group_size, names, rng, num_bootstrap=1, **options)
     rows = [table[names[0]].moments, table[names[-1]].moments]
-    found = [row.trace for row in rows]
+    columns = [row.trace for row in rows]
     if measure == "relative_variance":
-        found += [row.signal for row in rows]
-    return np.stack(found)
+        columns += [row.signal for row in rows]
+    return np.stack(columns)
 
 
 def _contrast(scaled_KP: Array) -> Array:

@@ -71,11 +71,11 @@ class Table:
         if measure not in COMPARABLE:
             raise ValueError(f"measure {measure!r} cannot be compared as a ratio: choose from {', '.join(COMPARABLE)}")
         base = self[reference]
-        found = [(row.name, *ratio_between(row, base, measure)) for row in self if row.name != reference]
-        adjusted = holm([p for *_, p in found])
+        ratios = [(row.name, *ratio_between(row, base, measure)) for row in self if row.name != reference]
+        adjusted = holm([p for *_, p in ratios])
         return [
             Difference(name, reference, measure, ratio, interval, p, float(p_holm))
-            for (name, ratio, interval, p), p_holm in zip(found, adjusted, strict=True)
+            for (name, ratio, interval, p), p_holm in zip(ratios, adjusted, strict=True)
         ]
 
     def to_dicts(self) -> list[dict[str, Any]]:

@@ -69,7 +69,7 @@ def compare_token_weights(
     _check(records, group_size, num_partitions, list(named))
     if logprobs is not None and (len(logprobs) != len(records) or any(r.logprobs_NT is None for r in records)):
         raise ValueError("logprobs= needs one tensor for each record, and records with the sampler's own logprobs_NT")
-    found: dict[str, list[Moments]] = {name: [] for name in [REFERENCE, *weigh]}
+    moments_of: dict[str, list[Moments]] = {name: [] for name in [REFERENCE, *weigh]}
     for r, record in enumerate(records):
         sampled_NT = torch.zeros(record.mask_NT.shape) if record.logprobs_NT is None else record.logprobs_NT
         current_NT = (sampled_NT if logprobs is None else logprobs[r]).double()
@@ -89,8 +89,8 @@ def compare_token_weights(
             ids, attended, response, weights = (torch.cat([x[used_N] for x in c]) for c in zip(*inputs, strict=True))
             gram = score_gram(model, ids, attended, response, weights, temperature=temperature, **passes)
             for name, moments in _moments(gram, plain_KN, place_KM.reshape(rows_KM.shape), list(weigh)).items():
-                found[name].append(moments)
-    return _table(found, group_size, num_partitions, num_bootstrap, rng)
+                moments_of[name].append(moments)
+    return _table(moments_of, group_size, num_partitions, num_bootstrap, rng)
 
 
 def compare_losses(
@@ -110,7 +110,7 @@ def compare_losses(
     """
     _check(records, group_size, num_partitions, list(losses))
     parameters = trainable_parameters(model)
-    found: dict[str, list[Moments]] = {name: [] for name in [REFERENCE, *losses]}
+    moments: dict[str, list[Moments]] = {name: [] for name in [REFERENCE, *losses]}
     for record in records:
         for index_KPG in _replicates(record, group_size, num_partitions, rng):
             replicates = [take(record, index_PG) for index_PG in index_KPG]
@@ -121,8 +121,10 @@ def compare_losses(
             for name, own_KD in {REFERENCE: plain_KD, **{k: torch.stack(v) for k, v in gradients.items()}}.items():
                 both_RD = torch.cat([own_KD, plain_KD])
                 eye_KR = np.eye(len(replicates), len(both_RD))
-                found[name].append(moments_from_gram(both_RD @ both_RD.T, eye_KR, np.roll(eye_KR, len(replicates), 1)))
-    return _table(found, group_size, num_partitions, num_bootstrap, rng)
+                moments[name].append(
+                    moments_from_gram(both_RD @ both_RD.T, eye_KR, np.roll(eye_KR, len(replicates), 1))
+                )
+    return _table(moments, group_size, num_partitions, num_bootstrap, rng)
 
 
 def take(rollouts: Rollouts, index_PG: Index) -> Rollouts:
@@ -156,23 +158,23 @@ def _moments(gram: Any, plain_KN: np.ndarray, place_KM: Index, names: list[str])
     """From the Gram matrix of E blocks of weighted scores and one of plain ones, each of N responses."""
     n, blocks = plain_KN.shape[1], len(names) + 1
     plain_KR = np.pad(plain_KN, ((0, 0), ((blocks - 1) * n, 0)))
-    found = {REFERENCE: moments_from_gram(gram, plain_KR, plain_KR)}
+    moments = {REFERENCE: moments_from_gram(gram, plain_KR, plain_KR)}
     for e, name in enumerate(names):
         own_KR = np.zeros_like(plain_KR)
         np.put_along_axis(own_KR, place_KM + e * n, 1.0, axis=1)
-        found[name] = moments_from_gram(gram, own_KR, plain_KR)
-    return found
+        moments[name] = moments_from_gram(gram, own_KR, plain_KR)
+    return moments
 
 
 def _table(
-    found: Mapping[str, list[Moments]],
+    moments: Mapping[str, list[Moments]],
     group_size: int,
     num_partitions: int,
     num_bootstrap: int,
     rng: np.random.Generator,
 ) -> Table:
     """Moments come partition by partition; those of one record are averaged, since each is unbiased."""
-    joined = {name: Moments.join(parts) for name, parts in found.items()}
+    joined = {name: Moments.join(parts) for name, parts in moments.items()}
     mean = {
         name: Moments(*(getattr(m, f.name).reshape(-1, num_partitions).mean(1) for f in fields(m)))
         for name, m in joined.items()

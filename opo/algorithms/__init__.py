@@ -4,7 +4,7 @@ An algorithm is a function `loss(logprobs_NT, rollouts, *, hyperparameters...) -
 log-probabilities of the sampled tokens (the only thing that is differentiated), `rollouts` what was sampled, the
 keyword arguments its hyperparameters, whose annotations and defaults are their schema. Whatever it computes, its gradient is
 sum_nt w_nt grad log pi(y_nt) with w = -dLoss/dlogprobs: so the trainer does not know which algorithm it runs, and the
-variance meter reads w off the loss with no work of the model.
+variance instrument takes w from the loss without running the model.
 
 A new algorithm is one file here with one decorated function of the file's name, and `conf/algo/NAME.yaml`.
 """
@@ -104,7 +104,7 @@ ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(dict(sorted(_REGISTRY.ite
 
 
 def token_weights(loss: Callable[[Tensor], Tensor], logprobs_NT: Tensor) -> Tensor:
-    """w_nt = -dLoss/dlogprobs_nt at `logprobs_NT`, (N, T) float64, zero where the loss does not look."""
+    """w_nt = -dLoss/dlogprobs_nt at `logprobs_NT`, (N, T) float64, zero where the loss does not depend on it."""
     leaf_NT = logprobs_NT.detach().double().requires_grad_()
     with torch.enable_grad():
         value = loss(leaf_NT)

@@ -54,7 +54,7 @@ COMMANDS = {
         "analysis.config.audit:AuditConfig",
     ),
     "verify": Command(
-        "train OPO and rivals, measure variance, judge each claim",
+        "train OPO and other algorithms, measure variance, judge each claim",
         "analysis.config.verify:load_config",
         "analysis.commands.verify:main",
         "analysis.config.verify:VerifyConfig",
@@ -90,7 +90,7 @@ COMMANDS = {
         "opo.config.track:TrackConfig",
     ),
     "doctor": Command(
-        "can this model's numbers be believed here",
+        "checks of a model on this machine: gradients, log-probabilities, sampler",
         "analysis.config.doctor:load_config",
         "analysis.commands.doctor:main",
         "analysis.config.doctor:DoctorConfig",
@@ -122,7 +122,7 @@ def guarded(work: Callable[[], Any]) -> None:
         fail(str(error), 1, getattr(error, "speaks", None))
     except KeyboardInterrupt:
         fail("interrupted", 1)
-    except BrokenPipeError:  # `opo ... | head`: what reads has seen enough
+    except BrokenPipeError:  # `opo ... | head`: the reader has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 

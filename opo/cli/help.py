@@ -33,15 +33,15 @@ def help_of(root: str, overrides: Sequence[str], conf: Path, schema: type) -> st
 
 def first_comment(file: Path) -> str:
     """The comment that opens a config file, without the number signs and Hydra's directives."""
-    found = []
+    comment_lines = []
     for line in file.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
-            if found:
+            if comment_lines:
                 break
             continue
         if not line.startswith("# @"):
-            found.append(line.removeprefix("#").strip())
-    return "\n".join(found)
+            comment_lines.append(line.removeprefix("#").strip())
+    return "\n".join(comment_lines)
 
 
 def _groups(choices: dict[str, Any], conf: Path) -> Iterator[str]:
@@ -98,18 +98,18 @@ def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 def _comments_of_files(root: str, choices: dict[str, Any], conf: Path) -> dict[str, str]:
     """The comments beside the keys in the root config and in the files of the chosen options."""
-    found = _comments(conf / f"{root}.yaml", "")
+    comments = _comments(conf / f"{root}.yaml", "")
     for group, choice in choices.items():
         path, _, package = group.partition("@")
         file = conf / path / f"{choice}.yaml"
         if choice is not None and file.is_file():
             everywhere = "# @package _global_" in file.read_text(encoding="utf-8")
-            found |= _comments(file, "" if everywhere else f"{package or group}.")
-    return found
+            comments |= _comments(file, "" if everywhere else f"{package or group}.")
+    return comments
 
 
 def _comments(file: Path, prefix: str) -> dict[str, str]:
-    found: dict[str, str] = {}
+    comments: dict[str, str] = {}
     parents: list[tuple[int, str]] = []
     for line in file.read_text(encoding="utf-8").splitlines():
         if not (match := re.match(r"( *)([\w.]+):(.*)", line)):
@@ -117,6 +117,6 @@ def _comments(file: Path, prefix: str) -> dict[str, str]:
         indent, name, rest = len(match[1]), match[2], match[3]
         parents = [parent for parent in parents if parent[0] < indent]
         if comment := re.search(r" # (.+)$", rest):
-            found[prefix + ".".join([*(parent for _, parent in parents), name])] = comment[1]
+            comments[prefix + ".".join([*(parent for _, parent in parents), name])] = comment[1]
         parents.append((indent, name))
-    return found
+    return comments

@@ -19,21 +19,21 @@ def one_line(error: Exception, known_keys: Callable[[], Sequence[str]]) -> str:
         if not group:
             return f"--config-name {choice}: no such file"
         return f"{group}={choice}: not one of {', '.join(options)}{near(choice, options)}"
-    if found := re.search(r"Could not override '([^']+)'", text):
-        key = found.group(1)
+    if match := re.search(r"Could not override '([^']+)'", text):
+        key = match.group(1)
         keys = [known for known in known_keys() if known != key]
         group = key.rpartition(".")[0]
         beside = [known.rpartition(".")[2] for known in keys if known.rpartition(".")[0] == group]
         allowed = f"; allowed {f'in {group}' if group else 'at the top'} are {', '.join(beside)}" if beside else ""
         return f"{key}: unknown key{_near_key(key, keys, beside)}{allowed}"
-    if found := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '([^']+)'", text):
-        return f"{found.group(1)}: several values are several runs, which need -m; one value with a comma needs quotes"
-    if found := re.search(r"An item is already at '([^']+)'", text):
-        return f"+{found.group(1)}: the key exists; leave out the +"
+    if match := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '([^']+)'", text):
+        return f"{match.group(1)}: several values are several runs, which need -m; one value with a comma needs quotes"
+    if match := re.search(r"An item is already at '([^']+)'", text):
+        return f"+{match.group(1)}: the key exists; leave out the +"
     first = text.splitlines()[0]
-    if found := re.search(r"full_key: (\S+)", text):
+    if match := re.search(r"full_key: (\S+)", text):
         missing = first.startswith("Missing mandatory value")
-        return f"{found.group(1)}: {'a value is needed and there is no default' if missing else first}"
+        return f"{match.group(1)}: {'a value is needed and there is no default' if missing else first}"
     return shown(" ".join(text.split())) if first.endswith(":") else first  # a list of what is allowed follows
 
 
@@ -43,7 +43,7 @@ def unreadable(override: str) -> str:
 
 
 def _near_key(key: str, keys: Sequence[str], beside: Sequence[str]) -> str:
-    """A key of the same group that is spelt alike, or one anywhere with this name or these initials (lr: learning_rate)."""
+    """A key of the same group with a similar spelling, or one anywhere with this name or these initials (lr: learning_rate)."""
     group, _, last = key.rpartition(".")
     if guess := get_close_matches(last, beside, n=1):
         return f" (did you mean {f'{group}.{guess[0]}'.lstrip('.')}?)"

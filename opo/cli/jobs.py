@@ -25,7 +25,7 @@ WATCH_EVERY_S = 0.5
 
 @dataclass(frozen=True)
 class Failure:
-    """A job of a multirun that did not end well."""
+    """A job of a multirun that failed."""
 
     name: str  # its folder's
     reason: str  # one line

@@ -1,6 +1,6 @@
-"""What every subcommand shares: compose and judge each job before anything is written, then hand over to Hydra.
+"""Shared by every subcommand: compose and validate each job before anything is written, then run Hydra.
 
-A job that fails in a multirun is announced at once, the others go on, and the failures come back as a list.
+A job that fails in a multirun is reported at once, the others continue, and the failures are returned as a list.
 """
 
 import itertools
@@ -43,7 +43,7 @@ class Invocation:
 
 
 def check(invocation: Invocation, judge: Callable[[dict[str, Any]], Any] | None) -> list[str]:
-    """Compose every job that the command line means and judge each; raises UserError before anything is written.
+    """Compose and validate every job of the command line; raises UserError before anything is written.
 
     Returns overrides to add: an axis of a sweep file that the command line sets too is dropped there.
     """
@@ -84,10 +84,10 @@ def _judge_each(root: str, jobs: Sequence[list[str]], judge: Callable[[dict[str,
             HydraConfig.instance().set_config(config)
             folder = _own(config, "sweep.subdir")
             if folder in folders:
-                one, other = (
+                first, second = (
                     " ".join(sorted({*a} - {*b})) for a, b in ((folders[folder], job), (job, folders[folder]))
                 )
-                raise UserError(f"{one or 'a job'} and {other or 'its double'}: two jobs for the folder {folder}")
+                raise UserError(f"{first or 'a job'} and {second or 'its double'}: two jobs for the folder {folder}")
             folders[folder] = job
 
 

@@ -1,1 +1,1 @@
-"""What a run is asked for: the schema of every key, its ranges, and the rules between keys."""
+"""The config: schema of every key, ranges, rules between keys, and how configs are read."""

@@ -123,11 +123,13 @@ def keys_of(kind: type, prefix: str = "") -> Iterator[Key]:
 @cache
 def comments(kind: type) -> dict[str, str]:
     """The comment at the end of each field's line, those of the classes it inherits from included."""
-    found: dict[str, str] = {}
+    comments_by_key: dict[str, str] = {}
     for ancestor in reversed(kind.__mro__):
         try:
             lines = inspect.getsource(ancestor).splitlines() if is_dataclass(ancestor) else []
         except OSError:  # made, not written: an algorithm's hyperparameters, whose comments stand in conf/algo/
             continue
-        found |= {match[1]: match[2] for line in lines if (match := re.match(r"    (\w+): .*?  # (.+)", line))}
-    return found
+        comments_by_key |= {
+            match[1]: match[2] for line in lines if (match := re.match(r"    (\w+): .*?  # (.+)", line))
+        }
+    return comments_by_key

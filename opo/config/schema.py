@@ -28,7 +28,7 @@ from opo.keys import (
 
 @dataclass(config=STRICT)
 class AlgoConfig:
-    """An algorithm and what is universal about how it is run; `hyperparameters` are the keywords of its loss."""
+    """An algorithm and the keys that every algorithm has; `hyperparameters` are the keywords of its loss."""
 
     name: str = "opo"
     updates_per_rollout: Count = 1  # optimizer steps for each rollout batch; 1 is exactly on-policy
@@ -65,7 +65,7 @@ class TinyConfig:
 
 @dataclass(config=STRICT)
 class ModelConfig:
-    """Which policy is trained, and in what form."""
+    """The policy that is trained."""
 
     name: Annotated[str, Field(pattern=r"^(tiny|smollm2|pretrained)$", description="tiny, smollm2 or pretrained")] = (
         "tiny"
@@ -126,7 +126,7 @@ class CriticConfig:
 
 @dataclass(config=STRICT)
 class RewardConfig:
-    """Where rewards are computed: in processes that can be killed."""
+    """Reward workers: processes that can be killed."""
 
     function: str | None = None  # module:name of a reward of one's own, in place of the task's
     timeout_s: Positive = 10.0
@@ -144,7 +144,7 @@ class EvaluateConfig:
 
 @dataclass(config=STRICT)
 class CheckpointConfig:
-    """What a killed run goes on from."""
+    """Checkpoints, from which an interrupted run resumes."""
 
     every: ZeroOrMore = 25  # steps; 0: at the end alone
     keep: Count = 2
@@ -159,12 +159,12 @@ class TrackingConfig:
     entity: str | None = None
     completions_every: ZeroOrMore = 10  # steps between tables of completions; 0: none
     completions: Count = 32  # responses in each
-    samples_every: ZeroOrMore = 0  # steps between looks at three responses on the terminal; 0: none
+    samples_every: ZeroOrMore = 0  # steps between prints of three responses on the terminal; 0: never
 
 
 @dataclass(config=STRICT)
 class CertificateConfig:
-    """What `exactly on-policy` means in numbers, and what happens where it does not hold."""
+    """Tolerances of the rollout-trainer mismatch check, and what a breach does."""
 
     on_breach: Literal["stop", "correct"] = "stop"
     logprob_abs_mean_nats: Positive = 1e-4  # float32 stays near 1e-6, bfloat16 reaches 3e-2

@@ -5,22 +5,13 @@ backpropagated through the model micro-batch by micro-batch. So a loss that coup
 gives the same gradient however the micro-batches are cut.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from opo.batch import Rollouts
-from opo.model.policy import Policy
-
-
-@dataclass(frozen=True)
-class Pass:
-    """Log-probabilities and entropies (nats) from an update's forward pass: (N, T) on the CPU, zero outside the minibatch's responses."""
-
-    logprobs_NT: Tensor
-    entropies_NT: Tensor
+from opo.model.policy import BatchScores, Policy
 
 
 def accumulate(
@@ -29,11 +20,11 @@ def accumulate(
     prompts: list[int],
     weights_NT: Tensor,
     entropy_weights_NT: Tensor | None = None,
-) -> Pass:
+) -> BatchScores:
     """Add -sum_nt (w_nt grad log pi(y_nt) + c_nt grad H_nt) over these prompts to the parameters' gradients.
 
     H_nt is the entropy of the distribution that token t of response n was drawn from, and c_nt its weight (none: no entropy term).
-    A prompt whose responses all weigh nothing (equal rewards, to most baselines) is measured without a backward pass, and responses
+    A prompt whose responses all have zero weight (equal rewards, with most baselines) has no backward pass, and responses
     that are the same go through the model once, with the sum of their weights.
     """
     first_N = rollouts.first_N
@@ -44,7 +35,7 @@ def accumulate(
     weighs_N = ((weights_NT != 0) | (c_NT != 0)).any(1)
     active = [p for p in prompts if bool(weighs_N[rollouts.rows_of([p])].any())]
     measured = policy.measure(rollouts, [p for p in prompts if p not in active])
-    logprobs_NT, entropies_NT = torch.zeros_like(measured.logprobs_MT), torch.zeros_like(measured.entropies_MT)
+    logprobs_NT, entropies_NT = torch.zeros_like(measured.logprobs_NT), torch.zeros_like(measured.entropies_NT)
     for part in policy.parts(rollouts, active):
         scores = policy.scores(rollouts, part, entropy_grad=entropy_weights_NT is not None)
         width = scores.mask_MT.shape[1]
@@ -57,12 +48,12 @@ def accumulate(
         (-objective).backward()
         logprobs_NT[part.rows_M, :width] = scores.logprobs_MT.detach().double().cpu()
         entropies_NT[part.rows_M, :width] = scores.entropies_MT.detach().double().cpu()
-    if not active:  # zero is a gradient: the optimizer's momentum goes on
+    if not active:  # a zero gradient, not a missing one, so that the optimizer's momentum decays
         for parameter in policy.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
     policy.add_gradients()
     policy.world.add(logprobs_NT, entropies_NT)
-    return Pass(measured.logprobs_MT + logprobs_NT[first_N], measured.entropies_MT + entropies_NT[first_N])
+    return BatchScores(measured.logprobs_NT + logprobs_NT[first_N], measured.entropies_NT + entropies_NT[first_N])
 
 
 def gradient_norm(parameters: list[torch.nn.Parameter]) -> float:

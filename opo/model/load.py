@@ -1,6 +1,7 @@
 """Load a policy: the built-in one, SmolLM2 from its package, a folder or a hub id; whole or with LoRA."""
 
 import inspect
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,7 +62,10 @@ def load_policy(
             r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=targets, task_type="CAUSAL_LM"
         )
         try:
-            with torch.random.fork_rng():  # fresh adapters are random: the same ones on every rank and in every run
+            with (
+                torch.random.fork_rng(),
+                warnings.catch_warnings(action="ignore"),
+            ):  # fresh adapters are random: the same ones on every rank and in every run
                 torch.manual_seed(seed_for(0, "adapters"))
                 model = get_peft_model(model, lora)
         except ValueError as error:  # no module has such a name
@@ -119,8 +123,8 @@ def _pretrained(source: str, dtype: torch.dtype) -> tuple[PreTrainedTokenizerBas
         raise
     except Exception as error:  # a folder of anyone's: whatever its files make transformers raise is said in one line
         raise UserError(f"{where}: {_first_line(error)}") from error
-    model, found = loaded
-    if missing := sorted(found["missing_keys"]):
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
         raise UserError(f"{where}: its weights lack {len(missing)} tensors of the model, the first {missing[0]}")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if not bool(tensor.isfinite().all()):
@@ -160,6 +164,8 @@ def _refuse_unknown_tokens(tokenizer: Any, model: Any, where: str) -> None:
 
 def _first_line(error: Exception) -> str:
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    if text.endswith(":"):  # a list follows
+        text = " ".join(str(error).split())
     return text if isinstance(error, OSError | ValueError) and text else f"{type(error).__name__}: {text}"
 
 

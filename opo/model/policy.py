@@ -29,6 +29,15 @@ class TokenScores:
 
 
 @dataclass(frozen=True)
+class BatchScores:
+    """The same of a whole batch, (N, T) float64 on the CPU, zero outside the responses that were measured."""
+
+    logprobs_NT: Tensor
+    entropies_NT: Tensor
+    energies_NT: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Policy:
     """What is trained. The temperature is part of it: logits are divided by it here as in the sampler."""
 
@@ -108,11 +117,11 @@ class Policy:
     def with_token_budget(self, tokens: int) -> "Policy":
         """The same policy in larger or smaller micro-batches."""
         other = replace(self, token_budget=tokens)
-        other.__dict__["head"] = self.head  # found out already
+        other.__dict__["head"] = self.head  # already known
         return other
 
     @torch.no_grad()
-    def measure(self, rollouts: Rollouts, prompts: list[int], *, energy: bool = False) -> TokenScores:
+    def measure(self, rollouts: Rollouts, prompts: list[int], *, energy: bool = False) -> BatchScores:
         """The same for all responses to these prompts, without gradient: (N, T) float64 on the CPU, zero elsewhere."""
         logprobs_NT = torch.zeros(rollouts.mask_NT.shape, dtype=torch.float64)
         entropies_NT, energies_NT = torch.zeros_like(logprobs_NT), torch.zeros_like(logprobs_NT)
@@ -128,7 +137,7 @@ class Policy:
         self.world.add(logprobs_NT, entropies_NT, energies_NT)
         first_N = rollouts.first_N
         energies = energies_NT[first_N] if energy else None
-        return TokenScores(logprobs_NT[first_N], entropies_NT[first_N], energies, rollouts.mask_NT)
+        return BatchScores(logprobs_NT[first_N], entropies_NT[first_N], energies)
 
 
 def _scatter(values_K: Tensor, mask_MT: Tensor) -> Tensor:

@@ -89,8 +89,8 @@ def shard(policy: Policy) -> ShardedPolicy:
     def opo_scores(self: Any, asked: Policy, rollouts: Rollouts, part: Microbatch, grad: bool, energy: bool) -> Any:
         out = self.get_output_embeddings()
         asked.__dict__["head"] = Head(out.weight, out.bias, head.scale, head.softcap)  # the whole weight of this moment
-        found = Policy.scores(asked, rollouts, part, entropy_grad=grad, energy=energy)
-        return found.logprobs_MT, found.entropies_MT, found.energies_MT, found.mask_MT
+        scores = Policy.scores(asked, rollouts, part, entropy_grad=grad, energy=energy)
+        return scores.logprobs_MT, scores.entropies_MT, scores.energies_MT, scores.mask_MT
 
     model.opo_scores = MethodType(opo_scores, model)
     register_fsdp_forward_method(model, "opo_scores")

@@ -51,17 +51,17 @@ class CurvatureMask(options.Curvature):
             for at in range(0, len(targets_K), CHUNK):
                 tokens = slice(at, at + CHUNK)
                 logits_KV = head.logits(hidden_KH[tokens]).float() / policy.temperature
-                found = token_step(
+                terms = token_step(
                     *top_logits(logits_KV, targets_K[tokens], self.top_k),
                     hidden_KH[tokens].float(),
                     advantages_K[tokens].float(),
                     temperature=policy.temperature,
                     mask=self,
                 )
-                objective_K, policy_K = quadratic(found, rate)
+                objective_K, policy_K = quadratic(terms, rate)
                 keep_K = (objective_K.abs() < self.limit_objective) & (policy_K < self.limit_policy)
-                gradient_KCD = found.gradient_KCD * keep_K[:, None, None]
-                mean_VD.index_add_(0, found.ids_KC.flatten(), gradient_KCD.flatten(0, 1))
+                gradient_KCD = terms.gradient_KCD * keep_K[:, None, None]
+                mean_VD.index_add_(0, terms.ids_KC.flatten(), gradient_KCD.flatten(0, 1))
                 kept += int(keep_K.sum())
                 keeps.append(keep_K)
             own_MT = torch.zeros(mask_MT.shape, dtype=torch.float64).masked_scatter(

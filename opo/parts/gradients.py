@@ -137,13 +137,13 @@ def hessian_vector(
         for p in parameters:
             p.grad = None
         accumulate(policy, rollouts, prompts, token_weights_NT)
-        found = [g.detach().clone() for g in _gradients(parameters)]
+        copies = [g.detach().clone() for g in _gradients(parameters)]
         for p, g in zip(parameters, before, strict=True):
             p.grad = g
-        return found
+        return copies
 
     def logprobs() -> Tensors:
-        return [(policy.measure(rollouts, prompts).logprobs_MT * rollouts.mask_NT).sum(1)]
+        return [(policy.measure(rollouts, prompts).logprobs_NT * rollouts.mask_NT).sum(1)]
 
     def slope(measure: Callable[[], Tensors]) -> Tensors:
         ends = at(difference, measure), at(-difference, measure)
@@ -182,5 +182,5 @@ def _named(name: str, tensors: Tensors | None) -> dict[str, Tensor]:
 
 
 def _unnamed(name: str, state: dict[str, Tensor]) -> Tensors | None:
-    found = {key: value for key, value in state.items() if key.startswith(f"{name}.")}
-    return [found[f"{name}.{i}"] for i in range(len(found))] or None
+    tensors_of = {key: value for key, value in state.items() if key.startswith(f"{name}.")}
+    return [tensors_of[f"{name}.{i}"] for i in range(len(tensors_of))] or None

@@ -126,7 +126,7 @@ class SamplingErrorCorrection(options.SamplingErrorCorrection):
         )
         collector.sampler.load_weights(policy.model, version)
         both = joined(first, second)
-        own_NT = policy.measure(both.rollouts, list(range(count))).logprobs_MT
+        own_NT = policy.measure(both.rollouts, list(range(count))).logprobs_NT
         return replace(both, rollouts=both.rollouts.with_(logprobs_NT=own_NT * both.rollouts.mask_NT))
 
     def fitted(self, policy: Policy, rollouts: Rollouts) -> Policy:
@@ -134,7 +134,7 @@ class SamplingErrorCorrection(options.SamplingErrorCorrection):
         behaviour = replace(policy, model=copy.deepcopy(policy.model))
         optimizer = torch.optim.AdamW(behaviour.parameters(), lr=self.learning_rate, weight_decay=0.0)
         prompts, mask_NT = list(range(rollouts.num_prompts)), rollouts.mask_NT
-        target_NT = policy.measure(rollouts, prompts).logprobs_MT
+        target_NT = policy.measure(rollouts, prompts).logprobs_NT
 
         def loss(logprobs_NT: Tensor) -> Tensor:
             ratio_NT = torch.where(mask_NT, logprobs_NT - target_NT, 0.0).clamp(max=MAX_LOG_RATIO).exp()
@@ -142,7 +142,7 @@ class SamplingErrorCorrection(options.SamplingErrorCorrection):
             return torch.where(mask_NT, held_NT, 0.0).sum() / mask_NT.sum()
 
         for _ in range(self.epochs):
-            now_NT = behaviour.measure(rollouts, prompts).logprobs_MT
+            now_NT = behaviour.measure(rollouts, prompts).logprobs_NT
             change_NT = torch.where(mask_NT, now_NT - target_NT, 0.0)
             if float((change_NT.exp() - 1 - change_NT)[mask_NT].mean()) > self.kl_limit:
                 break

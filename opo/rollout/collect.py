@@ -184,16 +184,16 @@ def joined(first: Collected, second: Collected) -> Collected:
             for f in fields(Samples)
         )
     )
-    one, other = first.rollouts, second.rollouts
-    assert one.answers is not None
-    assert other.answers is not None
+    left, right = first.rollouts, second.rollouts
+    assert left.answers is not None
+    assert right.answers is not None
     rollouts = Rollouts.from_lists(
-        one.prompt_ids,
+        left.prompt_ids,
         samples.response_ids,
-        torch.cat([one.rewards_PG, other.rewards_PG], 1),
+        torch.cat([left.rewards_PG, right.rewards_PG], 1),
         samples.logprobs,
         versions=samples.versions,
-        answers=[[*a, *b] for a, b in zip(one.answers, other.answers, strict=True)],
+        answers=[[*a, *b] for a, b in zip(left.answers, right.answers, strict=True)],
         finished_PG=torch.tensor(samples.finished),
     )
     responses = [[*a, *b] for a, b in zip(first.responses, second.responses, strict=True)]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def save_checkpoint(
     folder: Path,
     step: int,
-    policy_saver: Callable[[Path], None],
+    policy_saver: Callable[[Path], object],
     tensors: "dict[str, Tensor]",
     state: dict[str, Any],
     keep: int = 0,

@@ -164,9 +164,9 @@ def _refuse_another(path: Path, before: dict[str, Any], config: dict[str, Any]) 
     for key in [*new, *(key for key in old if key not in new)]:
         if key.partition(".")[0] in FREE or key == "steps" or (key in old and key in new and old[key] == new[key]):
             continue
-        said = [repr(values[key]) if key in values else "absent" for values in (old, new)]
+        shown = [repr(values[key]) if key in values else "absent" for values in (old, new)]
         raise UserError(
-            f"{key}: {path} was made with {said[0]} and this run has {said[1]}; give another folder, or that value"
+            f"{key}: {path} was made with {shown[0]} and this run has {shown[1]}; give another folder, or that value"
         )
     if new["steps"] < old["steps"]:
         raise UserError(

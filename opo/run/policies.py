@@ -45,7 +45,7 @@ class Weights:
         return self.folder if self.model.lora_rank else None
 
     def task(self, own: Any = None) -> Any:
-        """The config of the task: one's own, else the run's, else arithmetic."""
+        """The config of the task: the given one, else the run's, else arithmetic."""
         if own is not None or self.run is None:
             return own if own is not None else ArithmeticConfig()
         values = self.run["task"]
@@ -56,7 +56,7 @@ class Weights:
         return own or ((self.run or {}).get("reward") or {}).get("function")
 
     def rollout(self, own: Any, group_size: int) -> RolloutConfig:
-        """Sampling with one's own limit and temperature, else the run's, else 48 tokens at temperature 1."""
+        """Sampling with the given limit and temperature, else the run's, else 48 tokens at temperature 1."""
         run = self.run["rollout"] if self.run else {}
         return RolloutConfig(
             group_size=group_size,
@@ -98,12 +98,12 @@ def evaluated_policies(checkpoint: Any, model: ModelConfig | None) -> list[Evalu
         model = model or ModelConfig()
         _refuse(unreachable(model.path, "model.path") if model.path else ())
         return [EvaluatedPolicy("model", model.path or model.name, None, [Weights(model)])]
-    found = [pair for path in paths for pair in _weights(path, model)]
-    seeds = {w.run["seed"] if w.run else None for _, w in found}
-    if len(paths) > 1 and len(seeds) > 1 and all(step is not None for step, _ in found):
-        steps = sorted({step for step, _ in found if step is not None})
-        return [_of_step(step, [w for s, w in found if s == step]) for step in steps]
-    return [_of_step(step, [w]) if step is not None else _alone(w) for step, w in found]
+    weights_by_step = [pair for path in paths for pair in _weights(path, model)]
+    seeds = {w.run["seed"] if w.run else None for _, w in weights_by_step}
+    if len(paths) > 1 and len(seeds) > 1 and all(step is not None for step, _ in weights_by_step):
+        steps = sorted({step for step, _ in weights_by_step if step is not None})
+        return [_of_step(step, [w for s, w in weights_by_step if s == step]) for step in steps]
+    return [_of_step(step, [w]) if step is not None else _alone(w) for step, w in weights_by_step]
 
 
 def _alone(weights: Weights) -> EvaluatedPolicy:

@@ -1,4 +1,4 @@
-"""A folder's manifest: the size and SHA-256 of every file in it, written when the folder was, checked by whoever reads it."""
+"""A folder's manifest: size and SHA-256 of every file in it, written with the folder and checked by every reader."""
 
 import hashlib
 import json

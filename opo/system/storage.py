@@ -27,7 +27,7 @@ def storage_faults_in_one_sentence(folder: Path | None = None) -> Iterator[None]
         number = _number(error)
         where = getattr(error, "filename", None) or folder or "a file"
         if number in FULL:
-            kept = "; what is on disk stays, and the same command goes on from there" if folder else ""
+            kept = "; what is on disk stays, and the same command resumes from there" if folder else ""
             raise StoppedRun(f"{where}: {os.strerror(number)}{kept}") from error
         if number in CLOSED:
             raise UserError(f"{where}: {os.strerror(number)}; give a place that can be read and written") from error

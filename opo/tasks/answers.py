@@ -135,15 +135,15 @@ def number(text: str) -> Fraction | None:
         return None if value is None else value / 100
     compact = SPACES.sub("", text)
     compact = compact[1:-1] if re.fullmatch(r"\{[^{}]*\}", compact) else compact
-    if found := PLAIN.fullmatch(compact):
-        value = Fraction(Decimal(found[2].replace(",", ""))) * Fraction(10) ** int(found[3] or 0)
-    elif found := RATIO.fullmatch(compact):
-        value = _mixed(found[2], found[3] or found[4], found[5] or found[6])
-    elif found := SLASH.fullmatch(" ".join(SPACES.sub(" ", text).split()).replace(" /", "/").replace("/ ", "/")):
-        value = _mixed(found[2], found[3], found[4])
+    if match := PLAIN.fullmatch(compact):
+        value = Fraction(Decimal(match[2].replace(",", ""))) * Fraction(10) ** int(match[3] or 0)
+    elif match := RATIO.fullmatch(compact):
+        value = _mixed(match[2], match[3] or match[4], match[5] or match[6])
+    elif match := SLASH.fullmatch(" ".join(SPACES.sub(" ", text).split()).replace(" /", "/").replace("/ ", "/")):
+        value = _mixed(match[2], match[3], match[4])
     else:
         return None
-    return None if value is None else -value if found[1] == "-" else value
+    return None if value is None else -value if match[1] == "-" else value
 
 
 def _mixed(whole: str | None, numerator: str, denominator: str) -> Fraction | None:

@@ -106,26 +106,26 @@ def _as_text(text: str) -> str:
 
 def _unit(text: str) -> tuple[str, str]:
     """An answer without its unit, and the unit by its usual name ("" where there is none)."""
-    found = UNIT.fullmatch(text)
-    if not found:
+    match = UNIT.fullmatch(text)
+    if not match:
         return text, ""
-    name = found["text"] or found["roman"] or found["plain"] or "^\\circ"
+    name = match["text"] or match["roman"] or match["plain"] or "^\\circ"
     words = name.lower().replace(".", "").split()
-    spaced = found["plain"] is None or found["plain"][0].isspace()
+    spaced = match["plain"] is None or match["plain"][0].isspace()
     variable = (
-        found["plain"]
+        match["plain"]
         and (len(words[0]) == 1 or not spaced)
         and not (words[0] in ALIASES and (spaced or len(words[0]) > 1))
     )
     if variable or words[0] in ("and", "or", "if", "mod"):
         return text, ""
     words = [ALIASES.get(word, ALIASES.get(word.removesuffix("s"), word.removesuffix("s"))) for word in words]
-    power = "".join(re.findall(r"[23]", found["power"] or ""))
+    power = "".join(re.findall(r"[23]", match["power"] or ""))
     for word, exponent in (("square", "2"), ("sq", "2"), ("cubic", "3"), ("cu", "3")):
         if word in words:
             words.remove(word)
             power = exponent
-    return found["value"].strip(), " ".join(words) + power
+    return match["value"].strip(), " ".join(words) + power
 
 
 def _numbers_equal(gold: str, given: str, a: Fraction, b: Fraction) -> bool:

@@ -144,19 +144,19 @@ def _warnings(config: ReasoningGymConfig) -> Iterator[str]:
         [spec.get("name", "") for spec in config.options.get("datasets", [])] if config.dataset == "composite" else []
     )
     for name in [config.dataset, *parts]:
-        found = surveyed(name)
-        if found.get("executes") == "yes" and not config.allow_eval:
+        survey = surveyed(name)
+        if survey.get("executes") == "yes" and not config.allow_eval:
             raise UserError(
                 f"task.dataset={name}: its scorer runs the model's answer as Python code in the reward worker; choose another, or take "
                 "that with task.allow_eval=true"
             )
-        if found.get("oracle", "1") not in ("1", ""):
-            yield f"task.dataset={name}: its scorer gives the full mark to {found['oracle']} of its own gold answers"
-        if kinds := "; ".join(kind for kind in found.get("wrong_paid", "").split("; ") if kind != "another item's"):
+        if survey.get("oracle", "1") not in ("1", ""):
+            yield f"task.dataset={name}: its scorer gives the full mark to {survey['oracle']} of its own gold answers"
+        if kinds := "; ".join(kind for kind in survey.get("wrong_paid", "").split("; ") if kind != "another item's"):
             yield f"task.dataset={name}: its scorer gives the full mark to wrong answers ({kinds})"
-        if found and not config.binary and float(found["floor"] or 0) > 0:
-            yield f"task.dataset={name}: with task.binary=false a wrong answer earns up to {found['floor']}"
-        if found and config.answer == "number" and found["number"] != "1" and OPEN_TAG not in config.question:
+        if survey and not config.binary and float(survey["floor"] or 0) > 0:
+            yield f"task.dataset={name}: with task.binary=false a wrong answer earns up to {survey['floor']}"
+        if survey and config.answer == "number" and survey["number"] != "1" and OPEN_TAG not in config.question:
             yield (
                 f"task.dataset={name}: its answers are not the last number of a text; set task.answer=text, or ask for {OPEN_TAG} "
                 "tags in task.question"

@@ -37,8 +37,8 @@ def mirror(setup: dict[str, Any]) -> None:
                         _repeat(run, table, folder, row)
             if ended:
                 break
-            heard = os.read(sys.stdin.fileno(), 4096)
-            ended, clean = not heard.endswith(AWAKE), heard.endswith(CLEAN)
+            message = os.read(sys.stdin.fileno(), 4096)
+            ended, clean = not message.endswith(AWAKE), message.endswith(CLEAN)
     with _time_limit(AGAIN_S if setup.get("again") else CALL_S):
         run.finish(exit_code=0 if clean else 1)
 

@@ -1,4 +1,4 @@
-"""Reward on held-out prompts while a run goes on."""
+"""Evaluation on held-out prompts during training."""
 
 import math
 from dataclasses import replace
@@ -13,8 +13,8 @@ from opo.system.seeding import generator_for
 def evaluate(collector: Collector, config: EvaluateConfig, seed: int) -> dict[str, float]:
     """Mean reward on the first prompts of the eval stream with its 95 % interval (Student's t over prompts).
 
-    The same prompts and random numbers each time, so that two evaluations of a run differ by the policy alone. An unscored
-    response counts for nothing, neither in the mean nor against it.
+    The same prompts and random numbers each time, so that two evaluations of a run differ by the policy alone. Unscored
+    responses are left out.
     """
     sampling = replace(collector.sampling, group_size=config.group_size, top_p=1.0, top_k=0)
     batch = collector.collect(0, config.num_prompts, generator_for(seed, "eval"), sampling, "eval")

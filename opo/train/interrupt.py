@@ -1,4 +1,4 @@
-"""How a run is left before its last step: SIGTERM, heard at once and granted where nothing is lost."""
+"""Stopping before the last step: SIGTERM ends a run after the current step is saved."""
 
 import signal
 from pathlib import Path
@@ -10,7 +10,7 @@ from opo.parallel.world import World
 
 
 class Interrupt:
-    """Turns SIGTERM into a wish that the loop grants at the end of a step. Off the main thread it hears nothing."""
+    """Notes a SIGTERM; the loop stops at the end of the step. It has no effect outside the main thread."""
 
     any_heard = False  # by this process: a multirun ends with the job that heard it
 
@@ -39,5 +39,5 @@ class Interrupt:
     def leave(self, path: Path, step: int) -> None:
         """Raise StoppedRun if `heard`; call it after the state was saved."""
         if self.asked:
-            why = f"{path}: stopped by SIGTERM after step {step} and saved; the same command goes on from there"
+            why = f"{path}: stopped by SIGTERM after step {step} and saved; the same command resumes from there"
             raise self.world.everyones(StoppedRun(why))

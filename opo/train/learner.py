@@ -1,4 +1,4 @@
-"""What learns: the policy, its critic where there is one, their optimizers, and how far they have come.
+"""The learner: policy, critic where there is one, their optimizers and counters.
 
 One update is four things: token weights, forward and backward pass, the rollout-trainer mismatch check, the step.
 """
@@ -15,9 +15,9 @@ from torch import Tensor
 from opo.algorithms import ALGORITHMS, token_weights
 from opo.batch import Rollouts
 from opo.config.schema import RunConfig
-from opo.model.gradient import Pass, accumulate, clip_gradients, gradient_norm
+from opo.model.gradient import accumulate, clip_gradients, gradient_norm
 from opo.model.load import restore_model, save_model
-from opo.model.policy import Policy, TokenScores
+from opo.model.policy import BatchScores, Policy
 from opo.parallel.first import SharedFolder
 from opo.parts.chosen import Parts
 from opo.parts.gradients import LookAhead
@@ -30,10 +30,10 @@ from opo.train.update import loss_of, minibatch, needs_reference, stop_nonfinite
 
 
 class Learner:
-    """Everything that changes while a run goes on. Random streams are functions of the counters, so they need no saving."""
+    """The state that training changes. Random streams are functions of the counters, so they need no saving."""
 
     def __init__(self, config: RunConfig, policy: Policy, path: Path) -> None:
-        """`policy` as it is at the start of the run; `path` is the run's folder, for its certificate and what went wrong."""
+        """`policy` as it is at the start of the run; `path` is the run's folder, for certificate.json and a batch with a non-finite gradient."""
         optim = config.optim
         self.config, self.path = config, path
         self.policy = replace(policy, token_budget=optim.tokens_per_microbatch, shared_prefix=optim.shared_prefix)
@@ -75,13 +75,13 @@ class Learner:
             rows = rollouts.rows_of(prompts)
             current_NT, weights_NT = rollouts.logprobs_NT, on_policy_NT
             if update > 0:
-                current_NT = current_NT.index_copy(0, rows, self.policy.measure(rollouts, prompts).logprobs_MT[rows])
+                current_NT = current_NT.index_copy(0, rows, self.policy.measure(rollouts, prompts).logprobs_NT[rows])
                 weights_NT = token_weights(loss, current_NT)
             elif corrects and self._breach(measured := self.policy.measure(rollouts, prompts), rollouts, rows):
                 tally.row["mismatch/corrected"] = 1.0
                 inside_NT = torch.zeros_like(rollouts.mask_NT).index_copy(0, rows, rollouts.mask_NT[rows])
                 weights_NT = weights_NT * truncated_ratios(
-                    current_NT, measured.logprobs_MT, inside_NT, self.config.certificate.cap
+                    current_NT, measured.logprobs_NT, inside_NT, self.config.certificate.cap
                 )
             if self.parts.mask is not None:
                 advantages_NT = (weights_NT / unit_weights(algo, rollouts)).nan_to_num(0.0)
@@ -90,18 +90,18 @@ class Learner:
             # the loss averages over the batch: rescaled, these prompts' rows alone average as the batch does
             scale = rollouts.num_prompts / len(prompts)
             bonus_NT = None if entropy_NT is None else entropy_NT * scale
-            seen = accumulate(self.policy, rollouts, prompts, weights_NT * scale, bonus_NT)
+            forward = accumulate(self.policy, rollouts, prompts, weights_NT * scale, bonus_NT)
             if self.parts.gradient is not None:
                 self.parts.gradient.estimate(self.policy.parameters())
             norm = gradient_norm(self.policy.parameters())
-            if not (math.isfinite(norm) and bool(seen.logprobs_NT.isfinite().all())):  # on every rank or on none
+            if not (math.isfinite(norm) and bool(forward.logprobs_NT.isfinite().all())):  # on every rank or on none
                 self.world.by_first(
-                    partial(stop_nonfinite, self.path, self.step, rollouts, weights_NT, seen.logprobs_NT)
+                    partial(stop_nonfinite, self.path, self.step, rollouts, weights_NT, forward.logprobs_NT)
                 )
             if update == 0:
                 if not corrects:
-                    self._breach(seen, rollouts, rows)
-                tally.first(rows, seen, self._gap(seen, rollouts, rows))
+                    self._breach(forward, rollouts, rows)
+                tally.first(rows, forward, self._mismatch(forward, rollouts, rows))
             tally.step(norm, *self._step(norm))
             if self.critic is not None and self.critic_optimizer is not None:
                 tally.critic(*update_critic(self.critic, self.critic_optimizer, rollouts, prompts, self.config))
@@ -112,15 +112,14 @@ class Learner:
         self.tokens += int(rollouts.lengths_N.sum())
         return tally.metrics()
 
-    def _gap(self, seen: Pass | TokenScores, rollouts: Rollouts, rows: Tensor) -> Mismatch:
+    def _mismatch(self, forward: BatchScores, rollouts: Rollouts, rows: Tensor) -> Mismatch:
         """Between sampler and trainer, over these rows."""
-        trainer_NT = seen.logprobs_NT if isinstance(seen, Pass) else seen.logprobs_MT
         assert rollouts.logprobs_NT is not None
-        return measure_mismatch(rollouts.logprobs_NT[rows], trainer_NT[rows], rollouts.mask_NT[rows])
+        return measure_mismatch(rollouts.logprobs_NT[rows], forward.logprobs_NT[rows], rollouts.mask_NT[rows])
 
-    def _breach(self, seen: Pass | TokenScores, rollouts: Rollouts, rows: Tensor) -> bool:
+    def _breach(self, forward: BatchScores, rollouts: Rollouts, rows: Tensor) -> bool:
         """The mismatch check of the first update on a batch: true where its weights have to be corrected."""
-        return self.check.check(self.step + 1, rollouts.versions, self.version, self._gap(seen, rollouts, rows))
+        return self.check.check(self.step + 1, rollouts.versions, self.version, self._mismatch(forward, rollouts, rows))
 
     def _entropy_weights(self, rollouts: Rollouts) -> Tensor | None:
         """c_nt with sum_nt c_nt H_nt the terms on entropies, on the scale of the loss's policy term, (N, T); None without any."""

@@ -1,15 +1,15 @@
 """The training loop, on one page.
 
-It reads as GRPO would, with what OPO leaves out left out:
+It reads as GRPO would, without the parts that OPO leaves out:
 
-- no importance ratio and no clipping: one update per freshly sampled batch, so the ratio is one (off-policy forms are a number,
+- no importance ratio and no clipping: one update per freshly sampled batch, so the ratio is one (off-policy training is set by
   `algo.updates_per_rollout`, and an algorithm that has a ratio);
 - no reference model and no KL penalty (made only when `algo.kl_coef` is not zero);
 - no critic (made only for an algorithm that asks for values);
 - no division by the group's standard deviation, and a baseline weighted by length in place of the mean;
 - no length or token-mean normalisation: the loss is a sum over tokens, whose gradient is that of expected reward.
 
-What is left: sample, score, weigh the scores, step. Which algorithm it is, the loop does not know: a loss is a function of token
+What is left: sample, score, weigh the scores, step. The loop does not depend on the algorithm: a loss is a function of token
 log-probabilities, and its gradient there is all that reaches the model (opo/train/learner.py).
 """
 
@@ -33,7 +33,7 @@ from opo.train.step_metrics import Clock, batch_metrics
 
 
 def train(config: RunConfig, path: Path) -> None:
-    """Run `config` in the folder `path`, going on from its newest checkpoint where there is one.
+    """Run `config` in the folder `path`, resuming from its newest checkpoint where there is one.
 
     Raises UserError for a configuration or folder that cannot be used, StoppedRun after SIGTERM (saved) and where a loss or
     gradient is not finite (the batch is on disk).

@@ -1,6 +1,6 @@
-"""The certificate that a batch is exactly on-policy: sampled by the very weights that are updated with it.
+"""The rollout-trainer mismatch check: was a batch sampled by exactly the weights that are updated with it.
 
-Sampler and trainer are two programs that ought to compute the same log pi. A prefix cache that outlived an update, a weight
+Sampler and trainer are two programs that should compute the same log pi. A prefix cache that outlived an update, a weight
 synchronisation that was missed, a temperature applied on one side only or a position off by one all show up as a difference of
 their log-probabilities of the sampled tokens. It is measured at every step, in float64 and before anything is clipped or truncated.
 """
@@ -28,7 +28,7 @@ class MismatchBreach(StoppedRun):
 
 @dataclass(frozen=True)
 class Mismatch:
-    """How far the trainer is from the sampler, with d = log pi_trainer - log pi_sampler of one sampled token, r = exp d."""
+    """Difference between trainer and sampler, with d = log pi_trainer - log pi_sampler of one sampled token, r = exp d."""
 
     mean_abs: float  # nats: mean over tokens of |d|
     max_abs: float  # nats: largest |d|; every importance ratio r lies within exp(-max) and exp(max)
@@ -48,14 +48,14 @@ class Mismatch:
 
 
 def measure_mismatch(sampler_logprobs_NT: Tensor, trainer_logprobs_NT: Tensor, mask_NT: Tensor) -> Mismatch:
-    """The gap over the true entries of the mask, in float64.
+    """The mismatch over the true entries of the mask, in float64.
 
     Raises ValueError where the mask is empty, or a log-probability in it is not finite (naming the response).
     """
     difference_NT = _difference(sampler_logprobs_NT, trainer_logprobs_NT, mask_NT)
     difference_M = difference_NT[mask_NT]
     if not len(difference_M):
-        raise ValueError("the gap between sampler and trainer needs at least one response token; the mask has none")
+        raise ValueError("the mismatch of sampler and trainer needs at least one response token; the mask has none")
     weights_N = torch.softmax(
         difference_NT.sum(1), 0
     )  # normalised: a common factor does not change the effective sample size
@@ -91,10 +91,10 @@ def _difference(sampler_logprobs_NT: Tensor, trainer_logprobs_NT: Tensor, mask_N
 
 @dataclass
 class MismatchCheck:
-    """What was checked so far, kept in the run folder as `certificate.json` and carried on by a resumed run.
+    """The results of the check so far, kept in the run folder as `certificate.json` and continued by a resumed run.
 
-    Three things are asserted of the first update on a batch: the version of the weights that sampled each token, the mean gap, and
-    the largest gap, which bounds every importance ratio between exp(-max) and exp(max). The ratios a loss is given at that update
+    Three things are asserted of the first update on a batch: the version of the weights that sampled each token, the mean difference, and
+    the largest difference, which bounds every importance ratio between exp(-max) and exp(max). The ratios a loss is given at that update
     are one by construction.
 
     A step that is done again after a resume replaces nothing: the worst of each number is kept, and no step is counted twice.
@@ -137,41 +137,41 @@ class MismatchCheck:
                 ) from None
         return certificate
 
-    def complaints(self, versions: set[int], current_version: int, gap: Mismatch) -> list[str]:
-        """What keeps this batch from being exactly on-policy: measured against allowed, nothing where it is."""
-        found = []
+    def complaints(self, versions: set[int], current_version: int, mismatch: Mismatch) -> list[str]:
+        """Why this batch is not exactly on-policy, measured against allowed; empty where it is."""
+        reasons = []
         if versions != {current_version}:
             sampled = ", ".join(str(v) for v in sorted(versions))
-            found.append(f"sampled with weights of version {sampled}, allowed only {current_version}")
+            reasons.append(f"sampled with weights of version {sampled}, allowed only {current_version}")
         for what, measured, allowed, key in (
-            ("mean", gap.mean_abs, self.mean_allowed_nats, "logprob_abs_mean_nats"),
-            ("largest", gap.max_abs, self.max_allowed_nats, "logprob_abs_max_nats"),
+            ("mean", mismatch.mean_abs, self.mean_allowed_nats, "logprob_abs_mean_nats"),
+            ("largest", mismatch.max_abs, self.max_allowed_nats, "logprob_abs_max_nats"),
         ):
             if measured > allowed:
-                found.append(
+                reasons.append(
                     f"{what} log-probability difference {measured:.2e} nats, allowed {allowed:.2e} (certificate.{key})"
                 )
-        return found
+        return reasons
 
-    def check(self, step: int, versions: set[int], current_version: int, gap: Mismatch) -> bool:
-        """Judge the first update on a batch and write the verdict down; true where its weights have to be corrected.
+    def check(self, step: int, versions: set[int], current_version: int, mismatch: Mismatch) -> bool:
+        """Check the first update on a batch and record the result; true where its weights have to be corrected.
 
         `versions` are those of the weights that sampled any token of the batch, `current_version` that of the weights about to be
-        updated. A breach raises MismatchBreach. With `on_breach="correct"` a gap does not: multiply the batch's token weights
-        by `truncated_ratios`, and the certificate says so from here on. A token of other weights always raises.
+        updated. A breach raises MismatchBreach. With `on_breach="correct"` a difference does not: multiply the batch's token weights
+        by `truncated_ratios`, and certificate.json says so. A token of other weights always raises.
         """
-        found = self.complaints(versions, current_version, gap)
-        for name, value in (asdict(gap) | {"version_lag": current_version - min(versions)}).items():
+        reasons = self.complaints(versions, current_version, mismatch)
+        for name, value in (asdict(mismatch) | {"version_lag": current_version - min(versions)}).items():
             self.worst[name] = _worse(name, self.worst.get(name, value), value)
         if step > self.last_step:
             self.steps_checked, self.last_step = self.steps_checked + 1, step
-        if found:
-            self.breaches[str(step)] = "; ".join(found)
+        if reasons:
+            self.breaches[str(step)] = "; ".join(reasons)
         if self.path is not None:
             write_text(self.path, json.dumps(self.record(), indent=1) + "\n")
-        if found and (self.on_breach == "stop" or versions != {current_version}):
+        if reasons and (self.on_breach == "stop" or versions != {current_version}):
             raise MismatchBreach(f"step {step} is not exactly on-policy: {self.breaches[str(step)]}")
-        return bool(found)
+        return bool(reasons)
 
     def record(self) -> dict[str, Any]:
         """The verdict as data. Two facts make a run exactly on-policy: every batch checked was sampled by the weights that the first

@@ -1,4 +1,4 @@
-"""What an algorithm needs beyond rewards and the sampler's log-probabilities, computed once per rollout batch."""
+"""Inputs of an algorithm beyond rewards and the sampler's log-probabilities, computed once per rollout batch."""
 
 from dataclasses import replace
 
@@ -36,11 +36,11 @@ def prepare(batch: Collected, learner: Learner, collector: Collector) -> Rollout
     prompts = list(range(rollouts.num_prompts))
     measured = config.kl_init_every and step % config.kl_init_every == 0
     if learner.initial is not None and (needs_reference(algo) or measured):
-        reference_NT = learner.initial.measure(rollouts, prompts).logprobs_MT
+        reference_NT = learner.initial.measure(rollouts, prompts).logprobs_NT
         rollouts = rollouts.with_(reference_logprobs_NT=reference_NT)
         if algo.kl_coef and algo.kl_placement == "reward":
             # both from the trainer's own pass: exactly zero where the policy is the reference, so that nothing is whitened there
-            own_NT = policy.measure(rollouts, prompts).logprobs_MT
+            own_NT = policy.measure(rollouts, prompts).logprobs_NT
             estimate_NT = kl_estimate(own_NT, reference_NT, algo.kl_estimator)
             rollouts = rollouts.with_(kl_rewards_NT=-algo.kl_coef * estimate_NT * rollouts.mask_NT)
     if learner.critic is not None:
@@ -51,8 +51,8 @@ def prepare(batch: Collected, learner: Learner, collector: Collector) -> Rollout
         best = collector.collect(batch.prompts[0].index, rollouts.num_prompts, unused, greedy)
         rollouts = rollouts.with_(greedy_rewards_P=best.rollouts.rewards_PG[:, 0])
     if "logit_energy_NT" in needs or "entropies_NT" in needs:
-        seen = policy.measure(rollouts, prompts, energy=True)
-        rollouts = rollouts.with_(logit_energy_NT=seen.energies_MT, entropies_NT=seen.entropies_MT)
+        token_scores = policy.measure(rollouts, prompts, energy=True)
+        rollouts = rollouts.with_(logit_energy_NT=token_scores.energies_NT, entropies_NT=token_scores.entropies_NT)
     if "score_norm2_PG" in needs:
         rollouts = rollouts.with_(score_norm2_PG=squared_score_norms(policy, rollouts))
     if isinstance(parts.gradient, HessianCorrected):

@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: one line with reward, rate and time left, and now and then a few responses."""
+"""Progress on the terminal: one line with reward, rate and time left, and now and then a few responses."""
 
 from pathlib import Path
 from typing import Self

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from opo.batch import Rollouts
 from opo.kl import kl_estimate
-from opo.model.gradient import Pass
+from opo.model.policy import BatchScores
 from opo.parallel.world import World
 from opo.rollout.collect import Collected
 from opo.train.mismatch import Mismatch
 
 
 class Clock:
-    """Seconds by phase of a step; `lap` books the time since the last lap."""
+    """Seconds by phase of a step; `lap` adds the time since the last lap to a phase."""
 
     def __init__(self, world: World | None = None) -> None:
         self.world = world or World()
@@ -86,7 +86,7 @@ def batch_metrics(batch: Collected) -> dict[str, float]:
 
 
 class UpdateTally:
-    """What the updates of one rollout batch showed, gathered for one row of metrics."""
+    """Metrics of the updates of one rollout batch, gathered for one row."""
 
     def __init__(self, rollouts: Rollouts, on_policy_NT: Tensor) -> None:
         self.rollouts, self.on_policy_NT = rollouts, on_policy_NT
@@ -109,16 +109,16 @@ class UpdateTally:
         self.clipped_tokens += float((active & (weights_NT[rows][mask] == 0)).sum())
         self.active += float(active.sum())
 
-    def first(self, rows: Tensor, seen: Pass, gap: Mismatch) -> None:
-        """Entropy, KL to the initial policy and the gap between sampler and trainer, before any update on this batch."""
+    def first(self, rows: Tensor, forward: BatchScores, mismatch: Mismatch) -> None:
+        """Entropy, KL to the initial policy and the rollout-trainer mismatch, before any update on this batch."""
         mask_NT = self.rollouts.mask_NT
-        self.row["train/entropy_mean_nats"] = float(seen.entropies_NT[rows][mask_NT[rows]].mean())
-        self.row["train/entropy_sampled_nats"] = -float(seen.logprobs_NT[rows][mask_NT[rows]].mean())
+        self.row["train/entropy_mean_nats"] = float(forward.entropies_NT[rows][mask_NT[rows]].mean())
+        self.row["train/entropy_sampled_nats"] = -float(forward.logprobs_NT[rows][mask_NT[rows]].mean())
         if self.rollouts.reference_logprobs_NT is not None:
             assert self.rollouts.logprobs_NT is not None
             k3_NT = kl_estimate(self.rollouts.logprobs_NT, self.rollouts.reference_logprobs_NT, "k3")
             self.row["train/kl_init_nats"] = float(k3_NT[mask_NT].mean())
-        self.row |= gap.metrics()
+        self.row |= mismatch.metrics()
 
     def step(self, norm: float, clipped: bool, rate: float, moved: float) -> None:
         self.norms.append(norm)

@@ -1,4 +1,4 @@
-"""What an update is made of: the loss on a batch, the weight of each token's entropy, and which prompts an update takes."""
+"""The parts of an update: the loss on a batch, the weight of each token's entropy, and which prompts an update takes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ from opo.system.seeding import rng_for
 
 
 def needs_reference(algo: AlgoConfig) -> bool:
-    """True where the algorithm's loss looks at the reference policy in every step."""
+    """True where the algorithm's loss needs the reference policy in every step."""
     return algo.kl_coef != 0 or "reference_logprobs_NT" in ALGORITHMS[algo.name].needs
 
 

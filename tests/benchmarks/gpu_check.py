@@ -167,12 +167,12 @@ def bodies(device: str, tiny: bool) -> dict[str, Any]:
         opo_gradient(policy, rollouts)
         gradients.append(torch.cat([p.grad.flatten().cpu() for p in policy.parameters() if p.grad is not None]))
     inputs = inputs_of(here.model, 6, 7, 12)
-    measured = [policy.measure(rollouts, prompts).logprobs_MT for policy in (here, there)]
+    measured = [policy.measure(rollouts, prompts).logprobs_NT for policy in (here, there)]
     assert again.logprobs_NT is not None
     found = {
         "logprob_largest_nats": float((measured[0] - measured[1]).abs().max()),
         "sampler_trainer_largest_nats": float(
-            (again.logprobs_NT - there.measure(again, prompts).logprobs_MT).abs().max()
+            (again.logprobs_NT - there.measure(again, prompts).logprobs_NT).abs().max()
         ),
         "gradient_relative": relative(gradients[1], gradients[0]),
         "gram_relative": relative(score_gram(there.model, *inputs), score_gram(here.model, *inputs)),

@@ -84,7 +84,7 @@ def encode_groups(
     groups: Sequence[Group], choice: RewardChoice, encoder: Encoder, most: int | None = None
 ) -> list[EncodedPrompt]:
     """The prompts as token ids, the first `most` responses of each; what had to be done is counted in the encoder's notes."""
-    notes, found = encoder.notes, []
+    notes, encoded = encoder.notes, []
     for item in groups:
         rows = Group(item.step, item.name, item.records[:most])
         made = encoder.encode(rows, [choice.of(record) for record in rows.records])
@@ -94,9 +94,9 @@ def encode_groups(
         unscored = len(made.rewards) - made.scored
         if unscored:
             notes.left_out["without a reward"] += unscored
-        found.append(made)
+        encoded.append(made)
     encoder.finish()
-    return found
+    return encoded
 
 
 def _of_steps(records: list[Record], steps: Sequence[int] | None, files: Sequence[Path]) -> list[Record]:
@@ -111,12 +111,12 @@ def _of_steps(records: list[Record], steps: Sequence[int] | None, files: Sequenc
 
 
 def _temperature(records: Sequence[Record], notes: Notes, files: Sequence[Path]) -> None:
-    found = sorted({float(r.temperature) for r in records if isinstance(r.temperature, int | float)})
-    if len(found) > 1:
+    temperatures = sorted({float(r.temperature) for r in records if isinstance(r.temperature, int | float)})
+    if len(temperatures) > 1:
         raise UserError(
-            f"rollouts={_names(files)}: sampled at temperatures {_some(found)}; one policy has one temperature"
+            f"rollouts={_names(files)}: sampled at temperatures {_some(temperatures)}; one policy has one temperature"
         )
-    notes.temperature = found[0] if found else None
+    notes.temperature = temperatures[0] if temperatures else None
 
 
 def _names(files: Sequence[Path]) -> str:

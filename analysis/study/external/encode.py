@@ -67,25 +67,25 @@ class Encoder:
         self.unmarked = ""
 
     def encode(self, group: Group, rewards: list[float]) -> EncodedPrompt | None:
-        """The group as ids, or None where nothing of it is left. Raises UserError naming the row at fault."""
+        """The group as ids, or None where no usable response is left. Raises UserError naming the row at fault."""
         rows, keep = group.records, self._kept(group.records)
         if not keep:
             return None
         first = rows[keep[0]]
         prompt_ids, chat = self._prompt(first)
         end = self._end(chat)
-        found = EncodedPrompt(group.name, self._shown(prompt_ids), prompt_ids, [], [], [], [])
+        encoded = EncodedPrompt(group.name, self._shown(prompt_ids), prompt_ids, [], [], [], [])
         for n in keep:
             ids, text = self._response(rows[n], end)
             if not ids:
                 self.notes.left_out["without a token"] += 1
                 continue
             self._check(rows[n], prompt_ids, ids)
-            found.response_ids.append(ids)
-            found.texts.append(text)
-            found.rewards.append(rewards[n])
-            found.logprobs.append(self._logprobs(rows[n], ids))
-        return found if found.response_ids else None
+            encoded.response_ids.append(ids)
+            encoded.texts.append(text)
+            encoded.rewards.append(rewards[n])
+            encoded.logprobs.append(self._logprobs(rows[n], ids))
+        return encoded if encoded.response_ids else None
 
     def finish(self) -> None:
         """Raise UserError where too many texts do not survive the tokenizer; else say what was unlike."""

@@ -22,13 +22,13 @@ class Group:
 
 def group(records: Sequence[Record]) -> list[Group]:
     """Groups in the order in which they are first seen. Raises UserError where one id stands for two prompts."""
-    found: dict[Hashable, list[Record]] = {}
+    records_of: dict[Hashable, list[Record]] = {}
     for record in records:
         key = ("prompt", hashable(record.prompt)) if record.group is None else ("id", record.group)
-        found.setdefault((record.step, key), []).append(record)
+        records_of.setdefault((record.step, key), []).append(record)
     steps = {record.step for record in records}
     groups = []
-    for number, rows in enumerate(found.values()):
+    for number, rows in enumerate(records_of.values()):
         first = rows[0]
         for other in rows:
             if other.prompt != first.prompt and None not in (other.prompt, first.prompt):

@@ -56,16 +56,16 @@ class Imported:
         """Which prompts are studied: those that bear the least group size, from `first_prompt` on, `prompts` of them."""
         least = 2 * min(config.group_sizes)
         fit = [n for n, prompt in enumerate(self.prompts) if prompt.scored >= least]
-        found = fit[config.first_prompt :][: config.prompts]
-        if len(found) < 2:
+        chosen = fit[config.first_prompt :][: config.prompts]
+        if len(chosen) < 2:
             raise UserError(
-                f"first_prompt={config.first_prompt}: leaves {len(found)} of {len(fit)} prompts; two are needed"
+                f"first_prompt={config.first_prompt}: leaves {len(chosen)} of {len(fit)} prompts; two are needed"
             )
         if short := len(self.prompts) - len(fit):
             self.notes.prompts_left_out[f"with fewer than {least} scored responses"] = short
-        self.notes.prompts = len(found)
-        self.notes.responses = sum(self.prompts[n].scored for n in found)
-        return found
+        self.notes.prompts = len(chosen)
+        self.notes.responses = sum(self.prompts[n].scored for n in chosen)
+        return chosen
 
     def _too_few(self, config: VarianceConfig, scored: list[int]) -> str:
         need = f"group_sizes from {min(config.group_sizes)} need two prompts with {2 * min(config.group_sizes)} scored responses or more"
@@ -97,8 +97,8 @@ def sampled_from(pools: Sequence[PromptPool]) -> tuple[float | None, dict[str, f
     z_P, z_N = _studentised(sums_P), _studentised(sums_N)
     p_values = [2 * student.sf(abs(z), len(x) - 1) for z, x in ((z_P, sums_P), (z_N, sums_N))]
     tokens = sum(int(pool.lengths_R.sum()) for pool in pools)
-    found = {"nats_per_token": float(sums_P.sum() / tokens), "z": z_P, "z_responses": z_N}
-    return gap, found | {"p_value": min(1.0, 2 * float(min(p_values)))}
+    statistics = {"nats_per_token": float(sums_P.sum() / tokens), "z": z_P, "z_responses": z_N}
+    return gap, statistics | {"p_value": min(1.0, 2 * float(min(p_values)))}
 
 
 def _studentised(values: np.ndarray) -> float:

@@ -52,12 +52,12 @@ def said_by_assistant(messages: Messages, where: str) -> str:
 
 def turn_end(tokenizer: Any, messages: Messages) -> int | None:
     """The token that the template writes after what the assistant says, None where it writes none."""
-    said = "opo"
+    reply = "opo"
     try:
-        text = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": said}], tokenize=False)
+        text = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": reply}], tokenize=False)
     except Exception:  # a template may raise anything, and then says nothing about its ends
         return None
-    after = str(text).rpartition(said)[2]
+    after = str(text).rpartition(reply)[2]
     ids = tokenizer.encode(after, add_special_tokens=False)
     return next(
         (i for i in ids[:1] if i in tokenizer.all_special_ids or i in tokenizer.get_added_vocab().values()), None
@@ -74,7 +74,7 @@ def special_tokens(tokenizer: Any) -> dict[str, int]:
 
 
 def without_markers(text: str, tokenizer: Any) -> bool:
-    """Whether the text ends in the name of who speaks next, with a user before, and none of the tokenizer's markers."""
+    """Whether the text ends in a role name after a user turn, without the tokenizer's own markers."""
     marked = any(token in text for token in special_tokens(tokenizer))
     return not marked and bool(_OPEN.search(text)) and bool(re.search(r"(?:^|\n)?user\n", text))
 

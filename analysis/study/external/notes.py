@@ -39,20 +39,20 @@ class Notes:
 
     def paragraph(self) -> str:
         """One paragraph for a reader."""
-        said = [self.read()]
+        sentences = [self.read()]
         forms = ", ".join(f"{count} as {form}" for form, count in self.prompt_form.items())
-        said.append(f"Prompts: {forms}.")
-        said.append(self._ends())
+        sentences.append(f"Prompts: {forms}.")
+        sentences.append(self._ends())
         if self.unlike:
-            said.append(f"{self.unlike} texts do not survive the tokenizer (such as {self.unlike_example}).")
+            sentences.append(f"{self.unlike} texts do not survive the tokenizer (such as {self.unlike_example}).")
         if self.specials:
-            said.append(f"{self.specials} responses have special tokens in their text, which are read as such.")
+            sentences.append(f"{self.specials} responses have special tokens in their text, which are read as such.")
         at = "" if self.measured_at is None else f", measured at {self.measured_at:g}"
         known = "unknown" if self.temperature is None else f"{self.temperature:g}"
-        said.append(f"Temperature of sampling: {known}{at}; truncation (top-p, top-k): unknown, taken as none.")
-        said += [f"Warning: {warning}." for warning in self.warnings]
-        said += self._fit()
-        return " ".join(said)
+        sentences.append(f"Temperature of sampling: {known}{at}; truncation (top-p, top-k): unknown, taken as none.")
+        sentences += [f"Warning: {warning}." for warning in self.warnings]
+        sentences += self._fit()
+        return " ".join(sentences)
 
     def read(self) -> str:
         """What was read and what was left out."""
@@ -84,26 +84,26 @@ class Notes:
 
     def _fit(self) -> list[str]:
         if self.gap_nats is not None:
-            said = [
+            sentences = [
                 f"Log-probability gap to this model: {self.gap_nats:.2g} nats a token, over {self.with_logprobs} responses that bring theirs."
             ]
         else:
-            said = ["Log-probability gap to this model: unknown, since the file has no log-probabilities."]
+            sentences = ["Log-probability gap to this model: unknown, since the file has no log-probabilities."]
         if self.fit is None:
-            return said
+            return sentences
         z, p = self.fit["z"], self.fit["p_value"]
-        found = (
+        z_score = (
             f"log-probability plus entropy, zero in the mean under the policy that sampled, is "
             f"{self.fit['nats_per_token']:+.3f} nats a token (z = {z:.1f} over prompts, p = {p:.2g})"
         )
         if self.doubtful:
-            said.append(
-                f"Warning: these responses were hardly sampled from this model as it was read here: {found}. "
+            sentences.append(
+                f"Warning: these responses were hardly sampled from this model as it was read here: {z_score}. "
                 "Other weights, template, temperature or truncation?"
             )
         else:
-            said.append(f"In line with sampling from this model, or one near it: {found}.")
-        return said
+            sentences.append(f"In line with sampling from this model, or one near it: {z_score}.")
+        return sentences
 
     @property
     def doubtful(self) -> bool:

@@ -37,5 +37,5 @@ def records(table: Table, choice: RewardChoice) -> list[Record]:
 
 def step_of(file: Path) -> int | None:
     """The training step in a folder's name, `step_12/train_rollouts.jsonl`."""
-    found = re.search(r"(?:^|/)step_(\d+)/", file.as_posix())
-    return int(found[1]) if found else None
+    match = re.search(r"(?:^|/)step_(\d+)/", file.as_posix())
+    return int(match[1]) if match else None

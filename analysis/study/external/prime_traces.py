@@ -23,21 +23,21 @@ def matches(columns: set[str]) -> bool:
 
 def records(table: Table, choice: RewardChoice) -> list[Record]:
     """One record a trace of an agent that is trained. Raises UserError on a trace of several sampled turns."""
-    found = []
+    parsed = []
     for n, row in enumerate(table.rows):
         where = table.where(n)
         if "nodes" in row or "traces" not in row:
             step = whole(row.get("policy_version"), where, "policy_version")
             group = (row.get("kind"), row.get("env_name"), row.get("group_id"))
-            found.append(_record(where, row, group, step_of(table.file) if step is None else step))
+            parsed.append(_record(where, row, group, step_of(table.file) if step is None else step))
             continue
         traces = [t for t in row.get("traces") or [] if (t.get("agent") or {}).get("trainable", True)]
         group, step = (row.get("group") or {}).get("id"), whole(_step(row), where, "run.work.policy.start")
         if not traces or row.get("ok") is False or row.get("errors"):
-            found.append(Record(where, group, None, None, None, step=step, left_out=FAILED))
+            parsed.append(Record(where, group, None, None, None, step=step, left_out=FAILED))
             continue
-        found += [_record(where, trace, (group, (trace.get("agent") or {}).get("name")), step) for trace in traces]
-    return found
+        parsed += [_record(where, trace, (group, (trace.get("agent") or {}).get("name")), step) for trace in traces]
+    return parsed
 
 
 def _step(episode: Mapping[str, Any]) -> Any:

@@ -20,9 +20,11 @@ from analysis.claims.records import evidence_of
 from analysis.examples import wordy_bandit
 from analysis.plots import runs as figures_runs
 from analysis.plots import variance as figures
+from analysis.plots.answer import ratio_by_policy
 from analysis.plots.audits import audit_by_part, audits_over_training
 from analysis.plots.exact import parabola
-from analysis.plots.style import figure_of, inline_svg, save
+from analysis.plots.style import colour, figure_of, inline_svg, is_hollow, marker, save
+from analysis.plots.variance import WIDEST
 from analysis.runs.groups import with_groups
 from analysis.runs.load import load
 from analysis.study.result import Study
@@ -177,3 +179,31 @@ def test_inline_svg_stands_alone(study: Study) -> None:
 def test_axes_of_ones_own_are_used(study: Study) -> None:
     ax = Figure().add_subplot()
     assert figures.forest(study, ax=ax) is ax
+
+
+def test_a_name_has_one_colour_in_every_figure() -> None:
+    """Whatever else is shown; variants of an algorithm do not take the place of the plain one, and no two names share a look."""
+    alone, among = (
+        colour("length_weighted", ["length_weighted"]),
+        colour("length_weighted", ["start", "none", "length_weighted"]),
+    )
+    assert alone == among == colour("opo", ["grpo", "opo"]) == colour("length_weighted_loo", [])
+    assert is_hollow("length_weighted_loo")
+    assert not is_hollow("rloo")
+    groups = ["grpo (4 updates)", "grpo", "opo", "ppo (4 updates)"]
+    assert colour("grpo", groups) == colour("grpo", ["grpo"])
+    assert colour("ppo (4 updates)", groups) == colour("ppo", ["ppo"])
+    assert len({colour(name, groups) for name in groups}) == len(groups)
+    assert len({marker(name, groups) for name in groups}) == len(groups)
+
+
+def test_the_opening_figure_draws_each_policy_of_each_estimator(study: Study) -> None:
+    ax = ratio_by_policy(study, ["none", "length_weighted"])
+    assert sorted(label.get_text() for label in ax.get_yticklabels()) == ["length_weighted", "none"]
+    drawn = [across(line) for line in ax.lines if len(across(line)) == 2]
+    for policy in study.policies:
+        row = study.compare(policy["name"]).filter(estimator="none").row(0, named=True)
+        low, high = row["low"] or 0.0, np.inf if row["high"] is None else row["high"]
+        ends = np.clip([low, high], 1 / WIDEST, WIDEST)
+        assert any(np.allclose(line, ends) for line in drawn)
+    clashes(ax)

@@ -2,12 +2,17 @@
 
 import json
 import re
+import shlex
+import shutil
+import subprocess
 from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
 import polars as pl
 import pytest
+import yaml
 from studies import bandit_study, write_run
 
 from analysis.claims.evidence import Material
@@ -22,9 +27,20 @@ from analysis.report.wandb import markdown_table
 from analysis.runs.groups import with_groups
 from analysis.runs.load import load
 from analysis.study.result import load as load_study
+from opo.cli.compose import composed
 from opo.errors import UserError
 
-VOID = {"meta", "link", "br", "img", "hr", "input"}
+MEASURE = """
+addEventListener("load", () => setTimeout(() => {
+  document.querySelectorAll("details").forEach(fold => fold.open = true);
+  const width = document.documentElement.clientWidth;
+  const drawn = [...document.querySelectorAll("main *")].filter(e => !e.parentElement.closest("svg, h2#answer, thead") && !e.matches("h2#answer, thead"));
+  const wide = drawn.filter(e => e.getBoundingClientRect().right > width + 1 || e.getBoundingClientRect().left < -1
+    || (getComputedStyle(e).display != "inline" && e.clientWidth && e.scrollWidth > e.clientWidth + 1));
+  document.title = "too wide: " + wide.slice(0, 5).map(e => e.tagName + " " + e.textContent.slice(0, 30)).join(", ");
+}, 100))
+"""
+VOID = {"meta", "link", "br", "wbr", "img", "hr", "input"}
 
 
 class Page(HTMLParser):
@@ -193,6 +209,47 @@ def test_code_machine_and_commands_can_be_cited(tmp_path: Path) -> None:
     assert "On arithmetic with tiny (6.6M parameters)" in html
     study.save(tmp_path)
     assert "not recorded" in write_report(tmp_path).read_text(encoding="utf-8")
+
+
+def test_trainings_are_repeated_by_commands_that_make_their_configs(tmp_path: Path) -> None:
+    """The command of a training composes to the config that it is read from, and seeds are one sweep."""
+    changes = [
+        "algo=grpo",
+        "algo.updates_per_rollout=4",
+        "algo.minibatches=4",
+        "steps=7",
+        "study=s",
+        "optim.learning_rate=0.003",
+    ]
+    for seed in (0, 1):
+        folder = write_run(tmp_path / f"run-{seed}", "grpo", seed, 0.01)
+        config = composed("train", [*changes, f"seed={seed}"])
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    html = write_report(tmp_path).read_text(encoding="utf-8")
+    lines = [unescape(line) for line in re.findall(r"opo train [^<\n]*", html[html.index('id="cite"') :])]
+    assert len(lines) == 1
+    words = shlex.split(lines[0])[2:]
+    assert words[0] == "-m"
+    assert words[-1] == "seed=0,1"
+    assert composed("train", [*words[1:-1], "seed=1"]) == config
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Debian's chromium: apt-get install chromium")
+@pytest.mark.parametrize("width", [390, 768, 1280])
+def test_no_element_is_wider_than_the_window(width: int, verified: Path, tmp_path: Path) -> None:
+    """In a browser, with all that is folded open, nothing reaches beyond the page; a window of 390 is a frame in a wider one."""
+    html = (verified / "report.html").read_text(encoding="utf-8")
+    (tmp_path / "page.html").write_text(html.replace("</body>", f"<script>{MEASURE}</script></body>"), encoding="utf-8")
+    frame = f'<iframe id="f" src="page.html" style="width:{width}px;height:900px;border:0"></iframe>'
+    (tmp_path / "frame.html").write_text(
+        f"{frame}<script>setTimeout(() => document.title = f.contentDocument.title, 1500)</script>"
+    )
+    quiet = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update disable-sync"
+    options = [f"--{name}" for name in quiet.split()]
+    options += ["--allow-file-access-from-files", f"--user-data-dir={tmp_path}/profile", "--window-size=1500,1000"]
+    command = ["chromium", *options, "--virtual-time-budget=8000", "--dump-dom", f"file://{tmp_path}/frame.html"]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert re.findall("<title>(.*?)</title>", shown)[:1] == ["too wide:"]
 
 
 def test_what_shows_nothing_is_a_sentence(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import torch
 from scores import relative
 from torch import Tensor
 
-from analysis.score_gram.accumulate import GramSink
+from analysis.score_gram.accumulate import GramAccumulator
 from analysis.score_gram.layers import Lookup, Outer
 from analysis.score_gram.pairs import Tokens, pair_gram, tied_gram
 from analysis.score_gram.shared_prefix import split_by_span
@@ -16,27 +16,27 @@ def outer(tokens: int, rows: int, columns: int, responses: int = 5, seed: int = 
     return Outer(left, right)
 
 
-def gradients(use: Outer) -> Tensor:
-    return torch.einsum("ntr,ntc->nrc", use.left_NTR, use.right_NTC).flatten(1)
+def gradients(contribution: Outer) -> Tensor:
+    return torch.einsum("ntr,ntc->nrc", contribution.left_NTR, contribution.right_NTC).flatten(1)
 
 
 def test_the_cheaper_of_two_ways_is_taken_and_both_are_right():
     for tokens, rows, columns in ((2, 300, 200), (40, 6, 5)):
-        use = outer(tokens, rows, columns)
-        expected = gradients(use) @ gradients(use).T
-        sink = GramSink(5, lambda name: name, {})
-        sink.take("w", torch.Size((rows, columns)), [use], torch.float64)
-        assert relative(sink.grams["w"], expected) < 1e-12
-        assert relative(pair_gram(Tokens.of([use]), 5), expected) < 1e-12
+        contribution = outer(tokens, rows, columns)
+        expected = gradients(contribution) @ gradients(contribution).T
+        accumulator = GramAccumulator(5, lambda name: name, {})
+        accumulator.take("w", torch.Size((rows, columns)), [contribution], torch.float64)
+        assert relative(accumulator.grams["w"], expected) < 1e-12
+        assert relative(pair_gram(Tokens.of([contribution]), 5), expected) < 1e-12
 
 
 def test_tokens_without_a_gradient_are_left_out():
-    use = outer(7, 4, 6)
-    use.left_NTR[1, 2:] = use.right_NTC[3, :5] = 0
-    use.left_NTR[4] = 0
-    tokens = Tokens.of([use])
+    contribution = outer(7, 4, 6)
+    contribution.left_NTR[1, 2:] = contribution.right_NTC[3, :5] = 0
+    contribution.left_NTR[4] = 0
+    tokens = Tokens.of([contribution])
     assert len(tokens.response_K) == 5 * 7 - 5 - 5 - 7
-    assert relative(pair_gram(tokens, 5), gradients(use) @ gradients(use).T) < 1e-12
+    assert relative(pair_gram(tokens, 5), gradients(contribution) @ gradients(contribution).T) < 1e-12
 
 
 def test_parts_of_one_layer_that_come_one_after_the_other():
@@ -60,12 +60,14 @@ def test_a_table_that_is_read_and_multiplied():
 
 
 def test_the_span_of_a_shared_prompt():
-    use = outer(9, 12, 8)
-    use.right_NTC[:, :4] = use.right_NTC[0, :4].clone()
-    use.right_NTC[:, 3] = use.right_NTC[:, 1]  # a token that comes twice: the inputs do not span four directions
-    parts = split_by_span(use, 4)
+    contribution = outer(9, 12, 8)
+    contribution.right_NTC[:, :4] = contribution.right_NTC[0, :4].clone()
+    contribution.right_NTC[:, 3] = contribution.right_NTC[
+        :, 1
+    ]  # a token that comes twice: the inputs do not span four directions
+    parts = split_by_span(contribution, 4)
     assert parts is not None
     grams = [gradients(part) @ gradients(part).T for part in parts]
-    assert relative(grams[0] + grams[1], gradients(use) @ gradients(use).T) < 1e-12
+    assert relative(grams[0] + grams[1], gradients(contribution) @ gradients(contribution).T) < 1e-12
     assert parts[0].right_NTC.shape[-1] == 4
-    assert split_by_span(use, 5) is None  # the fifth input differs
+    assert split_by_span(contribution, 5) is None  # the fifth input differs

@@ -7,7 +7,7 @@ from small import small_gpt2, small_llama
 
 from analysis.score_gram.core import score_gram
 from analysis.score_gram.layers import Dense
-from analysis.score_gram.sketch import SketchSink, sketch_gram, summary
+from analysis.score_gram.sketch import SketchAccumulator, sketch_gram, summary
 
 
 def sketches(gradients_NRC: torch.Tensor, dim: int, seeds: range) -> torch.Tensor:
@@ -15,9 +15,9 @@ def sketches(gradients_NRC: torch.Tensor, dim: int, seeds: range) -> torch.Tenso
     n, rows, columns = gradients_NRC.shape
     found = []
     for seed in seeds:
-        sink = SketchSink(n, dim, seed, {}, torch.device("cpu"))
-        sink.take("w", torch.Size((rows, columns)), [Dense(gradients_NRC)], torch.float64)
-        found.append(summary(sink.sketch_ND, sink.squared_norms["w"]).gram_NN)
+        accumulator = SketchAccumulator(n, dim, seed, {}, torch.device("cpu"))
+        accumulator.take("w", torch.Size((rows, columns)), [Dense(gradients_NRC)], torch.float64)
+        found.append(summary(accumulator.sketch_ND, accumulator.squared_norms["w"]).gram_NN)
     return torch.stack(found)
 
 

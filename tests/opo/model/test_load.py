@@ -29,7 +29,7 @@ def folder(tmp_path):
 
 
 def scores(policy: Policy) -> torch.Tensor:
-    return policy.measure(random_rollouts(), [0, 1, 2, 3]).logprobs_MT
+    return policy.measure(random_rollouts(), [0, 1, 2, 3]).logprobs_NT
 
 
 def test_a_folder_loads_and_is_restored_bit_by_bit(folder, tmp_path):

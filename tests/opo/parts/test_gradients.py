@@ -25,7 +25,7 @@ def every_token(rewards_V: torch.Tensor) -> Rollouts:
 
 def true_gradient(policy: Policy, rollouts: Rollouts) -> torch.Tensor:
     """-grad E[r], flat, by enumeration."""
-    chance_NT = policy.measure(rollouts, [0]).logprobs_MT.exp()
+    chance_NT = policy.measure(rollouts, [0]).logprobs_NT.exp()
     weights_NT = chance_NT * rollouts.rewards_PG.view(-1, 1)
     return flat(gradient(policy, rollouts, weights_NT))
 
@@ -59,7 +59,7 @@ def test_the_hessian_correction_averages_to_the_difference_of_gradients():
     for node, weight in zip(nodes.tolist(), weights, strict=True):
         q = (1 + node) / 2
         moved(model, step, q)
-        chance_NT = model.measure(rollouts, [0]).logprobs_MT.exp()
+        chance_NT = model.measure(rollouts, [0]).logprobs_NT.exp()
         average += weight * flat(
             hessian_vector(model, rollouts, chance_NT * rollouts.rewards_PG.view(-1, 1), step, difference=1e-3)
         )

@@ -29,7 +29,7 @@ def test_logprobs_are_those_of_the_policy(temperature):
     rollouts = Rollouts.from_lists(PROMPTS, samples.response_ids, torch.zeros(3, 4), samples.logprobs)
     measured = Policy(model, None, temperature).measure(rollouts, [0, 1, 2])  # type: ignore[arg-type]
     assert rollouts.logprobs_NT is not None
-    assert torch.allclose(measured.logprobs_MT, rollouts.logprobs_NT, rtol=0, atol=1e-12)
+    assert torch.allclose(measured.logprobs_NT, rollouts.logprobs_NT, rtol=0, atol=1e-12)
     assert samples.versions == [[[5] * len(r) for r in group] for group in samples.response_ids]
 
 
@@ -176,7 +176,7 @@ def test_packed_weights_are_those_of_the_moment_and_leave_no_trace(shape, monkey
         rollouts = Rollouts.from_lists(PROMPTS, samples.response_ids, torch.zeros(3, 4), samples.logprobs)
         measured = Policy(model, None).measure(rollouts, [0, 1, 2])  # type: ignore[arg-type]
         assert rollouts.logprobs_NT is not None
-        assert (measured.logprobs_MT - rollouts.logprobs_NT).norm() < 1e-5 * measured.logprobs_MT.norm()
+        assert (measured.logprobs_NT - rollouts.logprobs_NT).norm() < 1e-5 * measured.logprobs_NT.norm()
         assert len(packed) == (2 * 7 + 1 if decoding.ONEDNN else 0)  # seven a layer and the head
         with torch.no_grad():
             for parameter in model.parameters():

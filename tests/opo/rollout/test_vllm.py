@@ -159,13 +159,13 @@ def test_no_false_alarm_over_a_training_run(sampler: Any) -> None:
         samples = sampler.generate(PROMPTS, SAMPLING, generator(step))
         rollouts = as_rollouts(samples)
         measured = policy.measure(rollouts, list(range(len(PROMPTS))))
-        assert_certified(samples, measured.logprobs_MT, step, step + 1)
+        assert_certified(samples, measured.logprobs_NT, step, step + 1)
         loss = policy.model(rollouts.tokens_NT, labels=rollouts.tokens_NT).loss  # any gradient will do
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         after = policy.measure(rollouts, list(range(len(PROMPTS))))
-        moved.append(measure_mismatch(measured.logprobs_MT, after.logprobs_MT, rollouts.mask_NT).mean_abs)
+        moved.append(measure_mismatch(measured.logprobs_NT, after.logprobs_NT, rollouts.mask_NT).mean_abs)
     assert min(moved) > 1e-2  # the weights did move, far more than the certificate lets pass
 
 

@@ -58,7 +58,7 @@ def test_the_gradient_is_that_of_the_loss_through_the_model(name):
     """Weights carried through the model part by part equal autograd through loss and model at once."""
     model, rollouts = small_gpt2(), random_rollouts(prompts=4, group=4, seed=2)
     policy = Policy(model, None, token_budget=25)  # type: ignore[arg-type]
-    measured = policy.measure(rollouts, [0, 1, 2, 3]).logprobs_MT
+    measured = policy.measure(rollouts, [0, 1, 2, 3]).logprobs_NT
     rollouts = rollouts.with_(logprobs_NT=measured)
     algo = AlgoConfig(name=name, hyperparameters={k: p.default for k, p in ALGORITHMS[name].parameters.items()})
     model.zero_grad()
@@ -101,7 +101,7 @@ def test_one_token_of_older_weights_stops_the_run(tmp_path: Path, on_breach: Any
     policy = Policy(small_gpt2(), None)  # type: ignore[arg-type]
     rollouts = random_rollouts(lengths=(5, 11))
     current_NT = 7 * rollouts.mask_NT.long()
-    rollouts = rollouts.with_(logprobs_NT=policy.measure(rollouts, [0, 1, 2, 3]).logprobs_MT, versions_NT=current_NT)
+    rollouts = rollouts.with_(logprobs_NT=policy.measure(rollouts, [0, 1, 2, 3]).logprobs_NT, versions_NT=current_NT)
     stale_NT = current_NT.clone()
     stale_NT[rollouts.rows_of(minibatch(run, 0, minibatches - 1))[1], 2] = 6
     learner = Learner(run, policy, tmp_path)
@@ -178,7 +178,7 @@ def test_a_kl_reward_is_exactly_zero_where_the_policy_is_the_reference(tmp_path)
     rollouts = rollouts.with_(
         rewards_PG=torch.zeros(4, 3, dtype=torch.float64), versions_NT=torch.zeros_like(rollouts.tokens_NT)
     )
-    sampled_NT = learner.policy.measure(rollouts, [0, 1, 2, 3]).logprobs_MT
+    sampled_NT = learner.policy.measure(rollouts, [0, 1, 2, 3]).logprobs_NT
     noise_NT = 1e-12 * torch.randn(sampled_NT.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     rollouts = rollouts.with_(logprobs_NT=(sampled_NT + noise_NT) * rollouts.mask_NT)
     batch: Any = SimpleNamespace(rollouts=rollouts)
