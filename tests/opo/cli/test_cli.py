@@ -149,7 +149,7 @@ def test_as_a_process(tmp_path: Path) -> None:
         (["algo.kl_coef=0.1", "task.seed=3"], "opo-arithmetic-s0-algo.kl_coef=0.1-task.seed=3"),
         (["model=pretrained", "model.path='a b/c'"], "opo-arithmetic-s0-model=a_b_c"),
         (["experiment=big", "debug=tiny_steps"], "opo-arithmetic-s0-debug=tiny_steps-experiment=big"),
-        (["seed=0", "threads=1", "threads=2"], "opo-arithmetic-s0-threads=2"),
+        (["seed=0", "threads=2", "device=cpu", "parallel=sharded"], "opo-arithmetic-s0"),
     ],
 )
 def test_a_folder_is_named_by_what_changes_the_run(overrides: list[str], name: str) -> None:
@@ -255,7 +255,7 @@ def test_a_sweep_in_processes_trains_and_says_which_job_failed(tmp_path: Path, o
     processes = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     assert opo_in("train", "-m", "seed=0,1", *QUICK, *processes).status == 0
     folders = sorted(path.name for path in (tmp_path / "runs" / "debug").iterdir())
-    extra = "debug=tiny_steps-evaluate.every=0-rollout.max_new_tokens=8-threads=1"
+    extra = "debug=tiny_steps-evaluate.every=0-rollout.max_new_tokens=8"
     assert folders == [f"opo-arithmetic-s0-{extra}", f"opo-arithmetic-s1-{extra}"]
     for folder in folders:
         assert (tmp_path / "runs" / "debug" / folder / "DONE").exists()
@@ -283,7 +283,7 @@ def test_a_run_is_replayed_from_its_config(tmp_path: Path, opo_in: Callable[...,
 
 @pytest.mark.parametrize(
     ("line", "expected"),
-    [("opo tr", {"train"}), ("opo train algo=gr", {"algo=grpo", "algo=group_mean"})],
+    [("opo tr", {"train", "track"}), ("opo train algo=gr", {"algo=grpo", "algo=group_mean"})],
 )
 def test_tab_completes_commands_and_choices(
     line: str, expected: set[str], opo_in: Callable[..., Result], monkeypatch: pytest.MonkeyPatch

@@ -103,7 +103,9 @@ def test_files_as_they_are_found(tmp_path, rows, values, answer):
 
 def test_messages_go_through_the_chat_template(tmp_path):
     class Tokenizer:
-        def apply_chat_template(self, messages, add_generation_prompt, tokenize):
+        chat_template = "of its own"
+
+        def apply_chat_template(self, messages, add_generation_prompt, tokenize, **_):
             return "".join(f"<{m['role']}>{m['content']}" for m in messages) + "<assistant>"
 
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}]
