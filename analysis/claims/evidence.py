@@ -21,6 +21,7 @@ from analysis.study.result import Study
 from analysis.variance.intervals import FEWEST, if_enough
 from analysis.variance.moments import Moments, bias_interval
 from analysis.variance.table import comparison_terms, ratio_value, terms_interval
+from opo.system.records import read_table
 
 MIN_REPLICATES = {"prompts": FEWEST, "seeds": 3}  # fewer replicates give no verdict, whatever their interval says
 SENSIBLE = {"prompts": 5_000, "seeds": 100}  # more replicates than that is no plan
@@ -261,7 +262,7 @@ def last_batch_diversity(run: Path) -> dict[str, float]:
     files = sorted((run / "rollouts").glob("step-*.parquet"))
     if not files:
         return {}
-    groups = pl.read_parquet(files[-1]).group_by("prompt_index").agg(pl.col("response"))["response"].to_list()
+    groups = read_table(files[-1]).group_by("prompt_index").agg(pl.col("response"))["response"].to_list()
     measures: dict[str, Callable[[Any], float | None]] = {
         "distinct_2": partial(distinct_n, n=2),
         "self_bleu": self_bleu,

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 
 from analysis.report.blocks import Block, Section, fold, table, text
 from analysis.report.sources import Sources
+from opo.system.records import read_table
 
 PROMPTS, LONGEST = 3, 600
 COLUMNS = ("prompt", "response", "reward", "tokens")
@@ -54,7 +54,7 @@ def _of_runs(sources: Sources) -> Iterator[Block]:
         if not files or label in shown:
             continue
         shown.add(label)
-        frame = pl.read_parquet(files[-1])
+        frame = read_table(files[-1])
         rows = []
         for _, group in list(frame.group_by("prompt_index", maintain_order=True))[:PROMPTS]:
             texts, rewards, tokens = (group[name].to_list() for name in ("response", "reward", "tokens"))

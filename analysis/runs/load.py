@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from opo.errors import UserError
-from opo.run.folder import leaves
+from opo.run.folder import leaves, steps_done
 from opo.run.metrics import read_rows
 from opo.system.records import read_json, read_yaml
 from opo.train.mismatch import FILE
@@ -47,17 +47,21 @@ def load(*paths: Path | str) -> Runs:
     configs: list[dict[str, Any]] = []
     for folder, name in folders_by_name.items():
         config = read_yaml(folder / "config.yaml")
-        labels = {"run": name, "study": config["study"]}
-        labels |= {group: config[group]["name"] for group in ("algo", "task", "model")} | {"seed": config["seed"]}
+        labels = _labels(folder, name, config)
         rows = [labels | {"step": row["train/step"]} | row for row in read_rows(folder / "metrics.jsonl")]
+        done = steps_done(folder)
+        if done is not None and len(rows) < done:
+            raise UserError(
+                f"{folder / 'metrics.jsonl'}: holds {len(rows)} of the {done} steps that DONE says; restore it from a copy"
+            )
         metrics += rows
         runs.append(
             labels
             | {
                 "path": str(folder),
-                "steps": config["steps"],
+                "steps": config.get("steps"),
                 "steps_done": rows[-1]["step"] if rows else 0,
-                "done": (folder / "DONE").exists(),
+                "done": done is not None,
                 "updates_per_rollout": int(config["algo"].get("updates_per_rollout", 1)),
                 "on_policy": certificate(folder),
                 "wandb_run_id": read_json(folder / "run.json").get("wandb_run_id"),
@@ -65,6 +69,15 @@ def load(*paths: Path | str) -> Runs:
         )
         configs.append(leaves(config))
     return Runs(_metrics_table(metrics), pl.DataFrame(runs).hstack(_differing(configs)))
+
+
+def _labels(folder: Path, name: str, config: dict[str, Any]) -> dict[str, Any]:
+    """What a run is called by. Raises UserError where its config was cut."""
+    try:
+        labels = {group: config[group]["name"] for group in ("algo", "task", "model")}
+        return {"run": name, "study": config["study"]} | labels | {"seed": config["seed"]}
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / 'config.yaml'}: damaged, it lacks {error}; restore it from a copy") from error
 
 
 def certificate(folder: Path) -> str:

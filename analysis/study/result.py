@@ -34,7 +34,7 @@ from analysis.variance.intervals import FEWEST, Array, resample_counts
 from analysis.variance.moments import Moments
 from opo.errors import UserError
 from opo.system.atomic import replacing
-from opo.system.records import read_json
+from opo.system.records import read_json, read_table
 from opo.system.seeding import rng_for
 
 SCHEMA = "opo.variance/1"
@@ -211,7 +211,7 @@ def load(folder: Path | str) -> Study:
     content = read_json(path)
     if content.get("schema") != SCHEMA:
         raise UserError(f"{path}: schema {content.get('schema')!r}, this version reads {SCHEMA!r}")
-    material = {name: pl.read_parquet(path.with_name(f"{name}.parquet")) for name in MATERIAL}
+    material = {name: read_table(path.with_name(f"{name}.parquet")) for name in MATERIAL}
     return Study.of(
         content,
         **material,

@@ -66,7 +66,7 @@ class RunFolder:
             record = read_json(path / "run.json")
             if not isinstance(record.get("wandb_run_id"), str):
                 raise UserError(f"{path / 'run.json'}: damaged, it holds no wandb_run_id; restore it from a copy")
-            if _steps_done(path) == config["steps"]:
+            if steps_done(path) == config["steps"]:
                 return cls(path, config, record["wandb_run_id"], None, {})
             lock = _lock(path)
             before = {name: (path / name).read_bytes() for name in WRITTEN if (path / name).exists()}
@@ -128,7 +128,7 @@ class RunFolder:
     @property
     def done(self) -> bool:
         """Whether all steps of the config are done."""
-        return _steps_done(self.path) == self.config["steps"]
+        return steps_done(self.path) == self.config["steps"]
 
     def finish(self) -> None:
         """Mark the run as done; the last thing it does."""
@@ -191,7 +191,7 @@ def leaves(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _steps_done(path: Path) -> int | None:
+def steps_done(path: Path) -> int | None:
     """What DONE says. Raises UserError where it says no number."""
     done = path / "DONE"
     if not done.exists():
@@ -213,7 +213,7 @@ def refuse_lost_checkpoints(path: Path, every: int) -> None:
             f"{damaged[0]}: has no manifest.json, so it is not known to be whole; restore it, or remove the folder"
         )
     last = max((row["train/step"] for row in read_rows(path / "metrics.jsonl")), default=0)
-    done = _steps_done(path)
+    done = steps_done(path)
     expected = done if done is not None else (last - 1) // every * every if every and last else 0
     found = checkpoints(path / "checkpoints")
     newest = checkpoint_step(found[-1]) if found else 0

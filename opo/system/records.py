@@ -1,12 +1,15 @@
-"""Small files of a run or a study, read whole: JSON and YAML that may be cut, emptied or overwritten."""
+"""Files of a run or a study, read whole: JSON, YAML and tables that may be cut, emptied or overwritten."""
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from opo.errors import UserError
+
+if TYPE_CHECKING:
+    import polars as pl
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -25,6 +28,19 @@ def read_yaml(file: Path) -> dict[str, Any]:
     except yaml.YAMLError:
         content = None
     return _record(file, content, "YAML mapping")
+
+
+def read_table(file: Path) -> "pl.DataFrame":
+    """The table in a parquet file. Raises UserError that names the file where it is missing or cannot be read."""
+    import polars as pl  # not for what reads no table
+
+    if not file.is_file():
+        raise UserError(f"{file}: missing; restore it from a copy")
+    try:
+        return pl.read_parquet(file)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(f"{file}: damaged, it holds no readable table ({reason}); restore it from a copy") from error
 
 
 def _text(file: Path) -> str:
