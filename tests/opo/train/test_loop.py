@@ -152,9 +152,10 @@ def test_gradients_that_are_not_finite_stop_the_run_with_the_batch_on_disk(tmp_p
         folder,
         "steps=6",
         "tracking=off",
-        "optim.learning_rate=1e30",
+        "optim=sgd",
+        "optim.learning_rate=1.0",
         "optim.max_grad_norm=0",
-        "algo.entropy_coef=1.0",
+        "algo.entropy_coef=1000000.0",
         status=1,
     )
     assert "not finite" in stderr
