@@ -130,6 +130,7 @@ def clipped_loss(
     clip_low: float,
     clip_high: float,
     aggregation: Aggregation,
+    *,
     keep_N: Tensor | None = None,
 ) -> Tensor:
     """PPO's clipped surrogate with one ratio per token, aggregated, to be minimised; advantages are (N,) or (N, T)."""
