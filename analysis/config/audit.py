@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from analysis.study.config import RewardColumns
+from analysis.study.config import RewardColumns, files_of, steps_of
 from opo.catalogue import catalogue
 from opo.config.read import read
 from opo.errors import UserError, near
@@ -37,15 +37,12 @@ class AuditConfig:
 
     @property
     def files(self) -> list[Path]:
-        given = self.rollouts if isinstance(self.rollouts, list) else [self.rollouts]
-        return [Path(str(item)) for item in given if item is not None]
+        return files_of(self.rollouts)
 
     @property
     def steps(self) -> list[int] | None:
         """As in a variance study."""
-        if self.step is None:
-            return None
-        return [] if self.step == "all" else list(self.step) if isinstance(self.step, list) else [self.step]
+        return steps_of(self.step)
 
 
 def load_config(values: Mapping[str, Any]) -> AuditConfig:

@@ -118,15 +118,12 @@ class VarianceConfig:
 
     @property
     def rollout_files(self) -> list[Path]:
-        given = self.rollouts if isinstance(self.rollouts, list) else [self.rollouts]
-        return [Path(str(item)) for item in given if item is not None]
+        return files_of(self.rollouts)
 
     @property
     def steps(self) -> list[int] | None:
         """Steps to take from the files; none given: there must be one; empty: all."""
-        if self.step is None:
-            return None
-        return [] if self.step == "all" else list(self.step) if isinstance(self.step, list) else [self.step]
+        return steps_of(self.step)
 
     @property
     def num_prompts(self) -> int:
@@ -258,3 +255,16 @@ def study_name(overrides: Any) -> str:
 
 
 OmegaConf.register_new_resolver("study_name", study_name, replace=True)
+
+
+def files_of(rollouts: Any) -> list[Path]:
+    """The files that `rollouts=` names: one, a list, or none."""
+    given = rollouts if isinstance(rollouts, list) else [rollouts]
+    return [Path(str(item)) for item in given if item is not None]
+
+
+def steps_of(step: Any) -> list[int] | None:
+    """The steps that `step=` names; none given: None; all: an empty list."""
+    if step is None:
+        return None
+    return [] if step == "all" else list(step) if isinstance(step, list) else [step]
