@@ -1,6 +1,7 @@
 """Equality up to rounding: the function by hand, and that nothing that compares rewards hangs on the last place."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,7 +74,7 @@ def test_a_pool_is_measured_as_if_nothing_had_been_rounded(name):
     z = rng.normal(size=(12, 16, 5))
     exact = [np.full(16, PART) if p < 4 else PART * rng.integers(0, 2, 16) for p in range(12)]
     rounded = [np.where((r == PART) & (rng.random(16) < 0.5), SUM, r) for r in exact]
-    options = {"prompts_per_batch": 4} if name == "gpg" else {}
+    options: dict[str, Any] = {"prompts_per_batch": 4} if name == "gpg" else {}
     tables = [
         compare(
             [Pool(s @ s.T, r, np.arange(1, 17)) for s, r in zip(z, rewards, strict=True)],
