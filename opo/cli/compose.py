@@ -49,6 +49,7 @@ def run_name(choices: Any, seed: int, overrides: Any) -> str:
 
 
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+OmegaConf.register_new_resolver("quotient", lambda whole, part: whole // part if part else 0, replace=True)
 
 
 def parse(line: str) -> Override:
