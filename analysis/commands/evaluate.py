@@ -67,7 +67,7 @@ def _plain(record: Estimate | Difference) -> dict[str, Any]:
 def _measure(config: EvaluateConfig, weights: Weights, world: World) -> dict[str, Array]:
     """Every measure at every prompt; all policies are asked the same prompts."""
     rollout = weights.rollout(config.rollout, config.responses)
-    task = make_task(weights.task(config.task), weights.reward_function(config.reward.function))
+    task = make_task(weights.task(config.task), weights.reward_functions(config.reward))
     policy = load_policy(weights.source, rollout.temperature, config.device, weights.adapters)
     policy = replace(policy, world=world)
     reward = RewardConfig(timeout_s=config.reward_timeout_s)
