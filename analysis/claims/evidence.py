@@ -21,6 +21,7 @@ from analysis.study.result import Study
 from analysis.variance.intervals import FEWEST, if_enough
 from analysis.variance.moments import Moments, bias_interval
 from analysis.variance.table import comparison_terms, ratio_value, terms_interval
+from opo.errors import UserError
 from opo.system.records import read_table
 
 MIN_REPLICATES = {"prompts": FEWEST, "seeds": 3}  # fewer replicates give no verdict, whatever their interval says
@@ -245,6 +246,22 @@ def final_values(runs: pl.DataFrame, metric: str, tokens: float) -> dict[int, fl
         if len(values):
             by_seed[int(seed)] = float(values.mean())  # pyright: ignore[reportArgumentType]
     return by_seed
+
+
+def between_groups(runs: pl.DataFrame, first: str, second: str, metric: str, ratio: bool = False) -> Evidence:
+    """A training metric of one group of `analysis.runs.groups.with_groups` minus (or over) that of another, as in `trained`.
+
+    Raises UserError where a group is not there, or no seed is in both.
+    """
+    for name in (first, second):
+        if name not in (known := runs["group"].unique(maintain_order=True).to_list()):
+            raise UserError(f"group {name!r}: these runs have {', '.join(known)}")
+    tokens = float(runs.group_by("run").agg(pl.col("train/tokens").max())["train/tokens"].min() or 0.0)  # pyright: ignore
+    ours, theirs = (final_values(runs.filter(group=name), metric, tokens) for name in (first, second))
+    found = paired_evidence(ours, theirs, ratio, f"Last tenth of the steps within {tokens:,.0f} generated tokens.")
+    if found is None:
+        raise UserError(f"{first} and {second}: no seed in both has {metric}{' above zero' if ratio else ''}")
+    return replace(found, about=f"{first} and {second}")
 
 
 def paired_evidence(ours: Mapping[int, float], theirs: Mapping[int, float], ratio: bool, note: str) -> Evidence | None:
