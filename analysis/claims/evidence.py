@@ -16,6 +16,7 @@ import polars as pl
 from scipy.stats import t as student
 
 from analysis.evaluation.diversity import distinct_n, repetition_n, self_bleu
+from analysis.runs.ends import common_tokens, final_values
 from analysis.study.audits import audit_interval, audit_value
 from analysis.study.result import Study
 from analysis.variance.intervals import FEWEST, if_enough
@@ -26,7 +27,6 @@ from opo.system.records import read_table
 
 MIN_REPLICATES = {"prompts": FEWEST, "seeds": 3}  # fewer replicates give no verdict, whatever their interval says
 SENSIBLE = {"prompts": 5_000, "seeds": 100}  # more replicates than that is no plan
-LAST_TENTH = 0.1  # the part of the steps that "at equal tokens" looks at
 
 
 @dataclass(frozen=True)
@@ -238,16 +238,6 @@ def _groups(pair: Sequence[pl.DataFrame]) -> str:
     return " and ".join(str(rows["group"][0]) for rows in pair)
 
 
-def final_values(runs: pl.DataFrame, metric: str, tokens: float) -> dict[int, float]:
-    """By seed: the metric's mean over the last tenth of the steps (at least one) within that number of generated tokens."""
-    by_seed = {}
-    for (seed,), run in runs.filter(pl.col("train/tokens") <= tokens).group_by("seed"):
-        values = run.sort("step").tail(max(1, round(LAST_TENTH * len(run))))[metric].drop_nulls()
-        if len(values):
-            by_seed[int(seed)] = float(values.mean())  # pyright: ignore[reportArgumentType]
-    return by_seed
-
-
 def between_groups(runs: pl.DataFrame, first: str, second: str, metric: str, ratio: bool = False) -> Evidence:
     """A training metric of one group of `analysis.runs.groups.with_groups` minus (or over) that of another, as in `trained`.
 
@@ -256,7 +246,7 @@ def between_groups(runs: pl.DataFrame, first: str, second: str, metric: str, rat
     for name in (first, second):
         if name not in (known := runs["group"].unique(maintain_order=True).to_list()):
             raise UserError(f"group {name!r}: these runs have {', '.join(known)}")
-    tokens = float(runs.group_by("run").agg(pl.col("train/tokens").max())["train/tokens"].min() or 0.0)  # pyright: ignore
+    tokens = common_tokens(runs)
     ours, theirs = (final_values(runs.filter(group=name), metric, tokens) for name in (first, second))
     found = paired_evidence(ours, theirs, ratio, f"Last tenth of the steps within {tokens:,.0f} generated tokens.")
     if found is None:
