@@ -17,6 +17,11 @@ from run_folders import SMALL
 from opo.cli import main
 
 PROJECT = Path(__file__).parents[3]
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": str(PROJECT),
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_raylet_start_wait_time_s": "120",  # a busy machine
+}
 TRAIN = ["train", "-m", *SMALL, "tracking=off", "steps=2", "study=s"]
 STUDY = [
     "variance",
@@ -89,8 +94,8 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_batch_script_of_slurm(slurm: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
     """What is asked of Slurm, and what is said where it refuses a job or loses it before it began."""
     asked = ["partition=gpu", "tasks_per_node=8", "gpus_per_node=8", "nodes=2", "timeout_min=90", "array_parallelism=1"]
-    asked += ["setup=['module load cuda']", "additional_parameters={mail-user: me@here}"]
     given = [*TRAIN, "seed=0,1", "hydra/launcher=submitit_slurm", *(f"hydra.launcher.{line}" for line in asked)]
+    given += ["hydra.launcher.setup=['module load cuda']", "+hydra.launcher.additional_parameters.mail-user=me@here"]
     assert opo(*given) == 1
     error = capfd.readouterr().err
     assert "Job 77_0 (task: 0)" in error
@@ -105,9 +110,8 @@ def test_the_batch_script_of_slurm(slurm: Path, monkeypatch: pytest.MonkeyPatch,
     assert f"{sys.executable} -u -m submitit.core._submit {Path.cwd()}/runs/.submitit/%j" in lines[-1]
     monkeypatch.setenv("REFUSES", "1")
     assert opo(*given) == 2
-    assert capfd.readouterr().err == (
-        "hydra/launcher=submitit_slurm: sbatch: error: invalid partition specified: gpu\n"
-    )
+    refusal = "sbatch: error: invalid partition specified: gpu\n"
+    assert capfd.readouterr().err == f"{refusal}hydra/launcher=submitit_slurm: {refusal}"  # its own word, and ours
     (slurm / "srun").unlink()
     assert opo(*given) == 2
     assert "there is no srun here" in capfd.readouterr().err
@@ -125,13 +129,13 @@ def process_of(run: Path) -> int | None:
     return None
 
 
+@pytest.mark.prove
 def test_a_job_that_is_killed_on_ray_goes_on_as_if_nothing_had_been(tmp_path: Path, monkeypatch) -> None:
     """Two workers of a cluster on this machine; its first job's is killed after some steps."""
     monkeypatch.chdir(tmp_path)
     given = [*TRAIN, "steps=40", "checkpoint.every=2", "hydra/launcher=ray", "hydra.launcher.ray.init.num_cpus=2"]
-    environment = os.environ | {"PYTHONPATH": str(PROJECT), "RAY_AUTH_MODE": "disabled"}
     command = [sys.executable, "-m", "opo", *given, "seed=0,1"]
-    sweep = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    sweep = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     killed: list[int] = []
     while sweep.poll() is None and not killed:
         started = [run for run in tmp_path.glob("runs/s/opo-arithmetic-s0*") if len(list(run.glob("*.jsonl")))]
@@ -163,11 +167,9 @@ SHARDED = {
 def test_shards_of_a_study_are_merged_exactly(launcher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever measures which prompt: the tables and the numbers of result.json are those of one process."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     assert opo(*STUDY, "hydra.run.dir=whole") == 0
     command = [sys.executable, "-m", "opo", *STUDY, "-m", "shard=0/2,1/2", f"hydra/launcher={launcher}"]
-    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
-    subprocess.run([*command, *SHARDED[launcher]], env=environment, check=True)
+    subprocess.run([*command, *SHARDED[launcher]], env=ENVIRONMENT, check=True)
     whole, (cut,) = tmp_path / "whole", [path.parent for path in tmp_path.glob("runs/variance/*/result.json")]
     assert len(list((cut / "provenance").iterdir())) == (4 if launcher == "submitit_local" else 2)
     for name in ("variance", "prompts", "responses", "audit_terms"):
