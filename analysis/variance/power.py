@@ -4,18 +4,20 @@ The log of a ratio of relative variances is, to first order, a mean over prompts
 
     psi = T / mean(T) - T' / mean(T') - S / mean(S) + S' / mean(S'),
 
-primes for the reference, so that P prompts resolve a true ratio rho with the wanted power when
+primes for the reference, so that P prompts would resolve a true ratio rho with the wanted power from
 
-    P >= (1.12 t_{1 - alpha/2} + t_{power})^2 Var(psi) / log(rho)^2        (t with P - 1 degrees of freedom),
+    P = (z_{1 - alpha/2} + z_{power})^2 Var(psi) / log(rho)^2              (z of a normal)
 
-1.12 for the tails of an interval of a comparison, which are longer than Student's.
+on, if psi were normal. It is not, and intervals at few prompts are longer than normal ones, so power is simulated: P prompts
+are drawn from the pilot's, their terms are stretched to the ratio and the variance of the design, and the share of draws
+whose interval leaves out 1 is the power of P. Above 2,000 prompts the tails are normal and the formula is used.
 
 Var(psi) falls with the number of responses, down to the spread between prompts. With K = floor(N / G) disjoint groups a
 product of disjoint groups is a U-statistic of order two, whose variance is a / K + b / (K (K - 1)): so
 
     Var(psi) = spread + a / K + b / (K (K - 1)),
 
-fitted with coefficients >= 0 to the pilot's whole pools, halves and quarters.
+fitted with coefficients >= 0 to the pilot's whole pools, halves and quarters. The shape of psi is that of the nearest of these.
 """
 
 from collections.abc import Sequence
@@ -25,16 +27,16 @@ from typing import Any
 import numpy as np
 from scipy.optimize import nnls
 from scipy.stats import norm
-from scipy.stats import t as student
 
 from analysis.variance.compare import compare
-from analysis.variance.intervals import Array
+from analysis.variance.intervals import COMPARISON, FEWEST, Array, ratio_accepts, resample_counts
 from analysis.variance.pool import Pool
 from analysis.variance.table import COMPARABLE
 
 _ROUNDING = 1e-20  # of a squared relative difference
-_TAILS = 1.12  # critical values of a comparison over Student's (`analysis.variance.intervals.COMPARISON`), about
-_FEWEST_PROMPTS = 5  # below this a bootstrap over prompts says nothing
+_FEWEST_PROMPTS = 5  # of a pilot: below this a bootstrap over prompts says nothing
+_MOST_SIMULATED = 2000  # prompts
+_DRAWS, _RESAMPLES = 1000, 400  # power to 1.3 points
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def plan(
     means_K1 = whole.mean(1, keepdims=True)
     if (means_K1 <= 0).any():
         raise ValueError("the pilot's signal is not above zero: use a larger pilot, or measure='trace_cov'")
-    groups_F, variance_F = [], []
+    groups_F, terms_F = [], []
     for parts in (1, 2, 4):
         size = smallest // parts
         if size >= 2 * group_size:
@@ -103,20 +105,25 @@ def plan(
             pieces = [[pool.take(cut[i]) for pool, cut in zip(pools, cuts, strict=True)] for i in range(parts)]
             estimates = [_measured(piece, group_size, names, measure, rng, options) / means_K1 for piece in pieces]
             groups_F.append(size // group_size)
-            variance_F.append(np.mean([_contrast(x_KP).var(ddof=1) for x_KP in estimates]))
-    if min(variance_F) < _ROUNDING:
+            terms_F.append(np.stack([_terms(x_KP) for x_KP in estimates]))
+    variance_F = np.array([(terms[:, 0] - terms[:, 1]).var(1, ddof=1).mean() for terms in terms_F])
+    if variance_F.min() < _ROUNDING:
         raise ValueError(
             f"{estimator!r} and {reference!r} are one estimator up to scale at this group size: nothing to resolve"
         )
-    basis_FC = _basis(np.array(groups_F)) / np.array(variance_F)[:, None]  # relative errors count alike
+    basis_FC = _basis(np.array(groups_F)) / variance_F[:, None]  # relative errors count alike
     coefficients_C, _ = nnls(basis_FC, np.ones(len(groups_F)))
     sizes = [n * group_size for n in (4, 8, 16, 32)] if responses is None else list(responses)
     if min(sizes) < 2 * group_size:
         raise ValueError(f"responses={min(sizes)}: a pool must hold two groups of {group_size}")
-    designs = []
+    designs, seed = [], int(rng.integers(2**32))
     for size in sizes:
         variance = float(_basis(np.array([size // group_size]))[0] @ coefficients_C)
-        designs.append(Design(_prompts_needed(variance / np.log(ratio) ** 2, power, level), size))
+        nearest = int(np.abs(np.log(np.array(groups_F) / (size // group_size))).argmin())
+        stretch = np.sqrt(variance / variance_F[nearest])
+        x_N, y_N = 1 + stretch * (np.concatenate(list(terms_F[nearest]), axis=1) - 1)
+        first = (norm.ppf((1 + level) / 2) + norm.ppf(power)) ** 2 * variance / np.log(ratio) ** 2
+        designs.append(Design(_prompts_needed(ratio * x_N, y_N, first, power, level, seed), size))
     return Plan(ratio, power, tuple(designs))
 
 
@@ -132,23 +139,31 @@ def _measured(
     return np.stack(columns)
 
 
-def _contrast(scaled_KP: Array) -> Array:
-    """psi of each prompt, (P,), from moments over their means."""
-    return np.array([1.0, -1.0, -1.0, 1.0])[: len(scaled_KP)] @ scaled_KP
+def _terms(scaled_KP: Array) -> Array:
+    """x and y of `analysis.variance.table.comparison_terms` over their means, (2, P), from moments over theirs; psi = x - y."""
+    own_P, base_P, *signals = scaled_KP
+    return np.stack([own_P, base_P + signals[0] - signals[1] if signals else base_P])
 
 
 def _basis(groups_F: Array) -> Array:
     return np.stack([np.ones(len(groups_F)), 1 / groups_F, 1 / (groups_F * (groups_F - 1))], axis=1)
 
 
-def _prompts_needed(variance: float, power: float, level: float) -> int:
-    """The smallest P with P >= (1.12 t_{1 - alpha/2} + t_{power})^2 variance."""
-    prompts = _FEWEST_PROMPTS
-    while True:
-        quantiles = student.ppf([(1 + level) / 2, power], prompts - 1) * (_TAILS, 1.0)
-        needed = float(quantiles.sum() ** 2 * variance)
-        if prompts >= needed:
-            return prompts
-        # Quantiles only fall with P: never past the answer, but most of the way there at once.
-        floor = float((norm.ppf([(1 + level) / 2, power]) * (_TAILS, 1.0)).sum() ** 2 * variance)
-        prompts = max(prompts + 1, int(floor))
+def _prompts_needed(x_N: Array, y_N: Array, first: float, power: float, level: float, seed: int) -> int:
+    """The smallest P, to 2 %, whose intervals leave out a ratio of 1 with the wanted power; `first` is the normal formula's."""
+    if first > _MOST_SIMULATED:
+        return int(np.ceil(first))
+
+    def enough(prompts: int) -> bool:
+        rng = np.random.default_rng(seed)
+        counts_BP = resample_counts(prompts, _RESAMPLES, rng)
+        chosen_RP = rng.integers(0, len(x_N), (_DRAWS, prompts))
+        return 1 - ratio_accepts(x_N[chosen_RP], y_N[chosen_RP], counts_BP, 1.0, level, COMPARISON).mean() >= power
+
+    too_few, prompts = FEWEST - 1, max(FEWEST, int(np.ceil(first)))
+    while not enough(prompts):
+        too_few, prompts = prompts, 2 * prompts
+    while prompts - too_few > max(1, prompts // 50):
+        middle = (prompts + too_few) // 2
+        too_few, prompts = (too_few, middle) if enough(middle) else (middle, prompts)
+    return prompts

@@ -80,7 +80,7 @@ class Job(NamedTuple):
     shard: str = ""
 
     @classmethod
-    def of(cls, hydra: DictConfig) -> Self:
+    def of(cls, hydra: Any) -> Self:
         return cls(hydra.runtime.output_dir, " ".join(o for o in hydra.overrides.task if o.startswith("shard=")))
 
     @property
@@ -119,6 +119,10 @@ class Record:
 
     def failures(self) -> list[Failure]:
         return [Failure(job.name, reason) for what, job, reason in self._notes() if what == "failed"]
+
+    def folders(self) -> list[Path]:
+        """The folders of all jobs that began, in that order."""
+        return list(dict.fromkeys(Path(job.folder) for job in self._jobs("began")))
 
     def _jobs(self, what: str) -> list[Job]:
         return list(dict.fromkeys(job for noted, job, _ in self._notes() if noted == what))

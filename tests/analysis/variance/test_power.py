@@ -9,10 +9,9 @@ import pytest
 from analysis.variance.compare import compare
 from analysis.variance.equal_variance import equal_variance_group_size
 from analysis.variance.exact import exact_moments, softmax_bandit
-from analysis.variance.intervals import resample_counts
-from analysis.variance.moments import Moments, Row
+from analysis.variance.intervals import COMPARISON, product_of_means, ratio_accepts, resample_counts
+from analysis.variance.moments import Moments
 from analysis.variance.power import Design, plan
-from analysis.variance.table import ratio_between
 
 GROUP_SIZE = 2
 
@@ -44,28 +43,45 @@ def made_plan():
     return plan(pools(32, 300), GROUP_SIZE, "none", "leave_one_out", true_ratio(), np.random.default_rng(2), **options)
 
 
-@pytest.mark.parametrize("responses", [16, 64])
+@cache
+def bank(responses):
+    """Moments of both estimators from eight pools of every prompt: (2, moments, 4000)."""
+    rng = np.random.default_rng(4)
+    given = [prompt.sample(responses, rng) for prompt in prompts() for _ in range(8)]
+    table = compare(given, GROUP_SIZE, ["none", "leave_one_out"], rng, num_bootstrap=1, num_partitions=4)
+    return np.stack([[getattr(row.moments, f.name) for f in fields(Moments)] for row in table])
+
+
+def share_resolved(responses, num_prompts, draws=1000):
+    """Of samples of fresh prompts, those whose interval for the ratio of relative variances leaves out 1."""
+    rng = np.random.default_rng(3)
+    counts_BP = resample_counts(num_prompts, 400, rng)
+    chosen_RP = rng.integers(0, bank(responses).shape[-1], (draws, num_prompts))
+    own, base = (Moments(*moments[:, chosen_RP]) for moments in bank(responses))
+    denominator_RP = product_of_means(base.trace, own.signal, over=base.signal)
+    return 1 - ratio_accepts(own.trace, denominator_RP, counts_BP, 1.0, tails=COMPARISON).mean()
+
+
+@pytest.mark.parametrize("responses", [16, 32, 64])
 def test_planned_designs_resolve_the_difference_with_the_stated_power(responses):
-    """80 %, up to how long the tails of a comparison are, which a plan takes as one number for all: 72 % and 92 % here.
+    """80 %, up to what a pilot of 300 prompts knows of their spread: 72 to 92 % from one pilot.
 
     64 responses is more than the pilot has: the fit extrapolates.
     """
     (design,) = [design for design in made_plan().designs if design.responses == responses]
-    rng = np.random.default_rng(3)
-    table = compare(
-        pools(responses, 500, seed=4), GROUP_SIZE, ["none", "leave_one_out"], rng, num_bootstrap=1, num_partitions=4
-    )
-    counts_BP, found = resample_counts(design.prompts, 500, rng), []
-    for _ in range(400):
-        chosen = rng.choice(500, design.prompts)
-        rows = [
-            Row(row.name, 2, Moments(*(getattr(row.moments, f.name)[chosen] for f in fields(Moments))), counts_BP)
-            for row in table
-        ]
-        low, high = ratio_between(rows[0], rows[1], "relative_variance")[1]
-        found.append(high < 1 if true_ratio() < 1 else low > 1)
-    assert 0.70 <= np.mean(found) <= 0.94
+    assert 0.72 <= share_resolved(responses, design.prompts) <= 0.92
     assert design.prompts > 8
+
+
+def test_plans_of_several_pilots_hold_their_power_on_average():
+    options = {"responses": (32,), "num_partitions": 4}
+    planned = [
+        plan(
+            pools(32, 300, seed), GROUP_SIZE, "none", "leave_one_out", true_ratio(), np.random.default_rng(2), **options
+        )
+        for seed in range(10, 14)
+    ]
+    assert 0.74 <= np.mean([share_resolved(32, p.cheapest.prompts) for p in planned]) <= 0.86
 
 
 def test_more_responses_need_fewer_prompts_and_smaller_differences_more():

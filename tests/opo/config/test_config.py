@@ -1,6 +1,8 @@
 """Every file in conf/, every rule, and the way from dicts to typed configs."""
 
 import copy
+import json
+import math
 import re
 import shlex
 from dataclasses import fields
@@ -87,8 +89,8 @@ def test_the_command_in_a_file_is_accepted(file: Path) -> None:
     configs = jobs_of(found.group(1))
     axes = yaml.safe_load(file.read_text()).get("hydra", {}).get("sweeper", {}).get("params", {})
     if axes:  # a sweep: every combination once, one thread per job
-        pairs = {(config.algo.name, config.seed) for config in configs}
-        assert len(pairs) == len(configs) == len(axes["algo"].split(",")) * len(axes["seed"].split(","))
+        assert len({json.dumps(to_dict(config), sort_keys=True) for config in configs}) == len(configs)
+        assert len(configs) == math.prod(len(values.split(",")) for values in axes.values())
         assert {config.threads for config in configs} == {1}
     assert configs
 

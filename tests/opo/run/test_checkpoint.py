@@ -2,28 +2,15 @@
 
 import json
 import multiprocessing
-import os
 import signal
 import time
-from multiprocessing.synchronize import Event
-from pathlib import Path
 
 import pytest
 import torch
+from saves import fill_policy, save, save_for_ever, save_once_and_be_killed
 
 from opo.errors import UserError
 from opo.run.checkpoint import checkpoints, load_checkpoint, remove_incomplete, save_checkpoint
-
-
-def fill_policy(folder: Path) -> None:
-    (folder / "config.json").write_text("{}")
-    (folder / "weights").mkdir()
-    (folder / "weights" / "part-1.bin").write_bytes(bytes(range(256)) * 100)
-
-
-def save(folder: Path, step: int, keep: int = 0) -> Path:
-    tensors = {"optimizer/0/step": torch.tensor(float(step)), "weights": torch.arange(1000.0) * step}
-    return save_checkpoint(folder, step, fill_policy, tensors, {"step": step}, keep=keep)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.uint8])
@@ -116,21 +103,6 @@ FORKSERVER = multiprocessing.get_context(
 FORKSERVER.set_forkserver_preload(["opo.run.checkpoint"])
 
 
-def killed_in_the_policy(folder: Path) -> None:
-    (folder / "config.json").write_text("{}")
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def save_once_and_be_killed(folder: Path) -> None:
-    save_checkpoint(folder, 2, killed_in_the_policy, {}, {})
-
-
-def save_for_ever(folder: Path, first: int, saved: Event) -> None:
-    for step in range(first, 10**6):
-        save(folder, step, keep=1)
-        saved.set()
-
-
 def test_a_kill_in_the_middle_of_a_save_leaves_the_one_before(tmp_path):
     save(tmp_path, 1)
     child = FORKSERVER.Process(target=save_once_and_be_killed, args=(tmp_path,))
@@ -151,7 +123,7 @@ def test_kills_at_any_moment_lose_nothing_that_was_complete(tmp_path):
         saved = FORKSERVER.Event()
         child = FORKSERVER.Process(target=save_for_ever, args=(tmp_path, newest + 1, saved))
         child.start()
-        saved.wait()
+        assert saved.wait(120), "the first save did not finish"
         time.sleep(0.0037 * kill)
         child.kill()
         child.join()
