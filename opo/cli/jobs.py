@@ -1,10 +1,7 @@
 """What becomes of the jobs of a multirun, wherever they run: announced at once, noted in a file, listed at the end."""
 
 import json
-import os
 import sys
-import threading
-import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +17,6 @@ from opo.errors import StoppedRun, UserError
 from opo.run.folder import is_held, note_failure
 from opo.system.terminal import say
 
-WATCH_EVERY_S = 0.5
-
 
 @dataclass(frozen=True)
 class Failure:
@@ -32,7 +27,7 @@ class Failure:
 
 
 class Stopped(BaseException):
-    """SIGTERM ended a multirun whose jobs run one after another in this process. No Exception: Hydra would go on with the next job."""
+    """SIGTERM ended a multirun: what to say of it. No Exception: Hydra would go on with the next job."""
 
 
 class Announce(Callback):
@@ -47,7 +42,7 @@ class Announce(Callback):
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         own = HydraConfig.get()
         if own.mode == RunMode.MULTIRUN:
-            self.record.note("began", Path(own.runtime.output_dir))
+            self.record.note("began", Path(own.runtime.output_dir), str(own.job.num))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         assert job_return.hydra_cfg is not None
@@ -61,25 +56,29 @@ class Announce(Callback):
         error = job_return._return_value  # the property would raise it here
         known = isinstance(error, UserError | StoppedRun)
         details = "" if known else "".join(traceback.format_exception(error))
-        self.record.fail(folder, _reason(error), details)
+        from opo.train.interrupt import Interrupt  # torch, which has been loaded where a training stops
+
+        resumes = isinstance(error, StoppedRun) and Interrupt.any_heard
+        self.record.fail(folder, _reason(error), details, resumes)
         job_return.status, job_return.return_value = JobStatus.COMPLETED, None
 
 
 @dataclass(frozen=True)
 class Record:
-    """The file in which every job notes that it began, and that it ended or why it failed."""
+    """The file in which every job notes that it began (with its number), and that it ended or why it failed."""
 
     file: Path
 
-    def note(self, what: str, folder: Path, reason: str = "") -> None:
+    def note(self, what: str, folder: Path, more: str = "") -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps([what, str(folder), reason]) + "\n")
+            stream.write(json.dumps([what, str(folder), more]) + "\n")
 
-    def fail(self, folder: Path, reason: str, details: str = "") -> None:
-        """Say and note that a job failed."""
-        note_failure(folder, reason)
-        say(f"FAILED {folder.name}: {reason}\n{details}".rstrip(), sys.stderr)
+    def fail(self, folder: Path, reason: str, details: str = "", resumes: bool = False) -> None:
+        """Say and note that a job failed; in its folder too, unless it `resumes`: it was stopped and has saved."""
+        if not resumes:
+            note_failure(folder, reason)
+        say(f"{'STOPPED' if resumes else 'FAILED'} {folder.name}: {reason}\n{details}".rstrip(), sys.stderr)
         self.note("failed", folder, reason)
 
     def fail_lost(self, error: Exception) -> bool:
@@ -107,20 +106,6 @@ class Record:
     def _notes(self) -> list[list[str]]:
         lines = self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else []
         return [json.loads(line) for line in lines]
-
-
-def leave_with(parent: int, record: Record) -> None:
-    """In a worker that `parent` started: end at once when it is gone, however it went. Runs go on from their checkpoints."""
-    if os.getppid() != parent:
-        return
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(WATCH_EVERY_S)
-        record.file.unlink(missing_ok=True)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _reason(error: BaseException) -> str:

@@ -56,3 +56,15 @@ def wants_more(completions, nowhere):
 
 def alone(response):
     return 0.0
+
+
+def raises(prompt, response):
+    return prompt.metadata["weight"]
+
+
+def none(prompt, response):
+    return None
+
+
+def raises_now_and_then(prompt, response):
+    return prompt.metadata["weight"] if len(response) % 2 else None
