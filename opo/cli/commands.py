@@ -40,6 +40,12 @@ COMMANDS = {
         "analysis.commands.verify:main",
         "analysis.config.verify:VerifyConfig",
     ),
+    "zoo": Command(
+        "every algorithm trained alike, measured on the same rollouts, in one gallery",
+        "analysis.config.zoo:load_config",
+        "analysis.commands.zoo:main",
+        "analysis.config.zoo:ZooConfig",
+    ),
     "evaluate": Command(
         "pass@k, mean@k, maj@k and diversity of a checkpoint",
         "analysis.config.evaluate:load_config",

@@ -20,7 +20,7 @@ from opo.cli.hydra_errors import one_line, unreadable
 from opo.config.read import shown
 from opo.errors import UserError
 
-NOT_IN_NAME = {"algo", "task", "seed", "steps", "study", "sweep", "threads", "device"}
+NOT_IN_NAME = {"algo", "task", "seed", "steps", "tokens", "study", "sweep", "threads", "device"}
 GROUPS_NOT_IN_NAME = {"tracking", "checkpoint", "parallel", "hydra"}
 LONGEST_NAME = 200  # file systems allow 255 bytes
 

@@ -15,6 +15,7 @@ from analysis.config.doctor import DoctorConfig
 from analysis.config.evaluate import EvaluateConfig
 from analysis.config.report import ReportConfig
 from analysis.config.verify import VerifyConfig
+from analysis.config.zoo import ZooConfig
 from analysis.study.config import VarianceConfig
 from opo.catalogue import catalogue
 from opo.cli import COMMANDS, load, take_apart
@@ -32,6 +33,7 @@ SCHEMAS = {
     "variance": VarianceConfig,
     "audit": AuditConfig,
     "verify": VerifyConfig,
+    "zoo": ZooConfig,
     "evaluate": EvaluateConfig,
     "report": ReportConfig,
     "track": TrackConfig,
