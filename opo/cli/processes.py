@@ -28,7 +28,7 @@ from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
 from joblib import effective_n_jobs
 from omegaconf import OmegaConf, open_dict
 
-from opo.cli.jobs import Record, Stopped
+from opo.cli.jobs import Job, Record, Stopped
 
 WATCH_EVERY_S = 0.5
 END_WITHIN_S = 10.0  # of a worker that has nothing to do any more
@@ -55,7 +55,7 @@ def launch(
         try:
             return workers.run(_core.execute_job, *job) or JobReturn(status=JobStatus.COMPLETED)
         except _Lost as lost:
-            record.fail(_folder(launcher, number, overrides), lost.reason, lost.details, resumes=workers.stopped)
+            record.fail(_job(launcher, number, overrides), lost.reason, lost.details, resumes=workers.stopped)
         return JobReturn(status=JobStatus.COMPLETED)
 
     numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))
@@ -71,12 +71,14 @@ def launch(
     return returned
 
 
-def _folder(launcher: JoblibLauncher, number: int, overrides: Sequence[str]) -> Path:
+def _job(launcher: JoblibLauncher, number: int, overrides: Sequence[str]) -> Job:
     assert launcher.hydra_context is not None
     config = launcher.hydra_context.config_loader.load_sweep_config(launcher.config, list(overrides))  # pyright: ignore
     with open_dict(config):
         config.hydra.job.num = number
-    return Path(*(OmegaConf.select(config, f"hydra.sweep.{key}") for key in ("dir", "subdir")))
+        folder = Path(*(OmegaConf.select(config, f"hydra.sweep.{key}") for key in ("dir", "subdir")))
+        config.hydra.runtime.output_dir = str(folder.absolute())
+    return Job.of(config.hydra)
 
 
 class _Lost(Exception):
