@@ -86,7 +86,7 @@ def reference_rewards(batch: Collected, learner: Learner, collector: Collector) 
     _, ids = collector.prompts(batch.prompts[0].index, len(batch.prompts))
     collector.sampler.load_weights(learner.initial.model, learner.version)
     answered = collector.respond(batch.prompts, ids, generator, one)
-    collector.sampler.load_weights(learner.policy.model, learner.version)
+    collector.sampler.load_weights(learner.policy.whole(), learner.version)
     return answered.rollouts.rewards_PG[:, 0]
 
 
