@@ -21,6 +21,7 @@ from opo.rollout.base import Sampler, Samples, Sampling
 from opo.rollout.factory import make_sampler
 from opo.tasks import Prompt, Task, render
 
+GAVE_NONE = "not a number: NoneType"  # the reason of a response whose scorer returned None
 LOOK_AHEAD, LOOK_AHEAD_S = 16384, 5.0  # prompts that are read, and seconds spent on it, before a run starts
 
 
@@ -52,6 +53,18 @@ class Collected:
             }
             for n, reward in enumerate(rewards_N[:most])
         ]
+
+    def refuse_failed_rewards(self, task: Task) -> None:
+        """Raise UserError where the scorer failed for every response: it raised, crashed, took too long or gave no number.
+
+        None, a scorer's way to give no reward on purpose, is no failure.
+        """
+        failed = [reason for reason in self.reasons.values() if reason != GAVE_NONE]
+        if failed and len(failed) == self.rollouts.rewards_PG.numel():
+            scorer = getattr(task, "scored_by", f"task={task.name}")
+            raise UserError(
+                f"{scorer}: failed for all {len(failed)} responses of a batch, for the first with {failed[0]}"
+            )
 
 
 def stop_token_ids(policy: Policy, stop: tuple[str, ...]) -> tuple[int, ...]:

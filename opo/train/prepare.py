@@ -20,7 +20,10 @@ from opo.train.update import loss_of, needs_reference
 
 
 def draw(learner: Learner, collector: Collector) -> Collected:
-    """The scored responses of the next step, from the run's sampler or from the policy to the next prompts of the stream."""
+    """The scored responses of the next step, from the run's sampler or from the policy to the next prompts of the stream.
+
+    Raises UserError where the scorer failed for every one of them: such a run learns nothing, however long it goes on.
+    """
     config, step, sampler = learner.config, learner.step, learner.parts.sampler
     count = config.rollout.num_prompts
     if isinstance(sampler, GuidedStart):
@@ -29,8 +32,11 @@ def draw(learner: Learner, collector: Collector) -> Collected:
             collector, learner.policy, count, step, config.seed, guide=learner.initial, version=learner.version
         )
     if sampler is not None:
-        return sampler.collect(collector, learner.policy, count, step, config.seed)
-    return collector.collect(step * count, count, generator_for(config.seed, "rollout", step))
+        batch = sampler.collect(collector, learner.policy, count, step, config.seed)
+    else:
+        batch = collector.collect(step * count, count, generator_for(config.seed, "rollout", step))
+    learner.world.by_first(lambda: batch.refuse_failed_rewards(collector.task))
+    return batch
 
 
 def prepare(batch: Collected, learner: Learner, collector: Collector) -> Rollouts:
