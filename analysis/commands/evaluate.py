@@ -95,6 +95,7 @@ def _measure(
     reward = RewardConfig(timeout_s=config.reward_timeout_s)
     with open_collector(policy, task, weights.source, rollout, reward) as collector:
         batch = collector.collect(0, config.prompts, generator_for(config.seed, "evaluate"), split=config.split)
+    world.by_first(lambda: batch.refuse_failed_rewards(task))
     answers = batch.rollouts.answers
     assert answers is not None
     rows = batch.rows(config.prompts * config.responses)
