@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -159,13 +159,24 @@ class Collector:
         return self.respond(*self.prompts(first, count, split), generator, sampling)
 
     def respond(
-        self, prompts: list[Prompt], ids: list[list[int]], generator: torch.Generator, sampling: Sampling | None = None
+        self,
+        prompts: list[Prompt],
+        ids: list[list[int]],
+        generator: torch.Generator,
+        sampling: Sampling | None = None,
+        begun: Sequence[list[int]] | None = None,
     ) -> Collected:
-        """Sample and score responses to these prompts, which `prompts` has encoded; every rank its part, and all have the whole."""
+        """Sample and score responses to these prompts, which `prompts` has encoded; every rank its part, and all have the whole.
+
+        `begun` are tokens that a response to each prompt begins with: they count as the prompt's, and are scored with what follows.
+        """
+        if begun is not None:
+            ids = [[*prompt, *start] for prompt, start in zip(ids, begun, strict=True)]
         which = self.world.mine(range(len(prompts)))
         samples = self.sampler.generate(ids, sampling or self.sampling, generator, which)
         responses = [
-            [response_text(self.tokenizer, r, self.task.stop) for r in group] for group in samples.response_ids
+            [response_text(self.tokenizer, [*(begun[p] if begun else ()), *r], self.task.stop) for r in group]
+            for p, group in zip(which, samples.response_ids, strict=True)
         ]
         scored = self.rewards.score([prompts[p] for p in which], responses)
         samples, responses, scored = _together(self.world.gather((which, samples, responses, scored)))
