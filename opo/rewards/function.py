@@ -11,7 +11,7 @@ Four signatures are known by the names of their arguments, each called with one 
 
 As in TRL, prompts and completions are lists of messages where the prompt goes through the chat template. None, or an exception, leaves
 the response unscored; a function that compares the responses of a group with one another cannot be used, since a reward must not
-depend on what is scored beside it.
+depend on what is scored beside it. Where it fails for every response of a training's batch the run stops (opo/train/prepare.py).
 """
 
 import asyncio
@@ -36,7 +36,7 @@ class Rewarded:
 
     def __init__(self, task: Task, weights: Mapping[str, float]):
         self._task, self._weights = task, weights
-        self.name, self.stop = task.name, task.stop
+        self.name, self.stop, self.scored_by = task.name, task.stop, f"reward.function={','.join(weights)}"
         self.prompt, self.extract = task.prompt, task.extract
         self._reward = Reward(weights, task.prompt(0))
         self.parts = self._reward.names
@@ -73,6 +73,8 @@ class Reward:
             return (
                 values[0] if self._weights[0] == 1 or not isinstance(values[0], Real) else self._weights[0] * values[0]
             )
+        if any(value is None for value in values):
+            return None
         for name, value in zip(self.names, values, strict=True):
             if not isinstance(value, Real):
                 raise TypeError(f"{name} gave {value!r:.50}, not a number")

@@ -75,7 +75,7 @@ def test_several_functions_are_summed_with_their_weights_and_a_lost_part_loses_t
     assert scored.rewards_PG.nan_to_num(-9.0).tolist() == [[0.75, 0.0, -9.0, 0.75]]
     assert scored.parts_PGK[0, :2].tolist() == [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
     assert scored.parts_PGK[0, 2].isnan().all()
-    assert scored.reasons == {(0, 2): "exception: TypeError: brief gave None, not a number"}
+    assert scored.reasons == {(0, 2): "not a number: NoneType"}
     assert make_task(sums, {"own_task:plain": 2.0}).score(prompt, right) == 2.0
 
 
