@@ -11,7 +11,7 @@ from analysis.study.config import AtLeastFour
 from opo.config.load import task_config
 from opo.config.read import read
 from opo.config.rules import usable_device
-from opo.config.schema import ModelConfig, OptimConfig, RolloutConfig
+from opo.config.schema import ModelConfig, OptimConfig, RewardConfig, RolloutConfig
 from opo.errors import UserError
 from opo.keys import STRICT, Count, Device, Seed, Threads
 from opo.model.source import unreachable
@@ -27,6 +27,7 @@ class DoctorConfig:
     task: Any = None
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
     prompts: Count = 2
     responses: AtLeastFour = 8  # to each
     float64_limit: Parameters = 5e8  # parameters above which no float64 copy is made to compare with

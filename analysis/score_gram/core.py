@@ -21,14 +21,9 @@ from analysis.score_gram.head import HeadScores, LanguageModelHead, Terms
 from analysis.score_gram.inputs import Batch, causal_model, log_probability, model_inputs, working_dtype
 from analysis.score_gram.layers import Contribution
 from analysis.score_gram.recompute import recomputed_layers
+from analysis.score_gram.rounding import Rounding
 from analysis.score_gram.shared_prefix import common_prefix, prompt_products
 from opo.model.forward import evaluating
-
-# Relative error up to which the norm of a parameter's score may differ from autograd's before the model is refused.
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2}
-HALF_TOLERANCE = (
-    0.5  # half precision: rounding differs between one response alone and a batch; a missed contribution is off by more
-)
 
 
 class Receiver(Protocol):
@@ -249,8 +244,8 @@ def verify_norms(
         name: float(torch.linalg.vector_norm(g * scales[name] if name in scales else g, dtype=torch.float64))
         for name, g in score.items()
     }
-    half = any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters())
-    tolerance = HALF_TOLERANCE if half else TOLERANCE[working_dtype(model)]
+    half = next((p.dtype for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)), None)
+    tolerance = Rounding.of(causal_model(model)).norm(half or working_dtype(model))
     floor = 1e-3 * sum(x * x for x in expected.values()) ** 0.5
     for name, norm in expected.items():
         by_hooks = (

@@ -6,6 +6,8 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
+
 from analysis.study.config import VarianceConfig
 from opo.model.load import model_source
 from opo.run.policies import EvaluatedPolicy
@@ -15,7 +17,7 @@ READ = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")  # of a mod
 
 
 def contents(config: VarianceConfig, stage: EvaluatedPolicy) -> dict[str, str]:
-    """File -> digest of everything that the pools of a stage depend on; a hub id stands for its commit."""
+    """File -> digest of everything that the pools of a stage depend on; of a hub id its commit and its files as they lie in the cache."""
     files = list(config.rollout_files)
     digests: dict[str, str] = {}
     for weights in stage.weights:
@@ -23,7 +25,11 @@ def contents(config: VarianceConfig, stage: EvaluatedPolicy) -> dict[str, str]:
             if source and Path(source).is_dir():
                 files += sorted(file for file in Path(source).iterdir() if file.suffix in READ)
             elif source:
-                digests[source] = _commit(source)
+                digests[source] = commit = _commit(source)
+                cached = try_to_load_from_cache(source, "config.json", revision=commit or None)
+                if isinstance(cached, str):
+                    for file in sorted(file for file in Path(cached).parent.iterdir() if file.suffix in READ):
+                        digests[f"{source}/{file.name}"] = digest(file)
     task = config.task if config.task is not None else (stage.weights[0].run or {}).get("task")
     if not config.rollouts:
         files += [Path(text) for text in _texts(task) if _is_file(text)]

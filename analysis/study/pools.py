@@ -116,7 +116,10 @@ def measure_pool(
     gradient = Projection()
     byproducts = Byproducts(pool_coefficients(rollouts.rewards_PG[0, keep]), gradient.add)
     options = {"temperature": policy.temperature, "verify": measurement.verify, **passes}
-    parts = score_gram(policy.model, *inputs, split="layer", byproducts=byproducts, **options)
+    try:
+        parts = score_gram(policy.model, *inputs, split="layer", byproducts=byproducts, **options)
+    except ValueError as error:  # a layer whose scores are not captured exactly, or scores that are not finite
+        raise UserError(f"prompt {prompt_id}: {error}") from error
     assert isinstance(parts, dict)
     sums = token_sums(policy, rollouts, keep, byproducts.hidden_N)
     by_token = [

@@ -109,6 +109,11 @@ def _pretrained(source: str, dtype: torch.dtype) -> tuple[PreTrainedTokenizerBas
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise UserError(f"{where}: a {config.model_type} model; allowed are causal language models")
+        if dtype == torch.float64 and config.model_type == "bloom":
+            raise UserError(
+                "model.dtype=float64: a bloom model takes its softmax in float32, where the float64 mask of padding overflows; allowed are "
+                "float32 and bfloat16"
+            )
         if not _keeps_keys(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]):
             raise UserError(
                 f"{where}: a {config.model_type} model keeps a state in place of keys and values, which responses to one prompt cannot "

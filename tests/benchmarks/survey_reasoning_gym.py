@@ -1,6 +1,7 @@
-"""Which datasets of reasoning-gym can be trusted with a reward: `python tests/benchmarks/survey_reasoning_gym.py`, about four minutes.
+"""Which datasets of reasoning-gym can be trusted with a reward: `python tests/benchmarks/survey_reasoning_gym.py [DATASET ...]`.
 
-Writes `opo/tasks/reasoning_gym.csv`, a line a dataset; `opo/tasks/reasoning_gym.md` explains its columns.
+Writes `opo/tasks/reasoning_gym.csv`, a line a dataset; `opo/tasks/reasoning_gym.md` explains its columns. All of them take about four
+minutes; with names only those lines are made anew.
 """
 
 import csv
@@ -28,6 +29,7 @@ UNRELATED = {
     "24",
     "long",
 }  # to the gold answer
+AROUND = {"text before", "text after", "text around", "or five", "twice"}  # the gold answer and something else
 TABLE = Path(__file__).parents[2] / "opo" / "tasks" / "reasoning_gym.csv"
 # what makes a scorer that evaluates its answer leave a mark: as Python, within a container, behind a number, through sympy's parser
 PAYLOADS = ["open({0!r}, 'w')", "[open({0!r}, 'w')]", "5 + (open({0!r}, 'w') and 0)", "x*(open({0!r}, 'w') and 1)"]
@@ -47,36 +49,50 @@ def wrong_answers(gold: str, other: str) -> dict[str, str]:
     return {kind: text for kind, text in kinds.items() if text.strip() != gold.strip()}
 
 
-def main() -> None:
-    here = _asked("survey", "0")
-    questions = [_asked("questions", seed) for seed in ("1", "2")]
+def main(names: list[str]) -> None:
+    here = _asked("survey", "0", names)
+    questions = [_asked("questions", seed, names) for seed in ("1", "2")]
+    for name, row in here.items():
+        digests = {row.pop("digest"), *(other[name] for other in questions)}
+        row["same_questions"] = "yes" if len(digests) == 1 else "no"
+    with TABLE.open(encoding="utf-8") as stream:
+        rows = {row.pop("dataset"): row for row in csv.DictReader(stream)} if names else {}
     with TABLE.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(
             stream,
             lineterminator="\n",
-            fieldnames=["dataset", "oracle", "wrong_paid", "floor", "raises", "executes", "same_questions", "number"],
+            fieldnames=[
+                "dataset",
+                "oracle",
+                "wrong_paid",
+                "floor",
+                "around",
+                "raises",
+                "executes",
+                "same_questions",
+                "number",
+            ],
         )
         writer.writeheader()
-        for name, row in here.items():
-            digests = {row.pop("digest"), *(other[name] for other in questions)}
-            writer.writerow({"dataset": name, **row, "same_questions": "yes" if len(digests) == 1 else "no"})
+        for name, row in sorted((rows | here).items()):
+            writer.writerow({"dataset": name, **row})
 
 
-def _asked(what: str, hash_seed: str) -> dict[str, Any]:
+def _asked(what: str, hash_seed: str, names: list[str]) -> dict[str, Any]:
     """What a fresh interpreter under this hash seed finds."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "out.json")
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(TABLE.parents[2])}
-        command = [sys.executable, __file__, what, str(out)]
+        command = [sys.executable, __file__, what, str(out), *names]
         subprocess.run(command, env=environment, cwd=folder, check=True, stdout=subprocess.DEVNULL)
         return json.loads(out.read_text())
 
 
-def _every_dataset(what: str, out: Path) -> None:
+def _datasets(what: str, out: Path, names: list[str]) -> None:
     from reasoning_gym.factory import DATASETS
 
     found = {}
-    for name in sorted(DATASETS):
+    for name in sorted(names or DATASETS):
         print(what, name, file=sys.stderr, flush=True)
         signal.signal(signal.SIGALRM, _too_slow)
         signal.alarm(LIMIT_S)
@@ -121,7 +137,7 @@ def oracle_of(item: dict[str, Any]) -> str:
 def survey(items: list[tuple[Any, dict[str, Any]]]) -> dict[str, Any]:
     from opo.tasks.answers import last_number
 
-    paid, raised, floor, right, numbers, executes = set(), set(), 0.0, 0, 0, False
+    paid, raised, floor, around, right, numbers, executes = set(), set(), 0.0, 0.0, 0, 0, False
     golds = [oracle_of(item) for _, item in items]
     for i, (dataset, item) in enumerate(items):
         right += _mark(dataset, item, golds[i]) == 1
@@ -134,9 +150,11 @@ def survey(items: list[tuple[Any, dict[str, Any]]]) -> dict[str, Any]:
                 paid.add(kind)
             elif kind in UNRELATED:
                 floor = max(floor, min(mark, 1.0))
+            elif kind in AROUND:
+                around = max(around, min(mark, 1.0))
         executes = executes or _executes(dataset, item)
     return {
-        "oracle": f"{right / len(items):g}" if any(golds) else "", "wrong_paid": "; ".join(sorted(paid)), "floor": f"{floor:.3g}", "raises": "; ".join(sorted(raised)),
+        "oracle": f"{right / len(items):g}" if any(golds) else "", "wrong_paid": "; ".join(sorted(paid)), "floor": f"{floor:.3g}", "around": f"{around:.3g}", "raises": "; ".join(sorted(raised)),
         "executes": "yes" if executes else "no", "number": f"{numbers / len(items):g}", "digest": digest(items),
     }  # fmt: skip
 
@@ -157,7 +175,7 @@ def _executes(dataset: Any, item: dict[str, Any]) -> bool:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3:
-        _every_dataset(sys.argv[1], Path(sys.argv[2]))
+    if sys.argv[1:2] in (["survey"], ["questions"]):
+        _datasets(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])
     else:
-        main()
+        main(sys.argv[1:])

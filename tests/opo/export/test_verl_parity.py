@@ -14,6 +14,7 @@ from opo.cli.compose import composed
 from opo.export.config import VerlExport, load_config
 from opo.export.verl import overrides
 from opo.export.verl_files import written
+from opo.losses import standardized_advantages
 
 pytest.importorskip("verl", reason="verl is not installed here (.lock/bench.txt has it)")
 
@@ -97,3 +98,52 @@ def test_verl_takes_the_config_and_has_the_same_token_weights(
 def test_verl_refuses_a_key_that_it_does_not_know() -> None:
     with pytest.raises(Exception, match="los_agg_mode"):
         verl_config(["actor_rollout_ref.actor.los_agg_mode=x"])
+
+
+def test_where_the_losses_of_verl_deviate_as_named() -> None:
+    """Its seq-mean-token-sum-norm divides by the padded width, so it hangs on the padding; ours divides by a number that is given."""
+    from verl.trainer.ppo.core_algos import agg_loss  # pyright: ignore
+
+    rng = torch.Generator().manual_seed(0)
+    values_NT = torch.rand(4, 6, generator=rng, dtype=torch.float64)
+    mask_NT = (torch.arange(6) < torch.tensor([[6], [2], [3], [1]])).double()
+    summed = (values_NT * mask_NT).sum(1).mean()
+    for padding in (0, 5):
+        wide = [torch.nn.functional.pad(x, (0, padding)) for x in (values_NT, mask_NT)]
+        assert float(agg_loss(*wide, "seq-mean-token-sum-norm")) == pytest.approx(float(summed) / (6 + padding))
+        assert float(agg_loss(*wide, "seq-mean-token-sum")) == pytest.approx(float(summed))
+        token_mean = (values_NT * mask_NT).sum() / mask_NT.sum()
+        assert float(agg_loss(*wide, "token-mean")) == pytest.approx(float(token_mean))
+
+
+def test_gspo_of_verl_is_its_token_form() -> None:
+    """Its weights are ours where no sequence is clipped: the token form has the gradient of the sequence's ratio (arXiv 2507.18071, 4.3)."""
+    from verl.trainer.ppo.core_algos import get_policy_loss_fn  # pyright: ignore
+    from verl.workers.config import ActorConfig  # pyright: ignore
+
+    rollouts = batch()
+    old_NT = rollouts.logprobs_NT
+    assert old_NT is not None
+    rng = torch.Generator().manual_seed(0)
+    new_NT = old_NT + 0.02 * torch.randn(old_NT.shape, generator=rng, dtype=torch.float64) * rollouts.mask_NT
+    own_NT = token_weights(lambda x_NT: ALGORITHMS["gspo"].loss(x_NT, rollouts, clip_low=0.9, clip_high=0.9), new_NT)
+    advantages_N = standardized_advantages(rollouts, 1e-6)
+    leaf_NT = new_NT.clone().requires_grad_()
+    actor = ActorConfig(
+        strategy="fsdp",
+        rollout_n=8,
+        ppo_micro_batch_size_per_gpu=1,
+        clip_ratio=0.9,
+        clip_ratio_low=0.9,
+        clip_ratio_high=0.9,
+    )
+    loss, _ = get_policy_loss_fn("gspo")(
+        old_NT,
+        leaf_NT,
+        advantages_N[:, None].expand_as(old_NT),
+        rollouts.mask_NT.double(),
+        loss_agg_mode="seq-mean-token-mean",
+        config=actor,
+    )
+    (grad_NT,) = torch.autograd.grad(loss, leaf_NT)
+    torch.testing.assert_close(-grad_NT, own_NT, rtol=1e-6, atol=1e-9)
