@@ -42,16 +42,16 @@ def start(asked: argparse.Namespace) -> None:
     """Run the command on the ranks. Raises UserError where it is refused, StoppedRun where it ended before its last step."""
     from opo.cli.launch import check
 
+    invocation, shows_only = take_apart(asked.command, asked.overrides)
+    if shows_only or invocation.multirun or asked.ranks < 1:
+        raise UserError("on_ray: takes one job and at least one rank; `opo` itself shows configs")
+    check(invocation, load(COMMANDS[asked.command].judge))
     try:
         import ray
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
         from ray.train.torch import TorchConfig, TorchTrainer
     except ImportError as error:
         raise UserError(f"on_ray: {error}; install the extra ray (pip install 'opo-workbench[ray]')") from error
-    invocation, shows_only = take_apart(asked.command, asked.overrides)
-    if shows_only or asked.ranks < 1:
-        raise UserError("on_ray: takes one job and at least one rank; `opo` itself shows configs")
-    check(invocation, load(COMMANDS[asked.command].judge))
     runs = Path("runs").absolute()
     own = runs / f".ray-{uuid.uuid4().hex}"
     trainer = TorchTrainer(
@@ -71,7 +71,7 @@ def start(asked: argparse.Namespace) -> None:
     try:
         trainer.fit()
         ended = read_json(own / "ended.json") if (own / "ended.json").exists() else None
-    except ray.train.TrainingFailedError as error:
+    except TrainingFailedError as error:
         first = (str(error).splitlines() or [""])[0]
         raise StoppedRun(f"on_ray: {first}; the same command goes on from the last checkpoint") from error
     finally:
