@@ -7,6 +7,7 @@ one that was cut into shards is merged by putting the files in one folder.
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from math import isqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from opo.errors import UserError
 from opo.model.forward import response_hidden
 from opo.model.logprobs import token_logprobs
 from opo.model.policy import BatchScores, Policy
+from opo.plan.kept import KeptPerRow
 from opo.system.atomic import replacing, write_text
 from opo.system.records import read_json
 
@@ -85,21 +87,22 @@ class Measurement:
     verify: bool = True  # compare one score of the prompt with autograd's: once a model is enough
 
     def plan(self, policy: Policy, num_responses: int, length: int) -> Plan:
-        """All responses at once if they fit, else recomputing layers (a forward pass more), else in blocks besides.
+        """See `planned_passes`; what the model keeps is counted on the model itself, with a few tokens."""
+        return planned_passes(policy.model, num_responses, length, self.memory_gib * GIB)
 
-        Counted: inputs and outputs of every matrix, once for autograd and once captured, and attention weights.
-        """
-        config, layers = policy.causal_lm.config.get_text_config(), decoder_layers(policy.model)
-        attention = config.num_attention_heads * length
-        sides = sum(sum(p.shape) for layer in layers for p in layer.parameters() if p.dim() == 2)
-        every_side = sum(sum(p.shape) for p in policy.model.parameters() if p.dim() == 2)
-        budget = self.memory_gib * GIB / (8 * length)  # float32 numbers a token of one response, kept twice
-        whole = every_side + config.num_hidden_layers * attention
-        tokens = max(1, int(budget / whole)) * length
-        recompute = bool(layers) and num_responses * whole > budget
-        if recompute:  # the input of each layer, and one layer at work
-            whole = every_side - sides + len(layers) * config.hidden_size + sides / len(layers) + attention
-        return Plan(max(2, int(budget / whole)), recompute, tokens)
+
+def planned_passes(model: Any, num_responses: int, length: int, budget: float) -> Plan:
+    """All responses at once if what they keep fits into `budget` bytes, else recomputing layers (a forward pass more), else in blocks besides.
+
+    `model` is the policy's, with weights or on paper (`opo.plan.shape`).
+    """
+    layers = decoder_layers(model)
+    row, update = KeptPerRow.of(model, by_response=True).bytes(length), KeptPerRow.of(model).bytes(length)
+    recompute = bool(layers) and num_responses * row > budget
+    if recompute:  # the input of each layer, and one layer at work
+        weight = next(model.parameters())
+        row = row / len(layers) + len(layers) * model.config.get_text_config().hidden_size * weight.element_size() * length
+    return Plan(max(2, int(budget / row)), recompute, max(1, int(budget / update)) * length)
 
 
 def measure_pool(
@@ -210,7 +213,8 @@ def head_norms(policy: Policy, hidden_KH: Tensor, targets_K: Tensor, lengths: li
     sum_ts <e_t, e_s> <h_t, h_s>.
     """
     head, slope = policy.head, policy.head.scale / policy.temperature
-    norms, most = [], max(max(lengths), HEAD_LOGITS // len(head.weight_VD))
+    # of a small vocabulary the products of tokens with tokens are more than the logits
+    norms, most = [], max(max(lengths), min(HEAD_LOGITS // len(head.weight_VD), isqrt(HEAD_LOGITS)))
     for start, stop, group in _runs(lengths, most):
         hidden_TH, targets_T = hidden_KH[start:stop], targets_K[start:stop]
         raw_TV = torch.nn.functional.linear(hidden_TH, head.weight_VD, head.bias_V).float() * head.scale

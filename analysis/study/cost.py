@@ -1,0 +1,185 @@
+"""What a variance study costs before it is started: memory of one rank, hours, and the prompts that a wanted interval needs."""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from analysis.config.plan import PlanVariance
+from analysis.score_gram.accumulate import chunk_elements
+from analysis.score_gram.head import CHUNK_LOGITS, KEPT_LOGITS
+from analysis.score_gram.pairs import PRODUCTS, TABLE
+from analysis.study.pools import Plan as Passes
+from analysis.study.pools import planned_passes
+from analysis.study.result import default_group_size, load
+from analysis.study.run import load_pools, measure
+from analysis.variance.power import plan as power_plan
+from opo.config.schema import ModelConfig
+from opo.errors import UserError
+from opo.model.load import DTYPES
+from opo.plan.kept import KeptPerRow
+from opo.plan.lengths import prompt_length
+from opo.plan.machine import CONTEXT, GIB, Machine, process_bytes
+from opo.plan.report import Plan, count_text, machine_of, memory_sentences, time_text
+from opo.plan.shape import on_paper
+from opo.plan.speed import forward_flops, product_rate
+from opo.plan.training import SAMPLED_LOGITS, Lengths, Phase, cache_bytes, head_bytes, packed_bytes, size_of, vocabulary_of
+from opo.system.seeding import rng_for
+from opo.tasks.arithmetic import ArithmeticConfig
+
+PASSES = 7  # over all responses: sampling, Gram (forward, backward, products), token statistics, one gradient (forward, backward twice)
+
+
+def plan_study(config: PlanVariance) -> Plan:
+    """Memory of one rank, hours and prompts of a study. Raises UserError where the model's shape cannot be known."""
+    source = replace(config.model or ModelConfig(), compute="float32")
+    task, reward = config.task or ArithmeticConfig(), config.reward.function
+    machine, model = machine_of(config), on_paper(source)
+    prompt, known = prompt_length(config.prompt_tokens, source, task, reward, config.split or "eval")
+    lengths = Lengths(prompt, config.rollout.max_new_tokens or 48)
+    passes = planned_passes(model, config.num_responses, prompt + lengths.response, config.memory_gib * GIB)
+    phases = study_memory(config, model, passes, lengths, machine, process_bytes())
+    seconds, how = _seconds(config, model, lengths)
+    each = -(-config.num_prompts // config.ranks)
+    parameters = sum(p.numel() for p in model.parameters())
+    title = (
+        f"variance of {source.path or source.name}, {count_text(parameters)} parameters, {config.num_prompts} x "
+        f"{config.num_responses} responses, {config.ranks} rank{'s' * (config.ranks > 1)}"
+    )
+    best = "at best " * how.startswith("the rate")
+    plan, needed = Plan(title, phases, []), list(_prompts_needed(config, seconds, best))
+    sentences = [
+        *memory_sentences(plan, config.ranks, machine),
+        _passes_sentence(passes, config.num_responses),
+        f"{config.num_prompts} prompts on {config.policies} polic{'y' if config.policies == 1 else 'ies'} take {best}"
+        f"{time_text(each * config.policies * seconds)}, {seconds:.3g} s for each prompt and policy on one rank ({how}).",
+        *(sentence for sentence, _ in needed),
+        f"Prompts have {prompt} tokens ({known}), and memory is that of responses of {lengths.response} tokens, no two alike.",
+    ]
+    facts = {
+        "command": "variance",
+        "model": source.path or source.name,
+        "parameters": parameters,
+        "ranks": config.ranks,
+        "machine": asdict(machine),
+        "fits": machine.fits(plan.peak.total, config.ranks),
+        "lengths": asdict(lengths),
+        "passes": passes._asdict(),
+        "seconds_per_prompt": seconds,
+        "seconds": each * config.policies * seconds,
+        "prompts_needed": next((count for _, count in needed), None),
+    }
+    return Plan(title, phases, sentences, facts)
+
+
+def study_memory(
+    config: PlanVariance, model: Any, passes: Passes, lengths: Lengths, machine: Machine, process: float
+) -> list[Phase]:
+    """The phases of one prompt: sampling, the Gram pass, and the gradient of its whole pool."""
+    weights = [p for p in model.parameters() if p.requires_grad]
+    always = {
+        "process": process if machine.kind == "cpu" else CONTEXT,
+        "weights": float(size_of(model.parameters())),
+    }
+    rows = min(config.num_responses, config.rollout.max_sequences)
+    length = lengths.prompt + lengths.response
+    sampling = {
+        "packed weights": packed_bytes(model) if machine.kind == "cpu" else 0.0,
+        "keys and values": cache_bytes(model, rows, length),
+        "logits": float(SAMPLED_LOGITS * rows * vocabulary_of(model)),
+    }
+    tokens = min(passes.tokens, lengths.prompt + config.num_responses * lengths.response)
+    gradient = {
+        "gradients": float(size_of(weights)),
+        "activations": KeptPerRow.of(model).bytes(length) / length * tokens,
+        "log-probabilities": head_bytes(model, config.num_responses * lengths.response),
+    }
+    return [
+        Phase("sampling", always | sampling),
+        Phase("Gram pass", always | _gram_parts(model, passes, config.num_responses, lengths, machine)),
+        Phase("gradient", always | gradient),
+    ]
+
+
+def _gram_parts(model: Any, passes: Passes, responses: int, lengths: Lengths, machine: Machine) -> dict[str, float]:
+    length = lengths.prompt + lengths.response
+    row, count = KeptPerRow.of(model, by_response=True).bytes(length), min(responses, passes.responses)
+    if passes.recompute:
+        layers = model.config.get_text_config().num_hidden_layers
+        width = model.config.get_text_config().hidden_size * next(model.parameters()).element_size()
+        row = row / layers + layers * width * length
+    logits = count * lengths.response * vocabulary_of(model)
+    kept = 2 * 4 * logits if logits <= KEPT_LOGITS else 4 * 4 * chunk_elements_of(machine)  # as they are, and in the order of tokens
+    buffers = 4 * (2 * PRODUCTS + chunk_elements_of(machine) + 3 * CHUNK_LOGITS)
+    table = min(TABLE, count * lengths.response * length) * 2 * 4
+    return {"activations": count * row, "gradients of logits": float(kept), "Gram buffers": float(buffers + table)}
+
+
+def chunk_elements_of(machine: Machine) -> int:
+    import torch
+
+    return chunk_elements(torch.device(machine.kind))
+
+
+def _passes_sentence(passes: Passes, responses: int) -> str:
+    if not passes.recompute:
+        return "All responses to a prompt go through the model at once."
+    if passes.responses >= responses:
+        return "Layers are computed twice to save memory: a forward pass more; memory_gib is what may be used."
+    return (
+        f"Layers are computed twice and {passes.responses} responses go through the model at once, all pairs of blocks in turn: "
+        "a larger memory_gib is faster."
+    )
+
+
+def _seconds(config: PlanVariance, model: Any, lengths: Lengths) -> tuple[float, str]:
+    """Of one prompt on one rank, and how they are known."""
+    if config.seconds_per_prompt is not None:
+        return config.seconds_per_prompt, "as given"
+    if config.measure:
+        return _measured(config), "measured now"
+    tokens = config.num_responses * (lengths.response + 1) + lengths.prompt
+    rate = product_rate(Machine.found(config.device), config.threads, "float32")
+    how = "the rate of a large matrix product on this machine; measure=true times one prompt"
+    return PASSES * tokens * forward_flops(model) / rate, how
+
+
+def _measured(config: PlanVariance) -> float:
+    """Seconds of the second of two prompts, in a folder that is removed again."""
+    marks: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for prompts in (1, 2):  # the first loads the model too
+            marks.append(time.perf_counter())
+            measure(replace(config, prompts=max(2, prompts)), Path(folder, str(prompts)))
+    return time.perf_counter() - marks[-1]
+
+
+def _prompts_needed(config: PlanVariance, seconds: float, best: str) -> Iterator[tuple[str, int]]:
+    """From a pilot, how many prompts tell the wanted ratio from one, and what they take."""
+    if config.pilot is None:
+        return
+    study = load(config.pilot)
+    size = default_group_size(config.group_sizes)
+    try:
+        found = power_plan(
+            load_pools(config.pilot, study.last_policy),
+            size,
+            config.estimator,
+            config.reference,
+            config.ratio,
+            rng_for(config.seed, "plan"),
+            power=config.power,
+            responses=[config.num_responses],
+            prompts_per_batch=config.prompts_per_batch,
+        )
+    except ValueError as error:
+        raise UserError(f"pilot={config.pilot}: {error}") from error
+    prompts = found.cheapest.prompts
+    hours = time_text(-(-prompts // config.ranks) * config.policies * seconds)
+    yield (
+        f"After {config.pilot}, {prompts:,} prompts of {config.num_responses} responses tell a relative variance {config.ratio:g} times that "
+        f"of {config.reference} from an equal one with a chance of {config.power:.0%} ({config.estimator}, groups of {size}): {best}{hours}.",
+        prompts,
+    )
