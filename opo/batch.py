@@ -12,12 +12,15 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from opo.rounding import levelled
+
 
 @dataclass(frozen=True, eq=False)
 class Rollouts:
     """G sampled responses to each of P prompts, with what was recorded when they were sampled.
 
     A reward of NaN marks a response that could not be scored: it stays out of every baseline and has zero advantage.
+    Rewards of a group that are equal up to rounding are made equal (`opo.rounding`), before anyone compares them.
     """
 
     prompt_ids: list[list[int]]  # P lists of token ids
@@ -36,6 +39,9 @@ class Rollouts:
     greedy_rewards_P: Tensor | None = None  # reward of the greedy response to each prompt
     answers: list[list[str | None]] | None = None  # extracted answers, P lists of G
     finished_PG: Tensor | None = None  # bool, true where the response ended by itself, not at the token limit
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rewards_PG", levelled(self.rewards_PG))
 
     @classmethod
     def from_lists(
@@ -109,7 +115,7 @@ class Rollouts:
         """Reward of each response plus its KL rewards summed over tokens; NaN where the reward is."""
         if self.kl_rewards_NT is None:
             return self.rewards_PG
-        return self.rewards_PG + (self.kl_rewards_NT * self.mask_NT).sum(1).view_as(self.rewards_PG)
+        return levelled(self.rewards_PG + (self.kl_rewards_NT * self.mask_NT).sum(1).view_as(self.rewards_PG))
 
     @property
     def token_rewards_NT(self) -> Tensor:

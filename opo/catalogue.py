@@ -30,6 +30,7 @@ class Entry:
     on_policy_only: bool = False
     couples_prompts: bool = False
     token_level: bool = False
+    unbiased_for: str = ""
     kl_reward: bool = True
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from opo.baselines import group_mean
 from opo.batch import Rollouts
 from opo.keys import Aggregation
+from opo.rounding import all_equal
 
 # exp of more than this is beyond every clip in use; the bound keeps infinity times a zero advantage out of the sums
 MAX_LOG_RATIO = 20.0
@@ -36,9 +37,8 @@ def standardized_advantages(rollouts: Rollouts, std_eps: float) -> Tensor:
 
 
 def constant_groups(rewards_PG: Tensor) -> Tensor:
-    """Bool (P,): true where all scored rewards of the group are the same number, or none is scored."""
-    low_P = rewards_PG.nan_to_num(torch.inf).amin(1)
-    return rewards_PG.nan_to_num(-torch.inf).amax(1) <= low_P
+    """Bool (P,): true where all scored rewards of the group are equal up to rounding, or none is scored."""
+    return all_equal(rewards_PG)
 
 
 def prompt_mean(values_P: Tensor, rollouts: Rollouts) -> Tensor:
@@ -53,7 +53,7 @@ def whiten(values: Tensor, mask: Tensor, eps: float, center: bool = True) -> Ten
     `center=False` only divides, for values of mean zero. Equal values give zeros, also where their mean is rounded.
     """
     kept = values[mask]
-    if kept.numel() == 0 or kept.min() == kept.max():
+    if kept.numel() == 0 or all_equal(kept):
         return torch.zeros_like(values)
     shift = kept.mean() if center else 0.0
     return torch.where(mask, (values - shift) / (kept.std(correction=0) + eps), 0.0)

@@ -16,6 +16,7 @@ import polars as pl
 from scipy.stats import t as student
 
 from analysis.evaluation.diversity import distinct_n, repetition_n, self_bleu
+from analysis.runs.ends import final_values
 from analysis.study.audits import audit_interval, audit_value
 from analysis.study.result import Study
 from analysis.variance.intervals import FEWEST, if_enough
@@ -25,7 +26,6 @@ from opo.system.records import read_table
 
 MIN_REPLICATES = {"prompts": FEWEST, "seeds": 3}  # fewer replicates give no verdict, whatever their interval says
 SENSIBLE = {"prompts": 5_000, "seeds": 100}  # more replicates than that is no plan
-LAST_TENTH = 0.1  # the part of the steps that "at equal tokens" looks at
 
 
 @dataclass(frozen=True)
@@ -235,16 +235,6 @@ def diversity(measure: str, ratio: bool) -> Measure:
 
 def _groups(pair: Sequence[pl.DataFrame]) -> str:
     return " and ".join(str(rows["group"][0]) for rows in pair)
-
-
-def final_values(runs: pl.DataFrame, metric: str, tokens: float) -> dict[int, float]:
-    """By seed: the metric's mean over the last tenth of the steps (at least one) within that number of generated tokens."""
-    by_seed = {}
-    for (seed,), run in runs.filter(pl.col("train/tokens") <= tokens).group_by("seed"):
-        values = run.sort("step").tail(max(1, round(LAST_TENTH * len(run))))[metric].drop_nulls()
-        if len(values):
-            by_seed[int(seed)] = float(values.mean())  # pyright: ignore[reportArgumentType]
-    return by_seed
 
 
 def paired_evidence(ours: Mapping[int, float], theirs: Mapping[int, float], ratio: bool, note: str) -> Evidence | None:

@@ -12,7 +12,7 @@ from analysis.config.plan import PlanVariance, load_config
 from analysis.report.terminal import wide_console
 from analysis.study.cost import plan_study
 from opo.plan.machine import GIB
-from opo.plan.report import Plan, plan_training
+from opo.plan.report import plan_training
 from opo.plan.training import Phase
 from opo.system.terminal import say
 

@@ -8,19 +8,24 @@ from typing import Any
 
 from rich.table import Table
 
+from analysis.commands.ranking import rank, show
 from analysis.config.runs import load_config
 from analysis.report.terminal import wide_console
 from analysis.runs.states import RunState, run_states
 
 
 def main(values: dict[str, Any], folder: Path) -> None:
-    """`opo runs`: print a table, or with `json` one object that holds the same."""
+    """`opo runs`: print a table, with `rank` the ranking of finished runs below it, or with `json` one object that holds the same."""
     config = load_config(values)
     states = run_states(Path(config.path))
+    ranked = rank(Path(config.path)) if config.rank else None
     if config.json:
-        print(json.dumps({"path": config.path, "runs": [asdict(state) for state in states]}, indent=1))
+        found = {"path": config.path, "runs": [asdict(state) for state in states]}
+        print(json.dumps(found | ({"ranking": ranked and asdict(ranked)} if config.rank else {}), indent=1))
         return
     wide_console().print(_table(config.path, states))
+    if config.rank:
+        show(ranked, Path(config.path))
 
 
 def _table(path: str, states: list[RunState]) -> Table:

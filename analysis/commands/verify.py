@@ -5,12 +5,6 @@ measured on frozen responses of OPO's start, middle and end; every claim of the 
 the results and what they do not show. Finished parts are recognised, so the same command resumes after an interruption.
 """
 
-import multiprocessing
-import os
-import threading
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +17,7 @@ from rich.table import Table as RichTable
 from analysis.claims.evidence import Material
 from analysis.claims.ledger import judge, save
 from analysis.claims.records import evidence_of
+from analysis.commands.workers import finish, train_in, workers
 from analysis.config.verify import VerifyConfig, load_config, study_values
 from analysis.plots import runs as figures_runs
 from analysis.plots.style import save as save_figure
@@ -35,7 +30,7 @@ from analysis.study import run as study
 from analysis.study.config import VarianceConfig
 from analysis.study.config import load_config as load_study_config
 from analysis.study.tables import moments_table
-from opo.cli.compose import composed, run_name
+from opo.cli.compose import run_name
 
 TRAININGS: dict[str, list[str]] = {
     "opo": [],
@@ -71,12 +66,12 @@ def main(values: dict[str, Any], folder: Path) -> None:
 
 def work(config: VerifyConfig, plans: list[Training], folder: Path, console: Console) -> VarianceConfig:
     """The trainings, then the pools of the variance study on OPO's checkpoints; returns that study's config."""
-    with _workers(config.jobs) as pool:
-        _finish(console, "training", {pool.submit(_train, plan, folder / plan.name): plan.name for plan in plans})
+    with workers(config.jobs) as pool:
+        finish(console, "training", {pool.submit(train_in, folder / p.name, p.overrides): p.name for p in plans})
         checkpoints = [str(folder / plan.name) for plan in plans if plan.name.startswith("opo-")]
         chosen = load_study_config(study_values(config, checkpoints))
         shards = [replace(chosen, shard=f"{which}/{config.jobs}") for which in range(config.jobs)]
-        _finish(
+        finish(
             console,
             "measuring",
             {pool.submit(study.measure, s, folder / "variance"): f"shard {s.shard}" for s in shards},
@@ -121,44 +116,6 @@ def trainings(config: VerifyConfig) -> list[Training]:
             label = run_name({"algo": algo, "task": "arithmetic"}, seed, changes)
             plans.append(Training(label, overrides))
     return plans
-
-
-def _train(plan: Training, path: Path) -> None:
-    """In a worker: compose as `opo train` would and run."""
-    from opo.config.load import load_config as load_run_config
-    from opo.train.loop import train
-
-    train(load_run_config(composed("train", plan.overrides)), path)
-
-
-@contextmanager
-def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """Fresh processes of one thread each: a training changes its process, and a fork would copy this one's threads."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _leave_with_parent) as pool:
-        yield pool
-
-
-def _leave_with_parent() -> None:
-    """In a worker: exit when the parent process is gone. Runs resume from their checkpoints."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _finish(console: Console, what: str, jobs: dict[Future[Any], str]) -> None:
-    """Wait for all, saying which is done; the first failure cancels those that have not begun and is raised."""
-    for number, job in enumerate(as_completed(jobs), 1):
-        if job.exception() is not None:
-            for other in jobs:
-                other.cancel()
-        job.result()
-        console.print(f"{what} {number}/{len(jobs)}: {jobs[job]}", highlight=False)
 
 
 def runs_table(runs: pl.DataFrame) -> RichTable:

@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from analysis.study.config import VarianceConfig, complaints, sampling_alone
 from opo.config.load import task_config
-from opo.config.plan import PlanTrain
+from opo.config.plan import PlanTrain, one_speed
 from opo.config.plan import load_config as load_training
 from opo.config.read import read, shown
 from opo.errors import UserError
@@ -33,8 +33,17 @@ class PlanVariance(VarianceConfig):
     estimator: str = "length_weighted"  # compared with reference
     ratio: Ratio = 0.9  # the true ratio of their relative variances that an interval should tell from 1
     power: Power = 0.8  # the chance that it does
+    teraflops: Positive | None = (
+        None  # a second, that a rank really reaches: the time is then that of the model's arithmetic
+    )
     measure: bool = False  # load the model and time one prompt
     json: bool = False  # for machines, one object
+
+    @property
+    def pilot_folder(self) -> Path:
+        """The folder of the pilot, which may be named by its result.json too."""
+        path = Path(str(self.pilot))
+        return path.parent if path.name == "result.json" else path
 
 
 def load_config(values: Mapping[str, Any]) -> PlanTrain | PlanVariance:
@@ -59,7 +68,8 @@ def _complaints(config: PlanVariance) -> Iterator[str]:
         yield f"estimator={shown(config.estimator)}: must be one of the estimators besides the reference, {', '.join(others)}"
     if config.ratio == 1:
         yield "ratio=1.0: no number of prompts tells 1 from 1; give the ratio that matters, such as 0.9"
-    if config.pilot is not None and not (Path(config.pilot) / "result.json").is_file():
+    if config.pilot is not None and not (config.pilot_folder / "result.json").is_file():
         yield f"pilot={shown(config.pilot)}: no variance study there (no result.json)"
-    if config.measure and config.seconds_per_prompt is not None:
-        yield "measure=true: the speed is given as well, in seconds_per_prompt; give one of them"
+    yield from one_speed(
+        seconds_per_prompt=config.seconds_per_prompt, teraflops=config.teraflops, measure=config.measure
+    )

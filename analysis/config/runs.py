@@ -16,6 +16,7 @@ class RunsConfig:
     """Which runs are listed, and for whom."""
 
     path: str = "runs"  # a study, a run, or any folder with runs below it
+    rank: bool = False  # true (or --rank): the ranking of the finished runs too
     json: bool = False  # true (or --json): for machines, one object
 
 

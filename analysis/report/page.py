@@ -4,6 +4,7 @@ The page makes no request: figures are SVG in the text, styles are in the head. 
 ends with what cannot be concluded from it and how to repeat it.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
@@ -24,12 +25,16 @@ def write_report(folder: Path) -> Path:
         if (folder / "claims.json").exists()
         else f"Report on {folder.resolve().name}"
     )
+    return write_page(folder / "report.html", title, sections)
+
+
+def write_page(file: Path, title: str, sections: Sequence[Section]) -> Path:
+    """Write sections as one HTML file."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("analysis.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    html = environment.get_template("report.html").render(title=title, sections=sections)
-    write_text(folder / "report.html", html)
-    return folder / "report.html"
+    write_text(file, environment.get_template("report.html").render(title=title, sections=sections))
+    return file
 
 
 def sections_of(folder: Path) -> list[Section]:

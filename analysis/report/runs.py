@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import polars as pl
 
-from analysis.claims.evidence import final_values
 from analysis.plots import runs as figures_runs
 from analysis.report.blocks import Block, Section, code, figure, fold, table, text
+from analysis.runs.ends import common_tokens, final_values
 from analysis.runs.groups import with_groups
 from analysis.runs.load import Runs
 
@@ -55,7 +55,7 @@ def _curves(frame: pl.DataFrame) -> Iterator[Block]:
 def ends_text(runs: Runs) -> str:
     """Where the trainings ended, in half a sentence: reward by group at equal tokens."""
     frame = with_groups(runs)
-    tokens = _common_tokens(frame)
+    tokens = common_tokens(frame)
     found = []
     for (group,), mine in frame.group_by("group", maintain_order=True):
         values = list(final_values(mine, "train/reward_mean", tokens).values())
@@ -68,14 +68,9 @@ def ends_text(runs: Runs) -> str:
     return f"mean reward after {tokens:,.0f} generated tokens (lowest to highest over seeds) came to {'; '.join(ranked[:MOST_GROUPS])}{more}."
 
 
-def _common_tokens(frame: pl.DataFrame) -> float:
-    """Generated tokens that every run has."""
-    return float(frame.group_by("run").agg(pl.col("train/tokens").max())["train/tokens"].min() or 0.0)  # pyright: ignore
-
-
 def ends(frame: pl.DataFrame) -> Block:
     """Where the runs started and ended, at equal tokens."""
-    tokens = _common_tokens(frame)
+    tokens = common_tokens(frame)
     present = [column for column in COLUMNS if column in frame.columns]
     rows = []
     for (group,), mine in frame.group_by("group", maintain_order=True):

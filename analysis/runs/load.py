@@ -39,9 +39,10 @@ def load(*paths: Path | str) -> Runs:
         folders = sorted(run_folders(path))
         if not folders:
             raise UserError(f"{path}: no run is here (a folder with config.yaml and run.json)")
-        folders_by_name |= {
-            folder: str(folder.relative_to(path)) if folder != path else path.resolve().name for folder in folders
-        }
+        for folder in folders:
+            name = str(folder.relative_to(path)) if folder != path else path.resolve().name
+            taken = name in folders_by_name.values() and folder not in folders_by_name
+            folders_by_name[folder] = str(folder) if taken else name
     metrics: list[dict[str, Any]] = []
     runs: list[dict[str, Any]] = []
     configs: list[dict[str, Any]] = []

@@ -1,6 +1,6 @@
 """Where each run of a folder stands, also while runs go on and where files are damaged."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +24,7 @@ class RunState:
     reward: float | None  # of the last step
     seconds: float  # of all steps
     why: str = ""  # it failed or is damaged
+    folder: str = ""
 
 
 def run_states(path: Path) -> list[RunState]:
@@ -32,7 +33,10 @@ def run_states(path: Path) -> list[RunState]:
     if not folders:
         raise UserError(f"{path}: no run is here (a folder with config.yaml and run.json)")
     return [
-        _state(folder, str(folder.relative_to(path)) if folder != path else path.resolve().name) for folder in folders
+        replace(
+            _state(folder, str(folder.relative_to(path)) if folder != path else path.resolve().name), folder=str(folder)
+        )
+        for folder in folders
     ]
 
 

@@ -19,6 +19,7 @@ from scipy.stats import spearmanr
 
 from analysis.study.pools import PromptPool
 from analysis.variance.intervals import Array, product_of_means, ratio_interval
+from opo.rounding import all_equal
 
 PROXIES = {"length": "lengths_R", "energy": "logit_energy_R", "head": "head_norm2_R"}
 
@@ -100,7 +101,7 @@ def audit_interval(measure: str, terms_P3: Array, counts_BP: Array, level: float
 
 def _rank(x_R: Array, y_R: Array) -> float:
     """Spearman's correlation; zero where one of them is constant, since there is no order to agree with."""
-    if np.ptp(x_R) == 0 or np.ptp(y_R) == 0:
+    if all_equal(x_R) or all_equal(y_R):
         return 0.0
     result: Any = spearmanr(x_R, y_R)
     return float(result.statistic)

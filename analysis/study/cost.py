@@ -2,7 +2,6 @@
 
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,22 @@ from analysis.study.run import load_pools, measure
 from analysis.variance.power import plan as power_plan
 from opo.config.schema import ModelConfig
 from opo.errors import UserError
-from opo.model.load import DTYPES
 from opo.plan.kept import KeptPerRow
 from opo.plan.lengths import prompt_length
 from opo.plan.machine import CONTEXT, GIB, Machine, process_bytes
-from opo.plan.report import Plan, count_text, machine_of, memory_sentences, time_text
+from opo.plan.report import Plan, count_text, machine_of, memory_sentences, rate_of, time_text
 from opo.plan.shape import on_paper
-from opo.plan.speed import forward_flops, product_rate
-from opo.plan.training import SAMPLED_LOGITS, Lengths, Phase, cache_bytes, head_bytes, packed_bytes, size_of, vocabulary_of
+from opo.plan.speed import forward_flops
+from opo.plan.training import (
+    SAMPLED_LOGITS,
+    Lengths,
+    Phase,
+    cache_bytes,
+    head_bytes,
+    packed_bytes,
+    size_of,
+    vocabulary_of,
+)
 from opo.system.seeding import rng_for
 from opo.tasks.arithmetic import ArithmeticConfig
 
@@ -41,21 +48,18 @@ def plan_study(config: PlanVariance) -> Plan:
     lengths = Lengths(prompt, config.rollout.max_new_tokens or 48)
     passes = planned_passes(model, config.num_responses, prompt + lengths.response, config.memory_gib * GIB)
     phases = study_memory(config, model, passes, lengths, machine, process_bytes())
-    seconds, how = _seconds(config, model, lengths)
-    each = -(-config.num_prompts // config.ranks)
+    speed = _seconds(config, model, lengths)
     parameters = sum(p.numel() for p in model.parameters())
     title = (
         f"variance of {source.path or source.name}, {count_text(parameters)} parameters, {config.num_prompts} x "
         f"{config.num_responses} responses, {config.ranks} rank{'s' * (config.ranks > 1)}"
     )
-    best = "at best " * how.startswith("the rate")
-    plan, needed = Plan(title, phases, []), list(_prompts_needed(config, seconds, best))
+    plan, needed = Plan(title, phases, []), _prompts_needed(config)
     sentences = [
         *memory_sentences(plan, config.ranks, machine),
         _passes_sentence(passes, config.num_responses),
-        f"{config.num_prompts} prompts on {config.policies} polic{'y' if config.policies == 1 else 'ies'} take {best}"
-        f"{time_text(each * config.policies * seconds)}, {seconds:.3g} s for each prompt and policy on one rank ({how}).",
-        *(sentence for sentence, _ in needed),
+        _time_sentence(config, speed),
+        *(_needed_sentence(config, count, speed) for count in needed),
         f"Prompts have {prompt} tokens ({known}), and memory is that of responses of {lengths.response} tokens, no two alike.",
     ]
     facts = {
@@ -67,9 +71,9 @@ def plan_study(config: PlanVariance) -> Plan:
         "fits": machine.fits(plan.peak.total, config.ranks),
         "lengths": asdict(lengths),
         "passes": passes._asdict(),
-        "seconds_per_prompt": seconds,
-        "seconds": each * config.policies * seconds,
-        "prompts_needed": next((count for _, count in needed), None),
+        "seconds_per_prompt": speed[0] if speed else None,
+        "seconds": _study_seconds(config, config.num_prompts, speed[0]) if speed else None,
+        "prompts_needed": next(iter(needed), None),
     }
     return Plan(title, phases, sentences, facts)
 
@@ -111,7 +115,9 @@ def _gram_parts(model: Any, passes: Passes, responses: int, lengths: Lengths, ma
         width = model.config.get_text_config().hidden_size * next(model.parameters()).element_size()
         row = row / layers + layers * width * length
     logits = count * lengths.response * vocabulary_of(model)
-    kept = 2 * 4 * logits if logits <= KEPT_LOGITS else 4 * 4 * chunk_elements_of(machine)  # as they are, and in the order of tokens
+    kept = (
+        2 * 4 * logits if logits <= KEPT_LOGITS else 4 * 4 * chunk_elements_of(machine)
+    )  # as they are, and in the order of tokens
     buffers = 4 * (2 * PRODUCTS + chunk_elements_of(machine) + 3 * CHUNK_LOGITS)
     table = min(TABLE, count * lengths.response * length) * 2 * 4
     return {"activations": count * row, "gradients of logits": float(kept), "Gram buffers": float(buffers + table)}
@@ -134,16 +140,17 @@ def _passes_sentence(passes: Passes, responses: int) -> str:
     )
 
 
-def _seconds(config: PlanVariance, model: Any, lengths: Lengths) -> tuple[float, str]:
-    """Of one prompt on one rank, and how they are known."""
+def _seconds(config: PlanVariance, model: Any, lengths: Lengths) -> tuple[float, str] | None:
+    """Of one prompt on one rank, and how they are known; None where they are not."""
     if config.seconds_per_prompt is not None:
         return config.seconds_per_prompt, "as given"
     if config.measure:
         return _measured(config), "measured now"
+    if (known := rate_of(config, "float32")) is None:
+        return None
+    rate, source = known
     tokens = config.num_responses * (lengths.response + 1) + lengths.prompt
-    rate = product_rate(Machine.found(config.device), config.threads, "float32")
-    how = "the rate of a large matrix product on this machine; measure=true times one prompt"
-    return PASSES * tokens * forward_flops(model) / rate, how
+    return PASSES * tokens * forward_flops(model) / rate, source
 
 
 def _measured(config: PlanVariance) -> float:
@@ -156,16 +163,28 @@ def _measured(config: PlanVariance) -> float:
     return time.perf_counter() - marks[-1]
 
 
-def _prompts_needed(config: PlanVariance, seconds: float, best: str) -> Iterator[tuple[str, int]]:
-    """From a pilot, how many prompts tell the wanted ratio from one, and what they take."""
+def _study_seconds(config: PlanVariance, prompts: int, seconds: float) -> float:
+    return -(-prompts // config.ranks) * config.policies * seconds
+
+
+def _time_sentence(config: PlanVariance, speed: tuple[float, str] | None) -> str:
+    study = f"{config.num_prompts} prompts on {config.policies} polic{'y' if config.policies == 1 else 'ies'}"
+    if speed is None:
+        return f"{study}: give teraflops or seconds_per_prompt of those devices for the time they take."
+    seconds, source = speed
+    took = time_text(_study_seconds(config, config.num_prompts, seconds))
+    return f"{study} take {took}: {seconds:.3g} s for each prompt and policy on one rank ({source})."
+
+
+def _prompts_needed(config: PlanVariance) -> list[int]:
+    """From a pilot, how many prompts tell the wanted ratio from one; empty without a pilot."""
     if config.pilot is None:
-        return
-    study = load(config.pilot)
-    size = default_group_size(config.group_sizes)
+        return []
+    folder = config.pilot_folder
     try:
         found = power_plan(
-            load_pools(config.pilot, study.last_policy),
-            size,
+            load_pools(folder, load(folder).last_policy),
+            default_group_size(config.group_sizes),
             config.estimator,
             config.reference,
             config.ratio,
@@ -176,10 +195,13 @@ def _prompts_needed(config: PlanVariance, seconds: float, best: str) -> Iterator
         )
     except ValueError as error:
         raise UserError(f"pilot={config.pilot}: {error}") from error
-    prompts = found.cheapest.prompts
-    hours = time_text(-(-prompts // config.ranks) * config.policies * seconds)
-    yield (
-        f"After {config.pilot}, {prompts:,} prompts of {config.num_responses} responses tell a relative variance {config.ratio:g} times that "
-        f"of {config.reference} from an equal one with a chance of {config.power:.0%} ({config.estimator}, groups of {size}): {best}{hours}.",
-        prompts,
+    return [found.cheapest.prompts]
+
+
+def _needed_sentence(config: PlanVariance, prompts: int, speed: tuple[float, str] | None) -> str:
+    size = default_group_size(config.group_sizes)
+    took = f": {time_text(_study_seconds(config, prompts, speed[0]))}" if speed else ""
+    return (
+        f"After {config.pilot}, {prompts:,} prompts with {config.num_responses} responses tell a relative variance of {config.estimator} that is "
+        f"{config.ratio:g} times that of {config.reference} from an equal one with a chance of {config.power:.0%}, in groups of {size}{took}."
     )

@@ -101,7 +101,10 @@ def planned_passes(model: Any, num_responses: int, length: int, budget: float) -
     recompute = bool(layers) and num_responses * row > budget
     if recompute:  # the input of each layer, and one layer at work
         weight = next(model.parameters())
-        row = row / len(layers) + len(layers) * model.config.get_text_config().hidden_size * weight.element_size() * length
+        row = (
+            row / len(layers)
+            + len(layers) * model.config.get_text_config().hidden_size * weight.element_size() * length
+        )
     return Plan(max(2, int(budget / row)), recompute, max(1, int(budget / update)) * length)
 
 

@@ -24,6 +24,7 @@ from analysis.variance.intervals import Array, if_enough
 from analysis.variance.pool import Pool
 from analysis.variance.table import COMPARABLE, Table
 from analysis.variance.text import interval_text
+from opo.rounding import all_equal
 from opo.run.policies import EvaluatedPolicy
 from opo.run.provenance import versions
 from opo.system.seeding import rng_for
@@ -215,7 +216,7 @@ def _policy(config: VarianceConfig, evaluated: EvaluatedPolicy, pools: Sequence[
         ),
         "gap_nats": max((pool.gap_nats for pool in pools if not np.isnan(pool.gap_nats)), default=None),
         "prompts_at": {str(size): sum(count >= 2 * size for count in sizes) for size in config.group_sizes},
-        "constant_prompts": sum(bool(np.ptp(pool.rewards_R) == 0) for pool in pools),
+        "constant_prompts": sum(bool(all_equal(pool.rewards_R)) for pool in pools),
     }
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from analysis.variance.intervals import Array
+from opo.rounding import levelled
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +40,7 @@ class Pool:
             raise ValueError(f"greedy_reward is {self.greedy_reward}, it must be finite")
         if self.answers is not None and len(self.answers) != len(rewards):
             raise ValueError(f"{len(self.answers)} answers for {len(rewards)} rewards")
-        given = {"gram": gram_matrix(self.gram, len(rewards)), "rewards": rewards, "lengths": lengths}
+        given = {"gram": gram_matrix(self.gram, len(rewards)), "rewards": levelled(rewards).numpy(), "lengths": lengths}
         for name, value in {**given, "logit_energy": energy}.items():
             object.__setattr__(self, name, value)
 

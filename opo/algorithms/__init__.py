@@ -35,6 +35,7 @@ class Algorithm:
     on_policy_only: bool = False  # one update per rollout batch is part of its definition
     couples_prompts: bool = False  # its weights for one prompt depend on the other prompts of the batch
     token_level: bool = False  # its weights differ between the tokens of one response
+    unbiased_for: str = ""  # what its first update on a batch estimates, or "no" and why
     kl_reward: bool = True  # it looks at returns, of which a KL reward is a part; False: at rewards alone
     aggregation: str = (
         "sequence_sum"  # of its policy term over tokens: one of `Aggregation`, or the hyperparameter that says which

@@ -20,7 +20,7 @@ from opo.keys import Aggregation, Fraction, NonNegative
 from opo.losses import clipped_loss, standardized_advantages
 
 
-@algorithm(couples_prompts=True, aggregation="aggregation")
+@algorithm(couples_prompts=True, aggregation="aggregation", unbiased_for="no, by design")
 def aspo(
     logprobs_NT: Tensor,
     rollouts: Rollouts,

@@ -22,7 +22,7 @@ from opo.keys import Positive
 from opo.losses import advantages, policy_gradient_loss, prompt_mean
 
 
-@algorithm(on_policy_only=True, couples_prompts=True)
+@algorithm(on_policy_only=True, couples_prompts=True, unbiased_for="no: prompts are reweighted")
 def bnpo(logprobs_NT: Tensor, rollouts: Rollouts, *, weight_cap: Positive = 1e6) -> Tensor:
     outside_P = ((rollouts.rewards_PG < 0) | (rollouts.rewards_PG > 1)).any(1)
     if outside_P.any():

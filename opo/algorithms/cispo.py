@@ -19,7 +19,7 @@ from opo.keys import Aggregation, NonNegative, Positive
 from opo.losses import log_ratio, policy_gradient_loss, standardized_advantages
 
 
-@algorithm(couples_prompts=True, aggregation="aggregation")
+@algorithm(couples_prompts=True, aggregation="aggregation", unbiased_for="no")
 def cispo(
     logprobs_NT: Tensor,
     rollouts: Rollouts,

@@ -22,7 +22,7 @@ from opo.keys import NonNegative
 from opo.losses import needed, pair_differences, pair_mean, sequence_sum
 
 
-@algorithm(needs=("reference_logprobs_NT",))
+@algorithm(needs=("reference_logprobs_NT",), unbiased_for="grad (E[r] - beta KL)")
 def copg(logprobs_NT: Tensor, rollouts: Rollouts, *, beta: NonNegative = 0.06) -> Tensor:
     log_ratio_NT = logprobs_NT - needed(rollouts, "reference_logprobs_NT")
     drift_PGG = pair_differences(sequence_sum(log_ratio_NT, rollouts).view_as(rollouts.rewards_PG))

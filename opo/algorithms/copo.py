@@ -25,7 +25,7 @@ from opo.keys import Aggregation, Fraction, NonNegative
 from opo.losses import aggregate, clipped, log_ratio, standardized_advantages, z_scores
 
 
-@algorithm(needs=("answers",), couples_prompts=True, aggregation="aggregation")
+@algorithm(needs=("answers",), couples_prompts=True, aggregation="aggregation", unbiased_for="no")
 def copo(
     logprobs_NT: Tensor,
     rollouts: Rollouts,

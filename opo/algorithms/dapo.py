@@ -23,7 +23,7 @@ from opo.keys import Aggregation, Count, Fraction, NonNegative, ZeroOrMore
 from opo.losses import clipped_loss, constant_groups, standardized_advantages
 
 
-@algorithm(couples_prompts=True, aggregation="aggregation")
+@algorithm(couples_prompts=True, aggregation="aggregation", unbiased_for="no")
 def dapo(
     logprobs_NT: Tensor,
     rollouts: Rollouts,

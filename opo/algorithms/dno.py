@@ -22,7 +22,7 @@ from opo.keys import Positive
 from opo.losses import log_ratio, pair_differences, pair_mean, sequence_sum, win_rates
 
 
-@algorithm()
+@algorithm(unbiased_for="not a policy gradient")
 def dno(logprobs_NT: Tensor, rollouts: Rollouts, *, eta: Positive = 0.1) -> Tensor:
     log_ratio_PG = sequence_sum(log_ratio(logprobs_NT, rollouts), rollouts).view_as(rollouts.rewards_PG)
     margin_PGG = eta * pair_differences(log_ratio_PG)

@@ -19,7 +19,7 @@ from opo.keys import Fraction, NonNegative, Positive
 from opo.losses import advantages, clipped_loss
 
 
-@algorithm(denominator="denominator")
+@algorithm(denominator="denominator", unbiased_for="(1 - 1/G) grad E[r]")
 def dr_grpo(
     logprobs_NT: Tensor,
     rollouts: Rollouts,

@@ -24,7 +24,13 @@ from opo.keys import Aggregation, Count, Fraction, NonNegative
 from opo.losses import clipped_loss, needed, standardized_advantages
 
 
-@algorithm(needs=("entropies_NT",), couples_prompts=True, token_level=True, aggregation="aggregation")
+@algorithm(
+    needs=("entropies_NT",),
+    couples_prompts=True,
+    token_level=True,
+    aggregation="aggregation",
+    unbiased_for="no, by design",
+)
 def empg(
     logprobs_NT: Tensor,
     rollouts: Rollouts,

@@ -21,7 +21,9 @@ from opo.keys import Aggregation
 from opo.losses import advantages, constant_groups, policy_gradient_loss, prompt_mean
 
 
-@algorithm(on_policy_only=True, couples_prompts=True, aggregation="aggregation")
+@algorithm(
+    on_policy_only=True, couples_prompts=True, aggregation="aggregation", unbiased_for="no: alpha follows the batch"
+)
 def gpg(logprobs_NT: Tensor, rollouts: Rollouts, *, aggregation: Aggregation = "token_mean") -> Tensor:
     returns_PG = rollouts.returns_PG
     varied = float(prompt_mean((~constant_groups(returns_PG)).double(), rollouts))

@@ -16,7 +16,7 @@ from opo.batch import Rollouts
 from opo.losses import advantages, policy_gradient_loss
 
 
-@algorithm(on_policy_only=True)
+@algorithm(on_policy_only=True, unbiased_for="(1 - 1/G) grad E[r]")
 def group_mean(logprobs_NT: Tensor, rollouts: Rollouts) -> Tensor:
     baseline_PG = baselines.group_mean(rollouts.returns_PG)
     return policy_gradient_loss(logprobs_NT, advantages(rollouts, baseline_PG), rollouts)

@@ -19,7 +19,7 @@ from opo.keys import Aggregation, Fraction, NonNegative
 from opo.losses import clipped_loss, standardized_advantages
 
 
-@algorithm(aggregation="aggregation")
+@algorithm(aggregation="aggregation", unbiased_for="no")
 def grpo(
     logprobs_NT: Tensor,
     rollouts: Rollouts,

@@ -19,7 +19,7 @@ from opo.keys import Fraction, NonNegative
 from opo.losses import clipped, log_ratio, response_mean, sequence_sum, standardized_advantages
 
 
-@algorithm(aggregation="sequence_mean")
+@algorithm(aggregation="sequence_mean", unbiased_for="no")
 def gspo(
     logprobs_NT: Tensor,
     rollouts: Rollouts,

@@ -21,7 +21,7 @@ from opo.keys import Fraction, Positive
 from opo.losses import constant_groups, log_ratio, needed, pair_differences, prompt_mean, sequence_sum
 
 
-@algorithm(needs=("reference_logprobs_NT",), kl_reward=False)
+@algorithm(needs=("reference_logprobs_NT",), kl_reward=False, unbiased_for="not a policy gradient")
 def inpo(logprobs_NT: Tensor, rollouts: Rollouts, *, eta: Positive = 0.005, tau_share: Fraction = 0.3333) -> Tensor:
     rewards_PG = rollouts.rewards_PG
     best_PG = rewards_PG == rewards_PG.nan_to_num(-torch.inf).amax(1, keepdim=True)

@@ -20,7 +20,7 @@ from opo.keys import NonNegative, Positive
 from opo.losses import policy_gradient_loss
 
 
-@algorithm(on_policy_only=True)
+@algorithm(on_policy_only=True, unbiased_for="no")
 def kalman(
     logprobs_NT: Tensor,
     rollouts: Rollouts,

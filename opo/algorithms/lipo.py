@@ -22,7 +22,7 @@ from opo.keys import NonNegative
 from opo.losses import needed, pair_differences, prompt_mean, scored_pairs, sequence_sum, win_rates
 
 
-@algorithm(needs=("reference_logprobs_NT",))
+@algorithm(needs=("reference_logprobs_NT",), unbiased_for="not a policy gradient")
 def lipo(logprobs_NT: Tensor, rollouts: Rollouts, *, beta: NonNegative = 0.05) -> Tensor:
     log_ratio_NT = logprobs_NT - needed(rollouts, "reference_logprobs_NT")
     score_PG = beta * sequence_sum(log_ratio_NT, rollouts).view_as(rollouts.rewards_PG)

@@ -20,7 +20,7 @@ from opo.batch import Rollouts
 from opo.losses import advantages, needed, policy_gradient_loss, sequence_sum
 
 
-@algorithm(needs=("logit_energy_NT",), on_policy_only=True)
+@algorithm(needs=("logit_energy_NT",), on_policy_only=True, unbiased_for="no: O(1/G); grad E[r] with leave_one_out")
 def logit_energy(logprobs_NT: Tensor, rollouts: Rollouts, *, leave_one_out: bool = False) -> Tensor:
     energy_PG = sequence_sum(needed(rollouts, "logit_energy_NT"), rollouts).view_as(rollouts.rewards_PG)
     baseline = weighted_mean_loo if leave_one_out else weighted_mean

@@ -16,7 +16,7 @@ from opo.batch import Rollouts
 from opo.losses import advantages, policy_gradient_loss
 
 
-@algorithm(on_policy_only=True, kl_reward=False)
+@algorithm(on_policy_only=True, kl_reward=False, unbiased_for="grad log E[r] to G - 1 terms (0/1 rewards)")
 def max_rl(logprobs_NT: Tensor, rollouts: Rollouts) -> Tensor:
     if (rollouts.rewards_PG < 0).any():
         prompt = int((rollouts.rewards_PG < 0).any(1).nonzero()[0])

@@ -23,7 +23,7 @@ from opo.keys import Positive
 from opo.losses import needed, pair_differences, scored_pairs, sequence_sum
 
 
-@algorithm(needs=("reference_logprobs_NT",), couples_prompts=True)
+@algorithm(needs=("reference_logprobs_NT",), couples_prompts=True, unbiased_for="not a policy gradient")
 def mcts_dpo(logprobs_NT: Tensor, rollouts: Rollouts, *, beta: Positive = 0.1) -> Tensor:
     rewards_PG = rollouts.returns_PG.nan_to_num(0.0)
     if (rewards_PG < 0).any():

@@ -20,7 +20,7 @@ from opo.batch import Rollouts
 from opo.losses import policy_gradient_loss, win_rates
 
 
-@algorithm(on_policy_only=True)
+@algorithm(on_policy_only=True, unbiased_for="half the gradient of the win rate, opponents fixed")
 def nash_mp(logprobs_NT: Tensor, rollouts: Rollouts) -> Tensor:
     advantages_PG = (win_rates(rollouts) - 0.5).masked_fill(rollouts.rewards_PG.isnan(), 0.0)
     return policy_gradient_loss(logprobs_NT, advantages_PG.view(-1), rollouts)

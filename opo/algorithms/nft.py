@@ -29,7 +29,7 @@ from opo.keys import NonNegative, Positive, Real
 from opo.losses import aggregate, constant_groups, log_ratio, per_token
 
 
-@algorithm(kl_reward=False)
+@algorithm(kl_reward=False, unbiased_for="(1 - 1/G) grad E[c]")
 def nft(
     logprobs_NT: Tensor,
     rollouts: Rollouts,

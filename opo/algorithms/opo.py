@@ -19,7 +19,7 @@ from opo.batch import Rollouts
 from opo.losses import advantages, policy_gradient_loss
 
 
-@algorithm(on_policy_only=True)
+@algorithm(on_policy_only=True, unbiased_for="no: O(1/G), not along the gradient")
 def opo(logprobs_NT: Tensor, rollouts: Rollouts) -> Tensor:
     baseline_PG = weighted_mean(rollouts.returns_PG, rollouts.lengths_PG)
     return policy_gradient_loss(logprobs_NT, advantages(rollouts, baseline_PG), rollouts)

@@ -23,7 +23,7 @@ from opo.batch import Rollouts
 from opo.losses import needed, policy_gradient_loss
 
 
-@algorithm(needs=("logit_energy_NT",), on_policy_only=True, token_level=True)
+@algorithm(needs=("logit_energy_NT",), on_policy_only=True, token_level=True, unbiased_for="no: O(1/G)")
 def otb(logprobs_NT: Tensor, rollouts: Rollouts, *, zero_tail: bool = False) -> Tensor:
     shape = (rollouts.num_prompts, rollouts.group_size, -1)
     alive_PGT = (rollouts.mask_NT & rollouts.scored_N[:, None]).view(shape)

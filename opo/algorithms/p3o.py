@@ -24,7 +24,7 @@ from opo.keys import NonNegative
 from opo.losses import MAX_LOG_RATIO, clipped, log_ratio, pair_differences, pair_mean, sequence_sum
 
 
-@algorithm()
+@algorithm(unbiased_for="grad E[r]")
 def p3o(
     logprobs_NT: Tensor,
     rollouts: Rollouts,

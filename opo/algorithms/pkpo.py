@@ -26,7 +26,7 @@ from opo.losses import policy_gradient_loss
 Baseline = Literal["none", "leave_one_out", "leave_one_out_minus_one"]
 
 
-@algorithm(on_policy_only=True)
+@algorithm(on_policy_only=True, unbiased_for="grad E[max of k rewards]")
 def pkpo(
     logprobs_NT: Tensor,
     rollouts: Rollouts,

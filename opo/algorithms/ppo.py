@@ -30,6 +30,7 @@ from opo.losses import whiten as whitened
     token_level=True,
     aggregation="aggregation",
     critic=("gamma", "lam", "value_clip"),
+    unbiased_for="grad E[r] if lam=1, whiten=false, sequence_sum",
 )
 def ppo(
     logprobs_NT: Tensor,

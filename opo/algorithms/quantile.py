@@ -20,7 +20,7 @@ from opo.keys import Fraction
 from opo.losses import advantages, policy_gradient_loss
 
 
-@algorithm(on_policy_only=True)
+@algorithm(on_policy_only=True, unbiased_for="no: O(1/G), not along the gradient")
 def quantile(logprobs_NT: Tensor, rollouts: Rollouts, *, q: Fraction = 0.4) -> Tensor:
     return policy_gradient_loss(logprobs_NT, advantages(rollouts, group_quantile(rollouts.returns_PG, q)), rollouts)
 

@@ -16,6 +16,6 @@ from opo.batch import Rollouts
 from opo.losses import advantages, policy_gradient_loss
 
 
-@algorithm(on_policy_only=True)
+@algorithm(on_policy_only=True, unbiased_for="grad E[r]")
 def reinforce(logprobs_NT: Tensor, rollouts: Rollouts) -> Tensor:
     return policy_gradient_loss(logprobs_NT, advantages(rollouts, none(rollouts.returns_PG)), rollouts)

@@ -20,7 +20,7 @@ from opo.keys import Aggregation, Fraction, NonNegative
 from opo.losses import clipped_loss, whiten
 
 
-@algorithm(couples_prompts=True, aggregation="aggregation")
+@algorithm(couples_prompts=True, aggregation="aggregation", unbiased_for="no: O(1/(P G)) and 1/std")
 def reinforce_pp(
     logprobs_NT: Tensor,
     rollouts: Rollouts,

@@ -21,7 +21,7 @@ from opo.keys import Aggregation, Fraction, NonNegative
 from opo.losses import advantages, clipped_loss, whiten
 
 
-@algorithm(couples_prompts=True, aggregation="aggregation")
+@algorithm(couples_prompts=True, aggregation="aggregation", unbiased_for="no: as above")
 def reinforce_pp_baseline(
     logprobs_NT: Tensor,
     rollouts: Rollouts,

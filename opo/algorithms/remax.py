@@ -14,7 +14,7 @@ from opo.batch import Rollouts
 from opo.losses import advantages, needed, policy_gradient_loss
 
 
-@algorithm(needs=("greedy_rewards_P",), on_policy_only=True)
+@algorithm(needs=("greedy_rewards_P",), on_policy_only=True, unbiased_for="grad E[r]")
 def remax(logprobs_NT: Tensor, rollouts: Rollouts) -> Tensor:
     greedy_P1 = needed(rollouts, "greedy_rewards_P")[:, None]
     return policy_gradient_loss(logprobs_NT, advantages(rollouts, greedy_P1), rollouts)

@@ -19,7 +19,7 @@ from opo.batch import Rollouts
 from opo.losses import advantages, needed, policy_gradient_loss
 
 
-@algorithm(needs=("score_norm2_PG",), on_policy_only=True)
+@algorithm(needs=("score_norm2_PG",), on_policy_only=True, unbiased_for="no: O(1/G); grad E[r] with leave_one_out")
 def score_norm(logprobs_NT: Tensor, rollouts: Rollouts, *, leave_one_out: bool = False) -> Tensor:
     baseline = weighted_mean_loo if leave_one_out else weighted_mean
     baseline_PG = baseline(rollouts.returns_PG, needed(rollouts, "score_norm2_PG"))

@@ -20,6 +20,6 @@ from opo.batch import Rollouts
 from opo.losses import advantages, policy_gradient_loss
 
 
-@algorithm(on_policy_only=True, couples_prompts=True)
+@algorithm(on_policy_only=True, couples_prompts=True, unbiased_for="grad E[r]")
 def shrinkage(logprobs_NT: Tensor, rollouts: Rollouts) -> Tensor:
     return policy_gradient_loss(logprobs_NT, advantages(rollouts, baselines.shrinkage(rollouts.returns_PG)), rollouts)

@@ -25,7 +25,13 @@ from opo.kl import kl_estimate
 from opo.losses import aggregate, log_ratio, needed, pair_differences, response_mean, scored_pairs, sequence_sum
 
 
-@algorithm(needs=("reference_logprobs_NT",), couples_prompts=True, aggregation="sequence_mean", kl_reward=False)
+@algorithm(
+    needs=("reference_logprobs_NT",),
+    couples_prompts=True,
+    aggregation="sequence_mean",
+    kl_reward=False,
+    unbiased_for="not a policy gradient",
+)
 def trpa(
     logprobs_NT: Tensor,
     rollouts: Rollouts,

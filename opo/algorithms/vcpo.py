@@ -22,7 +22,7 @@ from opo.keys import Positive
 from opo.losses import MAX_LOG_RATIO, advantages, log_ratio, needed, policy_gradient_loss, sequence_sum
 
 
-@algorithm(needs=("score_norm2_PG",))
+@algorithm(needs=("score_norm2_PG",), unbiased_for="no: O(1/G) and the truncation")
 def vcpo(logprobs_NT: Tensor, rollouts: Rollouts, *, cap: Positive = 8.0) -> Tensor:
     log_ratio_N = sequence_sum(log_ratio(logprobs_NT.detach(), rollouts), rollouts).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     ratio_N = log_ratio_N.exp()

@@ -76,7 +76,7 @@ def run(arguments: list[str]) -> int:
         print(gallery(rest))
         return 0
     if name in ("runs", "plan"):
-        rest = ["json=true" if argument == "--json" else argument for argument in rest]
+        rest = [{"--json": "json=true", "--rank": "rank=true"}.get(argument, argument) for argument in rest]
     if name not in COMMANDS or find_spec("conf") is None or not config_file(name).exists():
         from opo.errors import near
 
@@ -96,7 +96,9 @@ def run(arguments: list[str]) -> int:
         print(help_of(invocation.root, invocation.overrides, config_file(name).parent, load(command.schema)))
         return 0
     added = check(invocation, None if shows_only else lambda values: load(command.judge)(values))  # seconds of imports
-    failures = launch(invocation, _not_run if shows_only else load(command.run), added)
+    failures, folders = launch(invocation, _not_run if shows_only else load(command.run), added)
+    if command.after and folders:
+        load(command.after)(folders)
     if failures:
         width = max(len(failure.name) for failure in failures)
         lines = [f"  {failure.name:<{width}}  {failure.reason}" for failure in failures]

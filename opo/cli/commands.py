@@ -11,6 +11,7 @@ class Command:
     judge: str  # (config dict) -> anything, raises UserError; called before anything is written
     run: str  # (config dict, folder) -> None
     schema: str  # the dataclass of its keys
+    after: str = ""  # (folders of the jobs) -> None, once a multirun is over
 
 
 COMMANDS = {
@@ -19,6 +20,7 @@ COMMANDS = {
         "opo.config.load:load_config",
         "opo.cli.train:train",
         "opo.config.schema:RunConfig",
+        after="analysis.commands.ranking:after_sweep",
     ),
     "variance": Command(
         "gradient variance of every estimator on frozen rollouts",
@@ -37,6 +39,12 @@ COMMANDS = {
         "analysis.config.verify:load_config",
         "analysis.commands.verify:main",
         "analysis.config.verify:VerifyConfig",
+    ),
+    "zoo": Command(
+        "every algorithm trained alike, measured on the same rollouts, in one gallery",
+        "analysis.config.zoo:load_config",
+        "analysis.commands.zoo:main",
+        "analysis.config.zoo:ZooConfig",
     ),
     "evaluate": Command(
         "pass@k, mean@k, maj@k and diversity of a checkpoint",
@@ -82,7 +90,10 @@ COMMANDS = {
     ),
 }
 
-FIRST_WORD = {"export": "what", "plan": "planned"}  # command -> the key that its first word gives, as in `opo export verl`
+FIRST_WORD = {
+    "export": "what",
+    "plan": "planned",
+}  # command -> the key that its first word gives, as in `opo export verl`
 
 
 ON_RANKS = ("train", "variance", "evaluate", "doctor")  # commands that torchrun may start on several ranks

@@ -20,7 +20,7 @@ from opo.cli.hydra_errors import one_line, unreadable
 from opo.config.read import shown
 from opo.errors import UserError
 
-NOT_IN_NAME = {"algo", "task", "seed", "steps", "study", "sweep", "threads", "device"}
+NOT_IN_NAME = {"algo", "task", "seed", "steps", "tokens", "study", "sweep", "threads", "device"}
 GROUPS_NOT_IN_NAME = {"tracking", "checkpoint", "parallel", "hydra"}
 LONGEST_NAME = 200  # file systems allow 255 bytes
 
@@ -49,6 +49,7 @@ def run_name(choices: Any, seed: int, overrides: Any) -> str:
 
 
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+OmegaConf.register_new_resolver("quotient", lambda whole, part: whole // part if part else 0, replace=True)
 
 
 def parse(line: str) -> Override:

@@ -98,6 +98,12 @@ class Record:
     def failures(self) -> list[Failure]:
         return [Failure(Path(folder).name, reason) for what, folder, reason in self._notes() if what == "failed"]
 
+    def folders(self) -> list[Path]:
+        """The folders of all jobs that began, in that order."""
+        return [
+            Path(folder) for folder in dict.fromkeys(folder for what, folder, _ in self._notes() if what == "began")
+        ]
+
     def _notes(self) -> list[list[str]]:
         lines = self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else []
         return [json.loads(line) for line in lines]

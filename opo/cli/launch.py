@@ -124,8 +124,8 @@ def _product(overrides: Sequence[Override]) -> list[list[str]]:
 
 def launch(
     invocation: Invocation, entry: Callable[[dict[str, Any], Path], None], added: Sequence[str] = ()
-) -> list[Failure]:
-    """Run `entry(config, folder)` under hydra.main, once a job; returns the jobs of a multirun that failed.
+) -> tuple[list[Failure], list[Path]]:
+    """Run `entry(config, folder)` under hydra.main, once a job; returns the jobs of a multirun that failed, and the folders of all that began.
 
     Raises what `entry` raised in a single run, StoppedRun where SIGTERM ended a multirun of this process, and UserError where Hydra
     refuses the command line.
@@ -165,11 +165,11 @@ def launch(
         if not record.fail_lost(error):  # else a launcher lost the process of a job, or of several
             raise
     finally:
-        failures = record.failures()
+        failures, folders = record.failures(), record.folders()
         record.file.unlink(missing_ok=True)
     if ended:
         raise ended[0]
-    return failures
+    return failures, folders
 
 
 @contextmanager

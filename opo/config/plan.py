@@ -25,6 +25,9 @@ class PlanTrain(RunConfig):
     response_tokens: Count | None = None  # of a mean response, for the time; null: rollout.max_new_tokens
     sampling_tokens_per_s: Positive | None = None  # of one rank; null: measured, or at best
     update_tokens_per_s: Positive | None = None  # of one rank
+    teraflops: Positive | None = (
+        None  # a second, that a rank really reaches: the time is then that of the model's arithmetic
+    )
     measure: bool = False  # load the model and time two steps
     json: bool = False  # for machines, one object
 
@@ -53,5 +56,13 @@ def _complaints(config: PlanTrain) -> Iterator[str]:
     yield from enough_for_ranks(config, config.ranks)
     if (config.sampling_tokens_per_s is None) != (config.update_tokens_per_s is None):
         yield "sampling_tokens_per_s, update_tokens_per_s: a step samples and updates; give both or neither"
-    if config.measure and config.sampling_tokens_per_s is not None:
-        yield "measure=true: the speed is given as well, in sampling_tokens_per_s; give one of them"
+    yield from one_speed(
+        sampling_tokens_per_s=config.sampling_tokens_per_s, teraflops=config.teraflops, measure=config.measure
+    )
+
+
+def one_speed(**ways: Any) -> Iterator[str]:
+    """A plan takes its time from one source."""
+    given = [key for key, value in ways.items() if value]
+    if len(given) > 1:
+        yield f"{', '.join(given)}: each says how fast a rank is; give one of them"

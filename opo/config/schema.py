@@ -196,6 +196,7 @@ class RunConfig:
     certificate: CertificateConfig
     parallel: ParallelConfig
     steps: Count = 80
+    tokens: Count | None = None  # generated tokens after which the run ends before its last step; null: no such end
     seed: Seed = 0
     study: str = "default"
     device: Device = "auto"

@@ -75,9 +75,7 @@ def with_adapters(model: Any, config: ModelConfig) -> Any:
     for target in targets if isinstance(targets, list) else ():
         if not any(name == target or name.endswith(f".{target}") for name in names):
             raise UserError(f"model.lora_targets={config.lora_targets}: no module of this model is called {target}")
-    lora = LoraConfig(
-        r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=targets, task_type="CAUSAL_LM"
-    )
+    lora = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=targets, task_type="CAUSAL_LM")
     try:
         with (
             torch.random.fork_rng(),

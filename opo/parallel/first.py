@@ -40,9 +40,9 @@ class SharedFolder:
         """See `RunFolder.truncate_metrics`."""
         self.world.by_first(lambda: self.of_first.truncate_metrics(step))
 
-    def finish(self) -> None:
-        """Mark the run as done, when every rank is."""
-        self.world.by_first(lambda: self.of_first.finish())
+    def finish(self, step: int) -> None:
+        """Mark the run as done after so many steps, when every rank is."""
+        self.world.by_first(lambda: self.of_first.finish(step))
 
     @property
     def of_first(self) -> RunFolder:

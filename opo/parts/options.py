@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic.dataclasses import dataclass
 
@@ -11,27 +11,32 @@ from opo.keys import STRICT, Count, Decay, Fraction, LearningRate, NonNegative, 
 
 @dataclass(config=STRICT)
 class Best:
+    unbiased_for: ClassVar[str] = "no: the best responses alone"
     name: Literal["best"] = "best"
 
 
 @dataclass(config=STRICT)
 class BestRandom:
+    unbiased_for: ClassVar[str] = "no: responses are chosen by their reward"
     name: Literal["best_random"] = "best_random"
 
 
 @dataclass(config=STRICT)
 class BestWorst:
+    unbiased_for: ClassVar[str] = "no: responses are chosen by their reward"
     name: Literal["best_worst"] = "best_worst"
 
 
 @dataclass(config=STRICT)
 class Power:
+    unbiased_for: ClassVar[str] = "no: responses are chosen by their reward"
     name: Literal["power"] = "power"
     exponent: NonNegative = 2.0
 
 
 @dataclass(config=STRICT)
 class Curvature:
+    unbiased_for: ClassVar[str] = "no: tokens of large steps are left out"
     name: Literal["curvature"] = "curvature"
     limit_objective: NonNegative = 0.01  # of the foreseen change of the objective, in units of the advantage
     limit_policy: NonNegative = 1e-4  # of the foreseen change of the policy, nats
@@ -45,6 +50,7 @@ class Curvature:
 
 @dataclass(config=STRICT)
 class PromptCurriculum:
+    unbiased_for: ClassVar[str] = "as the algorithm, on the prompts it chooses"
     name: Literal["prompt_curriculum"] = "prompt_curriculum"
     candidates: Count = 4  # times as many prompts are looked at as are asked
     target: Real = 0.5  # mean reward whose prompts are wanted
@@ -53,6 +59,7 @@ class PromptCurriculum:
 
 @dataclass(config=STRICT)
 class SamplingErrorCorrection:
+    unbiased_for: ClassVar[str] = "no: half of the group is not drawn from the policy"
     name: Literal["sampling_error_correction"] = "sampling_error_correction"
     learning_rate: LearningRate = 1e-3
     epochs: Count = 4  # steps of the behaviour policy
@@ -62,6 +69,7 @@ class SamplingErrorCorrection:
 
 @dataclass(config=STRICT)
 class EntropyBand:
+    unbiased_for: ClassVar[str] = "no: an entropy term is added"
     name: Literal["entropy_band"] = "entropy_band"
     coef: NonNegative = 0.001
     low: NonNegative = 0.0  # edges of the band, as multiples of the mean entropy of past batches
@@ -72,6 +80,7 @@ class EntropyBand:
 
 @dataclass(config=STRICT)
 class LookAhead:
+    unbiased_for: ClassVar[str] = "no: an average over steps, at weights ahead of the policy"
     name: Literal["look_ahead"] = "look_ahead"
     eta: Share = 0.3  # weight of the newest gradient
     normalise: bool = True
@@ -79,6 +88,7 @@ class LookAhead:
 
 @dataclass(config=STRICT)
 class HessianCorrected:
+    unbiased_for: ClassVar[str] = "as the algorithm, averaged over steps"
     name: Literal["hessian_corrected"] = "hessian_corrected"
     eta: Share = 0.3
     normalise: bool = True
@@ -87,12 +97,14 @@ class HessianCorrected:
 
 @dataclass(config=STRICT)
 class RunningMoments:
+    unbiased_for: ClassVar[str] = "no: rewards are clipped"
     name: Literal["running_moments"] = "running_moments"
     clip: Positive = 0.3  # standard deviations
 
 
 @dataclass(config=STRICT)
 class Verified:
+    unbiased_for: ClassVar[str] = "as the algorithm, for the reward so changed"
     name: Literal["verified"] = "verified"
     value: Real = 10.0  # of a full reward
     unfinished: Real = -10.0  # of a response that the token limit cut

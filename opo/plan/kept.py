@@ -35,9 +35,9 @@ def kept_bytes(model: nn.Module, forward: Callable[[], Any], by_response: bool =
         begins = isinstance(output, Tensor) and output.is_floating_point() and not output.requires_grad
         return output.detach().requires_grad_() if begins else None
 
-    with _layers_hooked(model, called if by_response else None), torch.enable_grad():
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-            forward()
+    saving = torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x)
+    with _layers_hooked(model, called if by_response else None), torch.enable_grad(), saving:
+        forward()
     return sum(storage.nbytes() for storage in kept.values())
 
 
@@ -72,7 +72,10 @@ class KeptPerRow:
     @classmethod
     def of(cls, model: Any, by_response: bool = False, length: int = 16) -> Self:
         """From forward passes of the decoder over two rows of `length` tokens, and of twice as many, one of them padded."""
-        device, base = next(model.parameters()).device, model.get_base_model() if hasattr(model, "get_base_model") else model
+        device, base = (
+            next(model.parameters()).device,
+            model.get_base_model() if hasattr(model, "get_base_model") else model,
+        )
 
         def kept(tokens: int) -> int:
             ids_2L = torch.ones(2, tokens, dtype=torch.int64, device=device)

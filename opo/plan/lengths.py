@@ -16,7 +16,9 @@ LOOKED_AT = 16  # prompts
 ASSUMED = 256  # tokens
 
 
-def prompt_length(given: int | None, model: ModelConfig, task: Any, reward: str | None, split: str = "train") -> tuple[int, str]:
+def prompt_length(
+    given: int | None, model: ModelConfig, task: Any, reward: str | None, split: str = "train"
+) -> tuple[int, str]:
     """Tokens of the longest of the first prompts, and how they are known, in words."""
     if given is not None:
         return given, "given"

@@ -5,10 +5,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from opo.config.plan import PlanTrain
+from opo.config.schema import RunConfig
 from opo.plan.lengths import prompt_length
 from opo.plan.machine import GIB, Machine, process_bytes
 from opo.plan.shape import on_paper
-from opo.plan.speed import Speed, at_best, measured
+from opo.plan.speed import Speed, at_rate, measured, product_rate
 from opo.plan.training import Lengths, Phase, training_memory
 
 SCHEMA = "opo.plan/1"
@@ -50,9 +51,8 @@ def plan_training(config: PlanTrain) -> Plan:
     prompt, known = prompt_length(config.prompt_tokens, run.model, run.task, run.reward.function)
     lengths, process = Lengths(prompt, run.rollout.max_new_tokens), process_bytes()
     phases = training_memory(run, model, ranks, lengths, machine, process)
-    speed = _speed(config, model, lengths, machine)
-    tokens = float(config.response_tokens or speed.mean_tokens or lengths.response)
-    seconds = speed.run_seconds(run, ranks, tokens)
+    speed = _speed(config, model, lengths)
+    tokens = float(config.response_tokens or (speed and speed.mean_tokens) or lengths.response)
     parameters = sum(p.numel() for p in model.parameters())
     cut = f" ({run.parallel.mode})" if ranks > 1 else ""
     title = f"{run.algo.name} on {run.model.path or run.model.name}, {count_text(parameters)} parameters, {ranks} rank{'s' * (ranks > 1)}{cut}"
@@ -65,9 +65,7 @@ def plan_training(config: PlanTrain) -> Plan:
     sentences = [
         *memory_sentences(plan, ranks, machine),
         *_enough_ranks(needed, ranks, machine, plan, run.rollout.num_prompts // run.algo.minibatches),
-        f"{run.steps} steps of {run.rollout.num_prompts} x {run.rollout.group_size} responses of {tokens:.0f} tokens take "
-        f"{'at best ' * (speed.source == 'at best')}{time_text(seconds)}, at {speed.sampling:,.0f} tokens a second sampled and "
-        f"{speed.update:,.0f} updated on each rank ({_source(speed)}).",
+        _time_sentence(run, speed, ranks, tokens),
         f"Prompts have {prompt} tokens ({known}), and memory is that of responses of {lengths.response} tokens, no two alike.",
     ]
     facts = {
@@ -80,8 +78,8 @@ def plan_training(config: PlanTrain) -> Plan:
         "machine": asdict(machine),
         "fits": machine.fits(plan.peak.total, ranks),
         "lengths": asdict(lengths),
-        "speed": asdict(speed),
-        "seconds": seconds,
+        "speed": asdict(speed) if speed else None,
+        "seconds": speed.run_seconds(run, ranks, tokens) if speed else None,
     }
     return Plan(title, phases, sentences, facts)
 
@@ -123,20 +121,36 @@ def _enough_ranks(needed: Any, ranks: int, machine: Machine, plan: Plan, most: i
     yield "Cut over any number of such devices it does not fit: try LoRA (model.lora_rank=16) or a smaller optim.tokens_per_microbatch."
 
 
-def _speed(config: PlanTrain, model: Any, lengths: Lengths, machine: Machine) -> Speed:
+def _speed(config: PlanTrain, model: Any, lengths: Lengths) -> Speed | None:
     if config.sampling_tokens_per_s is not None and config.update_tokens_per_s is not None:
-        return Speed(config.sampling_tokens_per_s, config.update_tokens_per_s, "given")
+        return Speed(config.sampling_tokens_per_s, config.update_tokens_per_s, "as given")
     if config.measure:
         return measured(config.run, config.ranks)
-    return at_best(config.run, model, lengths, Machine.found(config.device))
+    if (known := rate_of(config, config.run.model.compute)) is None:
+        return None
+    return at_rate(config.run, model, lengths, *known)
 
 
-def _source(speed: Speed) -> str:
-    if speed.source == "measured":
-        return f"measured now, in a process that took {(speed.peak_bytes or 0) / GIB:.1f} GiB"
-    if speed.source == "given":
-        return "as given"
-    return "the rate of a large matrix product on this machine; measure=true times two steps"
+def rate_of(config: Any, compute: str) -> tuple[float, str] | None:
+    """Operations a second of one rank and where they come from; None for a device that is not here and of which nothing is said."""
+    if config.teraflops is not None:
+        return config.teraflops * 1e12, f"the model's arithmetic at {config.teraflops:g} teraflops"
+    if config.device_gib is not None:
+        return None
+    rate = product_rate(Machine.found(config.device), config.threads, compute)
+    return rate, f"at best: at the {rate / 1e9:,.0f} gigaflops of a matrix product here; measure=true times it"
+
+
+def _time_sentence(run: RunConfig, speed: Speed | None, ranks: int, tokens: float) -> str:
+    batch = (
+        f"{run.steps} steps of {run.rollout.num_prompts} x {run.rollout.group_size} responses of {tokens:.0f} tokens"
+    )
+    if speed is None:
+        return f"{batch}: give teraflops, or sampling_tokens_per_s and update_tokens_per_s, of those devices for the time they take."
+    return (
+        f"{batch} take {time_text(speed.run_seconds(run, ranks, tokens))}: a rank samples {speed.sampling:,.0f} and updates "
+        f"{speed.update:,.0f} tokens a second ({speed.source})."
+    )
 
 
 def count_text(number: int) -> str:

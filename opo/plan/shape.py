@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from opo.config.schema import ModelConfig
 from opo.errors import UserError
-from opo.model.load import DTYPES, with_adapters
+from opo.model.load import DTYPES, errors_alone, with_adapters
 from opo.model.tiny import character_tokenizer, tiny_shape
 
 ON_PAPER = "on_paper"  # the name of the attention below
@@ -69,11 +70,20 @@ def config_of(model: ModelConfig) -> PreTrainedConfig:
 def on_paper(model: ModelConfig) -> Any:
     """The policy on torch's meta device, LoRA adapters included: shapes alone. Raises UserError as `config_of` does."""
     config = config_of(model)
-    with torch.device("meta"):
+    with torch.device("meta"), errors_alone():
         made: Any = AutoModelForCausalLM.from_config(
             config, dtype=DTYPES[model.dtype], attn_implementation=ON_PAPER, trust_remote_code=False
         )
-        return with_adapters(made, model).eval()
+        made = with_adapters(made, model).eval()
+        try:
+            with torch.no_grad():
+                made(input_ids=torch.zeros(1, 2, dtype=torch.int64), attention_mask=torch.ones(1, 2, dtype=torch.int64))
+        except Exception as error:  # of anyone's code: whatever it does with numbers, there are none
+            raise UserError(
+                f"model.path={model.path}: a {config.model_type} model cannot be run on shapes alone, so that what it keeps cannot be counted "
+                f"({type(error).__name__})"
+            ) from error
+    return made
 
 
 class _Attention(torch.autograd.Function):
@@ -98,8 +108,7 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """Shared heads of keys and values are repeated for their queries, as transformers does where there is a mask."""
     times = query_BHTD.shape[1] // key_BKLD.shape[1]
-    if times > 1:
-        key_BKLD, value_BKLD = (x.repeat_interleave(times, 1) for x in (key_BKLD, value_BKLD))
+    key_BKLD, value_BKLD = repeat_kv(key_BKLD, times), repeat_kv(value_BKLD, times)
     return _Attention.apply(query_BHTD, key_BKLD, value_BKLD, mask).transpose(1, 2).contiguous(), None
 
 

@@ -1,6 +1,5 @@
-"""How fast a rank samples and updates: as given, as two steps of the training itself show, or at best.
-
-At best is what the arithmetic of the model would take at the rate of a large matrix product on this machine: a real run is slower.
+"""How fast a rank samples and updates: as given, as two steps of the training itself show, or by the arithmetic of the model at a
+rate of operations that is given too, or is that of a large matrix product on this machine (at best, then: a real run is slower).
 """
 
 import json
@@ -18,7 +17,7 @@ from opo.config.schema import CheckpointConfig, EvaluateConfig, RunConfig, Track
 from opo.plan.machine import Machine
 from opo.plan.training import Lengths
 
-SIDE = 2048  # of the square matrices whose product is timed
+SIDE = 1024  # of the square matrices whose product is timed
 SECONDS = 0.3  # at least
 COUNTED = 64  # tokens whose arithmetic is counted
 
@@ -29,7 +28,7 @@ class Speed:
 
     sampling: float
     update: float
-    source: str  # given, measured or at best
+    source: str  # in words
     mean_tokens: float | None = None  # of a response, where it was measured
     peak_bytes: float | None = None  # of the process that measured
 
@@ -46,9 +45,9 @@ class Speed:
         return run.steps * self.step_seconds(run, ranks, tokens) + evaluations * evaluated / self.sampling
 
 
-def at_best(run: RunConfig, model: Any, lengths: Lengths, machine: Machine) -> Speed:
-    """From the model's arithmetic: a pass forward for each sampled token, three for each that is learnt from."""
-    flops, rate = forward_flops(model), product_rate(machine, run.threads, run.model.compute)
+def at_rate(run: RunConfig, model: Any, lengths: Lengths, rate: float, source: str) -> Speed:
+    """From the model's arithmetic at `rate` operations a second: a pass forward for each sampled token, three for each that is learnt from."""
+    flops = forward_flops(model)
     share = 1 + lengths.prompt / (lengths.response * run.rollout.group_size)  # the prompt is encoded once for its group
     algo = run.algo
     epochs = algo.updates_per_rollout / algo.minibatches
@@ -57,7 +56,7 @@ def at_best(run: RunConfig, model: Any, lengths: Lengths, machine: Machine) -> S
         passes += 1 if algo.kl_coef else 1 / max(1, run.kl_init_every)
     if "values_NT" in catalogue()[algo.name].needs:
         passes += 1 + 3 * epochs
-    return Speed(rate / (flops * share), rate / (flops * share * passes), "at best")
+    return Speed(rate / (flops * share), rate / (flops * share * passes), source)
 
 
 def forward_flops(model: Any) -> float:
@@ -81,7 +80,7 @@ def product_rate(machine: Machine, threads: int, compute: str) -> float:
         while spent < SECONDS or count < 2:  # the first product warms up
             if count == 0:
                 start = time.perf_counter()
-            a @ b
+            torch.mm(a, b)
             if machine.kind == "cuda":
                 torch.cuda.synchronize()
             count += 1
@@ -117,7 +116,7 @@ def measured(run: RunConfig, ranks: int) -> Speed:
     return Speed(
         row["rollout/tokens_per_s"],
         sampled / after,
-        "measured",
+        f"measured now, in a process of {row['memory/peak_mib'] / 1024:.1f} GiB",
         row["length/tokens_mean"],
         row["memory/peak_mib"] * 2**20,
     )

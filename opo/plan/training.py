@@ -5,6 +5,7 @@ Responses are taken at their full length, no two alike: the most that a run can 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,7 +21,9 @@ from opo.plan.kept import kept_bytes
 from opo.plan.machine import CONTEXT, GIB, Machine
 from opo.rollout.decoding import SMALLEST
 
-PARTS_COPIES = 3  # of the trainable weights that a gradient estimator remembers: the last ones, its average, where it stands
+PARTS_COPIES = (
+    3  # of the trainable weights that a gradient estimator remembers: the last ones, its average, where it stands
+)
 PLAIN_LOGITS = 24  # bytes that a logit costs where all are in memory: itself, log pi, two exponentials, one in float64
 SAMPLED_LOGITS = 16  # and while sampling: itself, scaled, exponential, padded
 TILES = 4  # of the vocabulary that are at work at once
@@ -69,7 +72,9 @@ class Microbatch:
         return cls(1, rows, prompts * -(-group // rows))
 
 
-def training_memory(run: RunConfig, model: Any, ranks: int, lengths: Lengths, machine: Machine, process: float) -> list[Phase]:
+def training_memory(
+    run: RunConfig, model: Any, ranks: int, lengths: Lengths, machine: Machine, process: float
+) -> list[Phase]:
     """The phases of a step. `model` is the policy, with weights or on paper; `process` what a process holds without a model."""
     part = Microbatch.of(run, ranks, lengths)
     always = {"process": process if machine.kind == "cpu" else CONTEXT} | held(run, model, ranks)
@@ -121,8 +126,13 @@ def _update(
 ) -> Iterator[tuple[str, float]]:
     trained = [p for p in model.parameters() if p.requires_grad]
     cut = ranks if ranks > 1 and run.parallel.mode == "sharded" else 1
-    gradients, activations = size_of(trained) / cut, update_kept(model, part, lengths, run.optim.shared_prefix)
-    if run.model.compute == "bfloat16":  # inputs of linear layers and attention are half as wide, and weights are there in half precision too
+    gradients, activations = (
+        size_of(trained) / cut,
+        update_kept(model, part.prompts, part.rows, lengths, run.optim.shared_prefix),
+    )
+    if (
+        run.model.compute == "bfloat16"
+    ):  # inputs of linear layers and attention are half as wide, and weights are there in half precision too
         activations = activations / 2 + sum(p.numel() for p in model.parameters() if p.dim() > 1) * 2
     head = head_bytes(model, part.rows * lengths.response)
     if cut > 1:
@@ -179,10 +189,10 @@ def cache_bytes(model: Any, rows: int, length: int) -> float:
     return (sum(layers) + max(layers)) * rows * length
 
 
-def update_kept(model: Any, part: Microbatch, lengths: Lengths, shared_prefix: bool) -> float:
+@lru_cache(maxsize=8)
+def update_kept(model: Any, prompts: int, rows: int, lengths: Lengths, shared_prefix: bool) -> float:
     """Bytes that the forward pass of a micro-batch keeps, with every prompt encoded once or with each response."""
     decoder, device = decoder_of(model), next(model.parameters()).device
-    rows, prompts = part.rows, part.prompts
 
     def ones(*shape: int) -> Tensor:
         return torch.ones(*shape, dtype=torch.int64, device=device)

@@ -89,6 +89,13 @@ def response_text(tokenizer: Any, ids: list[int], stop: tuple[str, ...]) -> str:
     return text
 
 
+@dataclass
+class Count:
+    """How many response tokens have been sampled."""
+
+    tokens: int = 0
+
+
 @dataclass(frozen=True)
 class Collector:
     """Samples and scores responses to prompts that are given by their number in the task's stream."""
@@ -101,6 +108,7 @@ class Collector:
     max_length: int  # tokens of prompt and response that the model has positions for
     vocabulary: int  # tokens that the model has an embedding for
     world: World = field(default_factory=World)  # the ranks that share the prompts; every one gets the whole batch
+    sampled: Count = field(default_factory=Count)  # by all ranks, for whatever purpose
 
     def prompts(self, first: int, count: int, split: str = "train") -> tuple[list[Prompt], list[list[int]]]:
         """Prompts number first .. first + count - 1 of a stream and their token ids. Raises UserError for one that does not fit."""
@@ -148,6 +156,7 @@ class Collector:
         ]
         scored = self.rewards.score([prompts[p] for p in which], responses)
         samples, responses, scored = _together(self.world.gather((which, samples, responses, scored)))
+        self.sampled.tokens += sum(len(ids) for group in samples.response_ids for ids in group)
         return Collected(
             self._rollouts(prompts, ids, samples, responses, scored.rewards_PG),
             prompts,

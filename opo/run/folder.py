@@ -66,7 +66,7 @@ class RunFolder:
             record = read_json(path / "run.json")
             if not isinstance(record.get("wandb_run_id"), str):
                 raise UserError(f"{path / 'run.json'}: damaged, it holds no wandb_run_id; restore it from a copy")
-            if steps_done(path) == config["steps"]:
+            if is_done(path, config):
                 return cls(path, config, record["wandb_run_id"], None, {})
             lock = _lock(path)
             before = {name: (path / name).read_bytes() for name in WRITTEN if (path / name).exists()}
@@ -127,12 +127,12 @@ class RunFolder:
 
     @property
     def done(self) -> bool:
-        """Whether all steps of the config are done."""
-        return steps_done(self.path) == self.config["steps"]
+        """Whether all steps of the config are done, or all of its tokens."""
+        return is_done(self.path, self.config)
 
-    def finish(self) -> None:
-        """Mark the run as done; the last thing it does."""
-        write_text(self.path / "DONE", f"{self.config['steps']}\n")
+    def finish(self, step: int) -> None:
+        """Mark the run as done after so many steps; the last thing it does."""
+        write_text(self.path / "DONE", f"{step}\n")
 
     def latest_checkpoint(self) -> Path | None:
         """The newest complete checkpoint. What a killed save left is removed."""
@@ -189,6 +189,14 @@ def leaves(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def is_done(path: Path, config: dict[str, Any]) -> bool:
+    """Whether the run took the config's steps, or ended before them at its number of tokens."""
+    done = steps_done(path)
+    if done is None or done == config["steps"]:
+        return done is not None
+    return config.get("tokens") is not None and done < read_yaml(path / "config.yaml")["steps"]
 
 
 def steps_done(path: Path) -> int | None:

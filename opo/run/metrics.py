@@ -48,7 +48,7 @@ METRICS: dict[str, Metric] = {
         "responses", "whose reward could not be computed; they are left out of every baseline"
     ),
     "train/updates": Metric("updates", "optimizer steps so far"),
-    "train/tokens": Metric("tokens", "response tokens sampled for training so far"),
+    "train/tokens": Metric("tokens", "response tokens sampled for training so far, greedy and second batches included"),
     "critic/loss": Metric("reward^2", "value loss, mean over updates"),
     "critic/grad_norm": Metric("1", "Euclidean norm of the critic's gradient before clipping, mean over updates"),
     "length/tokens_mean": Metric("tokens", "response length, the end-of-text included where it was sampled"),

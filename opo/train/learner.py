@@ -58,8 +58,14 @@ class Learner:
         self.version = 0  # optimizer updates done
         self.tokens = 0  # response tokens generated
 
-    def update(self, rollouts: Rollouts) -> dict[str, float]:
-        """All updates of one rollout batch, and their metrics.
+    @property
+    def done(self) -> bool:
+        """Whether the run has taken its steps, or generated its tokens."""
+        tokens = self.config.tokens
+        return self.step >= self.config.steps or (tokens is not None and self.tokens >= tokens)
+
+    def update(self, rollouts: Rollouts, tokens: int | None = None) -> dict[str, float]:
+        """All updates of one rollout batch, for which `tokens` tokens were generated (none given: its own), and their metrics.
 
         The first update takes the sampler's log-probabilities as the policy's, so that every importance ratio is one; its own
         forward pass then measures how far the trainer's are from them. Raises StoppedRun, the batch on disk, where a gradient is
@@ -68,7 +74,7 @@ class Learner:
         algo, corrects = self.config.algo, self.config.certificate.on_breach == "correct"
         assert rollouts.logprobs_NT is not None
         loss = loss_of(algo, rollouts)
-        on_policy_NT, entropy_NT = token_weights(loss, rollouts.logprobs_NT), self._entropy_weights(rollouts)
+        on_policy_NT, entropy_NT = token_weights(loss, rollouts.logprobs_NT), self.entropy_weights(rollouts)
         tally = UpdateTally(rollouts, on_policy_NT)
         for update in range(algo.updates_per_rollout):
             prompts = minibatch(self.config, self.step, update)
@@ -83,14 +89,8 @@ class Learner:
                 weights_NT = weights_NT * truncated_ratios(
                     current_NT, measured.logprobs_NT, inside_NT, self.config.certificate.cap
                 )
-            if self.parts.mask is not None:
-                advantages_NT = (weights_NT / unit_weights(algo, rollouts)).nan_to_num(0.0)
-                weights_NT = weights_NT * self.parts.mask(self.policy, rollouts, advantages_NT, self._rate())
+            forward, weights_NT = self.backward(rollouts, prompts, weights_NT, entropy_NT)
             tally.add(rows, current_NT, weights_NT)
-            # the loss averages over the batch: rescaled, these prompts' rows alone average as the batch does
-            scale = rollouts.num_prompts / len(prompts)
-            bonus_NT = None if entropy_NT is None else entropy_NT * scale
-            forward = accumulate(self.policy, rollouts, prompts, weights_NT * scale, bonus_NT)
             if self.parts.gradient is not None:
                 self.parts.gradient.estimate(self.policy.parameters())
             norm = gradient_norm(self.policy.parameters())
@@ -109,8 +109,20 @@ class Learner:
         if isinstance(self.parts.gradient, LookAhead):
             self.parts.gradient.extrapolate(self.policy.parameters())
         self.step += 1
-        self.tokens += int(rollouts.lengths_N.sum())
+        self.tokens += int(rollouts.lengths_N.sum()) if tokens is None else tokens
         return tally.metrics()
+
+    def backward(
+        self, rollouts: Rollouts, prompts: list[int], weights_NT: Tensor, entropy_NT: Tensor | None
+    ) -> tuple[BatchScores, Tensor]:
+        """Leave the gradients of an update on these prompts in the parameters; what the pass saw, and the weights after the mask."""
+        if self.parts.mask is not None:
+            advantages_NT = (weights_NT / unit_weights(self.config.algo, rollouts)).nan_to_num(0.0)
+            weights_NT = weights_NT * self.parts.mask(self.policy, rollouts, advantages_NT, self._rate())
+        # the loss averages over the batch: rescaled, these prompts' rows alone average as the batch does
+        scale = rollouts.num_prompts / len(prompts)
+        bonus_NT = None if entropy_NT is None else entropy_NT * scale
+        return accumulate(self.policy, rollouts, prompts, weights_NT * scale, bonus_NT), weights_NT
 
     def _mismatch(self, forward: BatchScores, rollouts: Rollouts, rows: Tensor) -> Mismatch:
         """Between sampler and trainer, over these rows."""
@@ -121,7 +133,7 @@ class Learner:
         """The mismatch check of the first update on a batch: true where its weights have to be corrected."""
         return self.check.check(self.step + 1, rollouts.versions, self.version, self._mismatch(forward, rollouts, rows))
 
-    def _entropy_weights(self, rollouts: Rollouts) -> Tensor | None:
+    def entropy_weights(self, rollouts: Rollouts) -> Tensor | None:
         """c_nt with sum_nt c_nt H_nt the terms on entropies, on the scale of the loss's policy term, (N, T); None without any."""
         algo, part = self.config.algo, self.parts.regulariser
         if not algo.entropy_coef and part is None:

@@ -66,16 +66,16 @@ def _train(config: RunConfig, folder: SharedFolder, world: World) -> None:
     ):
         collector.look_ahead(learner.step * count, (config.steps - learner.step) * count)
         collector.look_ahead(0, config.evaluate.num_prompts if config.evaluate.every else 0, "eval")
-        while learner.step < config.steps:
-            clock = Clock(world)
+        while not learner.done:
+            clock, before = Clock(world), collector.sampled.tokens
             batch = draw(learner, collector)
             clock.lap("time/rollout_s")
             rollouts = prepare(batch, learner, collector)
             clock.lap("time/logprob_s")
-            metrics = learner.update(rollouts) | batch_metrics(batch)
+            metrics = learner.update(rollouts, collector.sampled.tokens - before) | batch_metrics(batch)
             clock.lap("time/update_s")
             collector.sampler.load_weights(learner.policy.whole(), learner.version)
-            step, last = learner.step, learner.step == config.steps
+            step, last = learner.step, learner.done
             if config.evaluate.every and (step % config.evaluate.every == 0 or last):
                 metrics |= evaluate(collector, config.evaluate, config.seed)
                 clock.lap("time/eval_s")
@@ -88,4 +88,4 @@ def _train(config: RunConfig, folder: SharedFolder, world: World) -> None:
                 learner.save(folder, config.checkpoint.keep)
             if not last:
                 interrupt.leave(path, step)
-    folder.finish()
+    folder.finish(learner.step)

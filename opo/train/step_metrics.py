@@ -12,6 +12,7 @@ from opo.kl import kl_estimate
 from opo.model.policy import BatchScores
 from opo.parallel.world import World
 from opo.rollout.collect import Collected
+from opo.rounding import all_equal
 from opo.train.mismatch import Mismatch
 
 
@@ -71,12 +72,8 @@ def batch_metrics(batch: Collected) -> dict[str, float]:
     if rollouts.finished_PG is not None:
         metrics["length/truncated_fraction"] = float((~rollouts.finished_PG).double().mean())
     if len(rewards_N):
-        lowest_P, highest_P = (
-            rollouts.rewards_PG.nan_to_num(torch.inf).amin(1),
-            rollouts.rewards_PG.nan_to_num(-torch.inf).amax(1),
-        )
         metrics["train/reward_mean"] = float(rewards_N.mean())
-        metrics["train/constant_groups_fraction"] = float((lowest_P >= highest_P).double().mean())
+        metrics["train/constant_groups_fraction"] = float(all_equal(rollouts.rewards_PG).double().mean())
     if len(rewards_N) > 1:
         metrics["train/reward_std"] = float(rewards_N.std())
         both = torch.stack([rewards_N, lengths_N[scored_N]])

@@ -56,3 +56,8 @@ def wants_more(completions, nowhere):
 
 def alone(response):
     return 0.0
+
+
+def even_digits(prompt, response):
+    """1 for responses with an even number of digits: a policy that knows nothing earns it now and then."""
+    return float(sum(character.isdigit() for character in response) % 2 == 0)

@@ -22,6 +22,7 @@ from analysis.study.external.groups import Group
 from analysis.study.external.record import RewardChoice
 from analysis.variance.estimators import Estimator, Groups, resolve
 from analysis.variance.intervals import FEWEST, Array, mean_interval, product_of_means, ratio_interval, resample_counts
+from opo.rounding import all_equal, levelled
 
 UNIT = "leave_one_out"
 Estimate = dict[str, float | None]
@@ -38,7 +39,7 @@ class Answers:
     @property
     def silent(self) -> bool:
         """Whether all rewards are equal, up to rounding."""
-        return bool(np.ptp(self.rewards) <= 1e-12 * np.abs(self.rewards).max())
+        return bool(all_equal(self.rewards))
 
 
 def answers(groups: Sequence[Group], choice: RewardChoice, count: Any) -> list[Answers]:
@@ -49,6 +50,7 @@ def answers(groups: Sequence[Group], choice: RewardChoice, count: Any) -> list[A
         rows = [(reward, length) for reward, length in rows if not math.isnan(reward)]
         if len(rows) > 1:
             rewards, lengths = np.array(rows, dtype=np.float64).T
+            rewards = levelled(rewards).numpy()
             found.append(Answers(group.name, rewards, np.maximum(lengths, 1)))
     return found
 
@@ -108,7 +110,7 @@ def _top(prompts: Sequence[Answers]) -> float:
 
 def _rank(x: Array, y: Array) -> float:
     """Spearman's correlation; zero where one of them is constant."""
-    if np.ptp(x) == 0 or np.ptp(y) == 0:
+    if all_equal(x) or all_equal(y):
         return 0.0
     result: Any = spearmanr(x, y)
     return float(result.statistic)

@@ -11,9 +11,10 @@ import pytest
 from scipy import stats
 from studies import bandit_study, write_run
 
-from analysis.claims.evidence import SENSIBLE, Evidence, Material, MeanEvidence, final_values, paired_evidence
+from analysis.claims.evidence import SENSIBLE, Evidence, Material, MeanEvidence, paired_evidence
 from analysis.claims.ledger import ALPHA, judge, save
 from analysis.claims.records import CLAIMS, RAW, Claim, evidence_of
+from analysis.runs.ends import final_values
 from analysis.runs.groups import with_groups
 from analysis.runs.load import load
 from analysis.study.result import Study

@@ -173,6 +173,20 @@ def test_equal_rewards_give_no_gradient(name):
 
 
 @every_algorithm
+def test_rewards_that_differ_by_rounding_are_equal(name):
+    """0.1 + 0.2 in place of 0.3: in a constant group, in ties beside others, and between prompts of a constant batch."""
+    for exact, rounded in [
+        (
+            [[0.3] * 4, [0.3, 1.0, 0.3, 0.0], [0.3] * 4],
+            [[0.3, 0.1 + 0.2] * 2, [0.3, 1.0, 0.1 + 0.2, 0.0], [0.1 + 0.2] * 4],
+        ),
+        ([[0.3] * 4] * 3, [[0.3] * 4, [0.1 + 0.2] * 4, [0.1 + 0.2, 0.3] * 2]),
+    ]:
+        expected, found = (weights(name, *random_batch(rewards_PG=rewards)) for rewards in (exact, rounded))
+        close(found, expected, 1e-9)
+
+
+@every_algorithm
 def test_flags_say_what_the_weights_do(name):
     flags = ALGORITHMS[name]
     rollouts, sampling_NT = random_batch(on_policy=True)

@@ -37,6 +37,14 @@ def test_weights_follow_the_responses_and_sum_to_one(part):
     close(part.weights(rewards_PG[:, order]), weights_PG[:, order])
 
 
+@pytest.mark.parametrize("part", [Best(), BestRandom(), BestWorst()])
+def test_ties_up_to_rounding_share(part):
+    rollouts = random_rollouts(prompts=2, group=4)
+    rounded = rollouts.with_(rewards_PG=f64([[0.3, 0.1 + 0.2, 0.0, 0.3], [1.0, -0.3, -0.1 - 0.2, 0.5]]))
+    exact = rollouts.with_(rewards_PG=f64([[0.3, 0.3, 0.0, 0.3], [1.0, -0.3, -0.3, 0.5]]))
+    close(part.weights(rounded.rewards_PG), part.weights(exact.rewards_PG))
+
+
 def test_drawn_groups_hold_what_weighs_something():
     rollouts = random_rollouts(prompts=3, group=4)
     rewards_PG = f64([[0.0, 1.0, 0.5, 0.2], [0.0, 0.0, 0.0, 1.0], [NAN] * 4])

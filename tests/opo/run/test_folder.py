@@ -156,7 +156,7 @@ def test_steps_do_not_grow_under_a_schedule_that_depends_on_them(tmp_path):
 
 def test_a_finished_run_is_recognised_and_left_alone(tmp_path):
     folder = RunFolder.open(tmp_path, CONFIG)
-    folder.finish()
+    folder.finish(CONFIG["steps"])
     before = {file: file.read_bytes() for file in tmp_path.iterdir()}
     again = RunFolder.open(tmp_path, changed("tracking.mode", "off"))
     assert again.done
@@ -165,13 +165,20 @@ def test_a_finished_run_is_recognised_and_left_alone(tmp_path):
 
 
 def test_a_finished_run_of_more_steps_is_not_finished(tmp_path):
-    RunFolder.open(tmp_path, CONFIG).finish()
+    RunFolder.open(tmp_path, CONFIG).finish(CONFIG["steps"])
     save_checkpoint(tmp_path / "checkpoints", CONFIG["steps"], lambda to: None, {}, {})
     longer = RunFolder.open(tmp_path, changed("steps", 20))
     assert not longer.done
     assert not (tmp_path / "DONE").exists()
-    longer.finish()
+    longer.finish(20)
     assert RunFolder.open(tmp_path, changed("steps", 20)).done
+
+
+def test_a_run_that_ended_at_its_tokens_is_done_with_fewer_steps(tmp_path):
+    config = {**CONFIG, "tokens": 500}
+    RunFolder.open(tmp_path, config).finish(CONFIG["steps"] - 1)
+    assert RunFolder.open(tmp_path, config).done
+    assert RunFolder.open(tmp_path, {**config, "steps": 20}).done
 
 
 def let_go(tmp_path: Path, config: dict) -> None:
