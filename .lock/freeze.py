@@ -15,16 +15,22 @@ from packaging.utils import canonicalize_name
 HERE = Path(__file__).parent
 UNWANTED = {"torchvision", "torchaudio", "torchcodec"}
 ELSEWHERE = {
-    "base": ['appnope==0.1.4; sys_platform == "darwin"'],  # what no Linux environment can show
+    "base": [
+        'appnope==0.1.4; sys_platform == "darwin"',  # what no Linux environment can show
+        # the extra ray, without what its launcher asks for and does not use on a cluster that exists: boto3, an older cloudpickle
+        "hydra-ray-launcher==1.2.2",
+        "msgpack==1.2.4",
+        "pandas==3.1.1",
+        "ray==2.60.0",
+        "tensorboardx==2.6.5",
+    ],
     # verl asks for an older transformers, but what its advantages import runs beside the rest
     "bench": [
         "codetiming==1.4.0",
-        "msgpack==1.2.4",
         "opacus==1.6.0",
         "opt_einsum==3.4.0",
         "orjson==3.13.0",
         "pyvers==0.2.3",
-        "ray==2.60.0",
         "tensordict==0.10.0",
         "verl==0.9.1",
     ],

@@ -7,8 +7,12 @@ from collections.abc import Iterable
 class UserError(Exception):
     """A wrong configuration or input: one line that names the key or file and says what is allowed.
 
-    The command line prints it without a traceback and exits with status 2.
+    The command line prints it without a traceback and exits with status 2; a notebook shows the line alone.
     """
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows."""
+        return [str(self)]
 
 
 class StoppedRun(Exception):

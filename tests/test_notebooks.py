@@ -2,13 +2,16 @@
 
 import ast
 import re
+import shutil
 from pathlib import Path
 
 import nbformat
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 from nbclient import NotebookClient
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+FOLDER = Path(__file__).parents[1] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 
 def names(path: Path) -> str:
@@ -16,7 +19,7 @@ def names(path: Path) -> str:
 
 
 def test_there_are_notebooks() -> None:
-    assert {path.stem[:2] for path in NOTEBOOKS} >= {"01", "02", "03", "04", "05"}
+    assert {path.stem[:2] for path in NOTEBOOKS} >= {f"{number:02}" for number in range(1, 9)}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=names)
@@ -41,14 +44,26 @@ def test_form(path: Path) -> None:
 @pytest.mark.timeout(290)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=names)
 def test_runs(path: Path, tmp_path: Path) -> None:
-    """It ends with a number in the middle of its interval (an end may be open)."""
+    """In the folder that JupyterLab starts in, without a warning; it ends with a number in the middle of its interval (an end may be open)."""
+    shutil.copytree(FOLDER, tmp_path / "notebooks")
+    (tmp_path / "pyproject.toml").touch()
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(
-        notebook, timeout=280, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
-    ).execute()
+    where = {"metadata": {"path": str(tmp_path / "notebooks")}}
+    NotebookClient(notebook, timeout=280, kernel_name="python3", resources=where).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert not [output.text for output in outputs if output.get("name") == "stderr"]
+    assert {child.name for child in tmp_path.iterdir()} <= {"notebooks", "pyproject.toml", "runs"}
     printed = "".join(output.get("text", "") for output in notebook.cells[-1].outputs)
-    number = r"(-?[\d.]+(?:e[-+]?\d+)?|None|-?inf)"
+    assert printed.strip().endswith(")."), "one sentence, which says over what the interval is"
+    number = r"(-?[\d.]+(?:e[-+]?\d+)?|open)"
     found = re.search(rf"{number} \[{number}, {number}\]", printed)
     assert found, printed
-    value, low, high = (None if part == "None" else float(part) for part in found.groups())
+    value, low, high = (None if part == "open" else float(part) for part in found.groups())
     assert value is None or ((low is None or low <= value) and (high is None or value <= high))
+
+
+def test_a_users_mistake_is_one_line_in_a_notebook(capsys: pytest.CaptureFixture[str]) -> None:
+    InteractiveShell().run_cell("from analysis import notebook; notebook.study('no/such/study')")
+    shown = capsys.readouterr().out.strip().splitlines()
+    assert len(shown) == 1
+    assert shown[0].startswith("no/such/study: not found in ")

@@ -16,12 +16,13 @@ import polars as pl
 from scipy.stats import t as student
 
 from analysis.evaluation.diversity import distinct_n, repetition_n, self_bleu
-from analysis.runs.ends import final_values
+from analysis.runs.ends import common_tokens, final_values
 from analysis.study.audits import audit_interval, audit_value
 from analysis.study.result import Study
 from analysis.variance.intervals import FEWEST, if_enough
 from analysis.variance.moments import Moments, bias_interval
 from analysis.variance.table import comparison_terms, ratio_value, terms_interval
+from opo.errors import UserError
 from opo.system.records import read_table
 
 MIN_REPLICATES = {"prompts": FEWEST, "seeds": 3}  # fewer replicates give no verdict, whatever their interval says
@@ -235,6 +236,22 @@ def diversity(measure: str, ratio: bool) -> Measure:
 
 def _groups(pair: Sequence[pl.DataFrame]) -> str:
     return " and ".join(str(rows["group"][0]) for rows in pair)
+
+
+def between_groups(runs: pl.DataFrame, first: str, second: str, metric: str, ratio: bool = False) -> Evidence:
+    """A training metric of one group of `analysis.runs.groups.with_groups` minus (or over) that of another, as in `trained`.
+
+    Raises UserError where a group is not there, or no seed is in both.
+    """
+    for name in (first, second):
+        if name not in (known := runs["group"].unique(maintain_order=True).to_list()):
+            raise UserError(f"group {name!r}: these runs have {', '.join(known)}")
+    tokens = common_tokens(runs)
+    ours, theirs = (final_values(runs.filter(group=name), metric, tokens) for name in (first, second))
+    found = paired_evidence(ours, theirs, ratio, f"Last tenth of the steps within {tokens:,.0f} generated tokens.")
+    if found is None:
+        raise UserError(f"{first} and {second}: no seed in both has {metric}{' above zero' if ratio else ''}")
+    return replace(found, about=f"{first} and {second}")
 
 
 def paired_evidence(ours: Mapping[int, float], theirs: Mapping[int, float], ratio: bool, note: str) -> Evidence | None:

@@ -8,11 +8,11 @@ from typing import Any
 from rich import box
 from rich.table import Table as RichTable
 
-from analysis.config.audit import load_config, weighing
+from analysis.config.audit import AuditConfig, load_config, weighing
 from analysis.plots.rewards import effective_shares
 from analysis.plots.style import save
 from analysis.report.terminal import wide_console
-from analysis.study.external import read_groups
+from analysis.study.external import Notes, read_groups
 from analysis.study.external.audit import answers, audit
 from analysis.study.external.messages import as_messages
 from analysis.variance.intervals import FEWEST
@@ -33,7 +33,18 @@ COLUMNS = {
 
 def main(values: dict[str, Any], folder: Path) -> None:
     """`opo audit`: write audit.json and figures into the folder and print a table."""
-    config = load_config(values)
+    found, notes = audited(load_config(values))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "audit.json", json.dumps(found | {"import": notes.to_dict()}, indent=1, allow_nan=False) + "\n")
+    save(effective_shares(found), folder / "figures", "effective-shares")
+    say(notes.read())
+    say(_sentence(found))
+    wide_console().print(_table(found))
+    say(f"{folder}/audit.json and figures/ are written")
+
+
+def audited(config: AuditConfig) -> tuple[dict[str, Any], Notes]:
+    """The audit as plain values, and what is said of the files. Raises UserError where fewer than two prompts can be used."""
     count, unit = _length(config.tokenizer)
     groups, notes = read_groups(config.files, config.reward.choice, config.steps)
     prompts = answers(groups, config.reward.choice, count)
@@ -46,16 +57,8 @@ def main(values: dict[str, Any], folder: Path) -> None:
     if scored > notes.responses:
         notes.left_out["without a reward, or alone with their prompt"] = scored - notes.responses
     rng = rng_for(config.seed, "audit")
-    found = {"schema": "opo.audit/1", "length_unit": unit} | audit(
-        prompts, config.estimators or weighing(), config.num_bootstrap, rng
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "audit.json", json.dumps(found | {"import": notes.to_dict()}, indent=1, allow_nan=False) + "\n")
-    save(effective_shares(found), folder / "figures", "effective-shares")
-    say(notes.read())
-    say(_sentence(found))
-    wide_console().print(_table(found))
-    say(f"{folder}/audit.json and figures/ are written")
+    found = audit(prompts, config.estimators or weighing(), config.num_bootstrap, rng)
+    return {"schema": "opo.audit/1", "length_unit": unit} | found, notes
 
 
 def _length(tokenizer: str | None) -> tuple[Any, str]:

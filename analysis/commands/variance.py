@@ -10,9 +10,12 @@ from analysis.report.terminal import ledger_table, wide_console
 from analysis.study.config import load_config
 from analysis.study.run import run_study
 from analysis.study.tables import moments_table
+from analysis.tracking.origin import Origin
+from analysis.tracking.study import result_of
 from opo.parallel.world import World
 from opo.system.atomic import write_text
 from opo.system.terminal import say
+from opo.tracking.result import ResultTracker
 
 __all__ = ["load_config", "main"]
 
@@ -27,7 +30,9 @@ def main(values: dict[str, Any], folder: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             write_text(folder / "config.yaml", yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
         study = run_study(config, folder, world)
-    if study is not None:
+    if study is None:
+        return
+    with ResultTracker(folder, config.tracking) as tracker:
         if study.imported is not None:
             say(study.imported["text"])
         for policy in dict.fromkeys((study.policies[0]["name"], study.last_policy)):
@@ -38,3 +43,10 @@ def main(values: dict[str, Any], folder: Path) -> None:
             if (ledger := read_ledger(folder, policy)) and ledger["claims"]:
                 wide_console().print(ledger_table(ledger["claims"]))
         say(f"{folder}/result.json, variance.parquet, ledger/ and figures/ are written")
+        origin = Origin.of(
+            config.checkpoint_list,
+            config.model.path or config.model.name if config.model else "tiny",
+            {policy["step"] for policy in study.policies},
+            config.rollout_files,
+        )
+        tracker.record(result_of(study, folder, origin, kept))

@@ -11,7 +11,7 @@ from analysis.study.config import Resamples, StudyRollout, sampling_alone
 from opo.config.load import task_config
 from opo.config.read import read
 from opo.config.rules import usable_device
-from opo.config.schema import ModelConfig
+from opo.config.schema import ModelConfig, WandbConfig
 from opo.errors import UserError
 from opo.keys import STRICT, AtLeastTwo, Count, Device, Positive, Seed, Split, Threads
 from opo.run.policies import evaluated_policies
@@ -41,6 +41,7 @@ class EvaluateConfig:
     num_bootstrap: Resamples = 2000
     reward: OwnReward = field(default_factory=OwnReward)
     reward_timeout_s: Positive = 10.0
+    tracking: WandbConfig = field(default_factory=WandbConfig)
     seed: Seed = 0
     device: Device = "auto"
     threads: Threads = 2  # of torch, on the CPU

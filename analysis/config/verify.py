@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass
 from analysis.study.config import GROUP_SIZES, AtLeastFour
 from analysis.study.config import load_config as load_study_config
 from opo.config.read import read
+from opo.config.schema import WandbConfig
 from opo.errors import UserError
 from opo.keys import LARGEST, STRICT, AtLeastTwo, Seed
 
@@ -25,6 +26,7 @@ class VerifyConfig:
     )
     responses: AtLeastFour = 64  # to each
     group_sizes: list[AtLeastTwo] = field(default_factory=lambda: list(GROUP_SIZES))
+    tracking: WandbConfig = field(default_factory=WandbConfig)
     jobs: Annotated[int, Field(ge=1, le=1024)] = 2  # processes of one thread each
 
 

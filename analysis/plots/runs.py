@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from scipy.stats import t as student
 
-from analysis.plots.style import FAINT, INK, axes, colour, styled
+from analysis.plots.style import FAINT, INK, axes, colour, figure_of, styled
 from analysis.variance.text import interval_text
 
 AXIS_LABELS = {
@@ -25,6 +26,8 @@ AXIS_LABELS = {
     "train/entropy_mean_nats": "entropy, nats per token",
     "length/tokens_mean": "mean response length, tokens",
     "train/grad_norm": "gradient norm",
+    "train/clip_fraction": "share of tokens that are clipped",
+    "train/ratio_max": "largest importance ratio",
 }
 CURVES = ("train/reward_mean", "train/kl_init_nats", "train/entropy_mean_nats", "length/tokens_mean")
 VERDICT_COLOURS = {"supported": "#009e73", "refuted": "#d55e00", "not resolved": FAINT}
@@ -67,6 +70,24 @@ def training_curves(
     ax.grid(axis="y")
     ax.legend(loc="best")
     return ax
+
+
+@styled()
+def training_panels(
+    runs: pl.DataFrame, metrics: Sequence[str] = CURVES[1:], *, x: str = "step", by: str = "algo", window: int = 1
+) -> Axes:
+    """Several metrics side by side, as `training_curves` draws them, with one legend; those that no run has are left out. Returns the first."""
+    present = [metric for metric in metrics if metric in runs.columns and runs[metric].count()]
+    row = Figure(figsize=(4.2 * len(present), 3.6), layout="constrained").subplots(1, len(present), squeeze=False)[0]
+    for metric, ax in zip(present, row, strict=True):
+        training_curves(runs, metric, x=x, by=by, window=window, ax=ax)
+        ax.set_ylabel(AXIS_LABELS.get(metric, metric))
+        ax.set_xlabel(AXIS_LABELS.get(x, x) + (f" (mean of {window})" if window > 1 else ""))
+    handles, labels = row[0].get_legend_handles_labels()
+    for ax in row:
+        ax.get_legend().remove()
+    figure_of(row[0]).legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    return row[0]
 
 
 def curves(runs: pl.DataFrame, metric: str, x: str, window: int) -> tuple[np.ndarray, np.ndarray]:

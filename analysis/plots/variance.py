@@ -92,7 +92,7 @@ def against_group_size(
     ax: Axes | None = None,
 ) -> Axes:
     """A measure against the group size, one line an estimator, side by side so that intervals do not hide one another."""
-    rows = study.moments.filter(measure=measure, policy=policy or study.last_policy)
+    rows = study.moments.filter(measure=measure, policy=study.named(policy))
     rows = _only(rows, estimators)
     ax = axes(ax)
     _lines(ax, rows, "group_size")
@@ -112,9 +112,7 @@ def equal_variance(
 ) -> Axes:
     """How many responses the reference needs for the relative variance that each estimator has with G."""
     size = group_size or study.default_group_size
-    rows = study.equal_variance.filter(policy=policy or study.last_policy, group_size=size).sort(
-        "value", nulls_last=True
-    )
+    rows = study.equal_variance.filter(policy=study.named(policy), group_size=size).sort("value", nulls_last=True)
     names = rows["estimator"].to_list()
     ax = axes(ax, 6.4, 1.1 + 0.34 * len(names))
     draw_intervals(ax, rows, span=(0, 4 * size))
@@ -172,7 +170,7 @@ def within_between(
 @styled()
 def norm_against_length(study: Study, policy: str | None = None, ax: Axes | None = None) -> Axes:
     """Squared score norm of every response against its length, with the fitted power law and OPO's assumption (exponent 1)."""
-    name = policy or study.last_policy
+    name = study.named(policy)
     points = study.responses.filter(policy=name)
     fit = study.audit("norm_length_exponent", name)
     length, norm2 = points["length"].to_numpy(), points["norm2"].to_numpy()

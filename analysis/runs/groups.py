@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from analysis.runs.load import Runs
+from opo.errors import UserError
 
 # keys of the config that do not change what is learned
 OF_THE_MACHINE = (
@@ -42,6 +43,19 @@ def with_groups(runs: Runs) -> pl.DataFrame:
         pl.col("run").replace_strict({run: labels[key] for run, key in identity.items()}).alias("group"),
         pl.col("run").replace_strict({run: part.get(key) for run, key in identity.items()}, return_dtype=pl.String).alias("role"),
     )  # fmt: skip
+
+
+def pair_by_updates(runs: Runs) -> tuple[str, str]:
+    """Two groups of one algorithm: that with the most updates per rollout batch, and that with one. Raises UserError where there are none."""
+    labels = with_groups(runs).select("run", "group").unique()
+    groups = runs.runs.join(labels, on="run").select("algo", "group", "updates_per_rollout").unique()
+    for algo in runs.runs["algo"].unique(maintain_order=True):
+        mine = groups.filter(algo=algo).sort("updates_per_rollout")
+        if mine["updates_per_rollout"][0] == 1 < mine["updates_per_rollout"][-1]:
+            return mine["group"][-1], mine["group"][0]
+    raise UserError(
+        "no algorithm here ran with one and with several updates per rollout batch (algo.updates_per_rollout)"
+    )
 
 
 def _roles(table: pl.DataFrame, identity: Mapping[str, tuple[str, ...]]) -> dict[tuple[str, ...], str]:

@@ -51,7 +51,7 @@ class GramAccumulator:
     def _gram_of_outers(self, contributions: Sequence[Outer], rows: int, columns: int, dtype: torch.dtype) -> Tensor:
         """By pairs of tokens, by the span of a shared prompt, or by rows, whichever takes the fewest multiply-adds."""
         shared = contributions[0].shared if len(contributions) == 1 else 0
-        if 0 < shared < 0.7 * columns and (parts := split_by_span(contributions[0], shared)):
+        if 0 < shared < 0.7 * columns and (parts := split_by_span(contributions[0])):
             along, across = parts
             gram = self._gram_of_factors([along], rows, along.right_NTC.shape[-1], dtype)
             return gram + self._gram_of_outers([across], rows, columns, dtype)

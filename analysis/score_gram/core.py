@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from analysis.score_gram.accumulate import GramAccumulator, chunk_elements
+from analysis.score_gram.byproducts import ByproductCollector, Byproducts
 from analysis.score_gram.capture import Capture, frozen
 from analysis.score_gram.grouping import Split, grouping
 from analysis.score_gram.head import HeadScores, LanguageModelHead, Terms
@@ -30,12 +31,16 @@ HALF_TOLERANCE = (
 )
 
 
-class Accumulator(Protocol):
+class Receiver(Protocol):
     """Receives the per-response gradients of one parameter after another."""
 
-    squared_norms: dict[str, Tensor]
-
     def take(self, name: str, shape: torch.Size, contributions: Sequence[Contribution], dtype: torch.dtype) -> None: ...
+
+
+class Accumulator(Receiver, Protocol):
+    """Knows the squared norm of each parameter's part of each score."""
+
+    squared_norms: dict[str, Tensor]
 
 
 def score_gram(
@@ -53,6 +58,7 @@ def score_gram(
     responses_per_pass: int | None = None,
     recompute: bool = False,
     verify: bool = True,
+    byproducts: Byproducts | None = None,
 ) -> Any:
     """(N, N) float64 Gram matrix of the scores of N responses over all parameters with requires_grad.
 
@@ -69,6 +75,7 @@ def score_gram(
     Responses that are equal, or equal but for a factor of their weights, go through the model once.
     method="loop" is the slow reference, one backward pass per response. verify=True compares the norm of each parameter's
     score for the shortest response with autograd's: a layer that is not captured exactly is refused by name.
+    byproducts: filled on the way, at little cost (not by the loop).
 
     Raises ValueError for shapes, masks, values and layers that it cannot treat exactly.
     """
@@ -83,10 +90,14 @@ def score_gram(
     else:
         rows, of_N, factor_N = batch.distinct()
         grams, m = {}, len(rows)
+        collector = None if byproducts is None else ByproductCollector(byproducts, m, of_N, factor_N)
         for places in passes(m, responses_per_pass or m):
             part = rows.select(places)
             accumulator = GramAccumulator(len(part), group_of, scales)
-            accumulate_scores(model, part, parameters, accumulator, recompute)
+            both = accumulator if collector is None else collector.beside(accumulator, places)
+            head = accumulate_scores(model, part, parameters, both, recompute)
+            if collector is not None:
+                collector.keep_hidden(head, places)
             if verify and not grams:
                 verify_norms(model, part, parameters, scales, accumulator)
             index = torch.tensor(places)
@@ -94,6 +105,8 @@ def score_gram(
                 target = grams.setdefault(group, torch.zeros(m, m, dtype=torch.float64, device=gram.device))
                 target[index[:, None], index] = gram
         grams = {group: repeat_rows(gram, of_N, factor_N) for group, gram in grams.items()}
+        if collector is not None:
+            collector.finish()
     total = sum(grams.values(), torch.zeros(n, n, dtype=torch.float64, device=batch.input_ids.device))
     if not total.isfinite().all():
         raise ValueError(f"response {int((~total.diagonal().isfinite()).nonzero()[0])}: its score is not finite")
@@ -116,9 +129,9 @@ def accumulate_scores(
     model: nn.Module,
     batch: Batch,
     parameters: dict[nn.Parameter, str],
-    accumulator: Accumulator,
+    accumulator: Receiver,
     recompute: bool = False,
-) -> None:
+) -> HeadScores:
     """One forward and one backward pass over the batch; every parameter's per-response gradients go to the accumulator."""
     inner, dtype = causal_model(model), working_dtype(model)
     lm_head = LanguageModelHead(inner)
@@ -143,10 +156,12 @@ def accumulate_scores(
             stack.enter_context(recomputed_layers(inner, capture, shape, sharing))
         with sharing, capture.batch(*shape):
             hidden_NLD = lm_head.hidden(model_inputs(inner, context), capture.discover_head)
-        grad_NLD = HeadScores(lm_head, terms, batch.temperature, dtype).backward(hidden_NLD, capture)
+        head = HeadScores(lm_head, terms, batch.temperature, dtype)
+        grad_NLD = head.backward(hidden_NLD, capture)
         if hidden_NLD.requires_grad:
             hidden_NLD.backward(grad_NLD)
         capture.flush(list(capture.contributions))
+    return head
 
 
 def trainable_parameters(model: nn.Module) -> dict[nn.Parameter, str]:

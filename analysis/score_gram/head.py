@@ -160,6 +160,8 @@ class HeadScores:
                 logits = self.lm_head.logits(self.hidden_NSD)
             scaled = logits.detach().to(self.dtype, copy=True).div_(self.temperature)
             scaled.sub_(self.log_mass_NS[..., None]).exp_()
+            if low == 0:  # slices are asked for from the first on, once by each that sums them
+                mass_NS.zero_()
             mass_NS.add_(scaled.sum(-1))
             grad_logits = self._logit_gradient(scaled, self.terms.token_NS - low, self.terms.weight_NS)
             if high == layer.out_features and ((mass_NS - 1).abs() > 1e-2)[self.terms.weight_NS != 0].any():

@@ -1,8 +1,9 @@
 """The contribution of one layer to each response's gradient, in factored form until rows of it are needed.
 
 A parameter is seen as a matrix of R rows and C columns (its last dimension; a vector is one row). T counts the places at which
-a layer was applied to one response. `write` adds rows [low, high) of the N gradients of shape (R, C) to a buffer; a contribution covers
-the responses from `first` on, because the head is applied to a few responses at a time.
+a layer was applied to one response. `write` adds rows [low, high) of the N gradients of shape (R, C) to a buffer, `add_sum` adds
+sum_n c_n gradient_n to one matrix; a contribution covers the responses from `first` on, because the head is applied to a few
+responses at a time.
 """
 
 import math
@@ -16,6 +17,8 @@ from torch.func import functional_call, vjp, vmap
 from torch.nn import functional as F
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from transformers.pytorch_utils import Conv1D
+
+SUM_ROWS = 2**24  # output gradients of a wide layer made at once for a sum
 
 
 @dataclass
@@ -37,6 +40,16 @@ class Outer:
     def write(self, out_NRC: Tensor, low: int, high: int, fresh: bool) -> None:
         add_outer(out_NRC, self.left_NTR[..., low:high], self.right_NTC, self.first, fresh)
 
+    def add_sum(self, out_RC: Tensor, coefficients_N: Tensor) -> None:
+        mine_N = coefficients_N[self.first : self.first + len(self.right_NTC)]
+        own = self
+        if (prompt_TC := shared_inputs(self)) is not None:  # the prompt's tokens have one input for all responses
+            left_TR = torch.einsum("n,ntr->tr", mine_N, self.left_NTR[:, : self.shared])
+            out_RC.addmm_(left_TR.T, prompt_TC)
+            own = Outer(self.left_NTR[:, self.shared :], self.right_NTC[:, self.shared :])
+        n, t = own.left_NTR.any(-1).nonzero(as_tuple=True)
+        out_RC.addmm_((own.left_NTR[n, t] * mine_N[n, None]).T, own.right_NTC[n, t])
+
 
 @dataclass
 class RecomputedOuter:
@@ -52,6 +65,13 @@ class RecomputedOuter:
 
     def write(self, out_NRC: Tensor, low: int, high: int, fresh: bool) -> None:
         add_outer(out_NRC, self.left_rows(low, high), self.right_NTC, self.first, fresh)
+
+    def add_sum(self, out_RC: Tensor, coefficients_N: Tensor) -> None:
+        step = max(1, SUM_ROWS // self.right_NTC.shape[:2].numel())
+        weighted_NTC = self.right_NTC * coefficients_N[self.first : self.first + len(self.right_NTC), None, None]
+        for low in range(0, len(out_RC), step):
+            high = min(low + step, len(out_RC))
+            out_RC[low:high].addmm_(self.left_rows(low, high).flatten(0, 1).T, weighted_NTC.flatten(0, 1))
 
 
 def add_outer(out_NRC: Tensor, left_NTr: Tensor, right_NTC: Tensor, first: int, fresh: bool) -> None:
@@ -81,6 +101,10 @@ class Lookup:
         n, t = ((self.ids_NT >= low) & (self.ids_NT < high)).nonzero(as_tuple=True)
         out_NRC.index_put_((n + self.first, self.ids_NT[n, t] - low), self.grad_NTC[n, t], accumulate=True)
 
+    def add_sum(self, out_RC: Tensor, coefficients_N: Tensor) -> None:
+        weighted_NTC = self.grad_NTC * coefficients_N[self.first : self.first + len(self.grad_NTC), None, None]
+        out_RC.index_add_(0, self.ids_NT.flatten(), weighted_NTC.flatten(0, 1))
+
 
 @dataclass
 class Dense:
@@ -97,6 +121,19 @@ class Dense:
         if fresh:
             out_NRC.zero_()
         out_NRC[self.first : self.first + len(self.grad_NRC)] += self.grad_NRC[:, low:high]
+
+    def add_sum(self, out_RC: Tensor, coefficients_N: Tensor) -> None:
+        out_RC += torch.einsum("n,nrc->rc", coefficients_N[self.first : self.first + len(self.grad_NRC)], self.grad_NRC)
+
+
+def shared_inputs(contribution: Outer) -> Tensor | None:
+    """The inputs at the first `shared` places, (T, C); None where there are none or the responses' differ there."""
+    shared, right_NTC = contribution.shared, contribution.right_NTC
+    if not shared:
+        return None
+    prompt_TC = right_NTC[0, :shared]
+    apart = (right_NTC[:, :shared] - prompt_TC).abs().amax()
+    return prompt_TC if apart <= 1e3 * torch.finfo(right_NTC.dtype).eps * prompt_TC.abs().amax() else None
 
 
 Contribution = Outer | RecomputedOuter | Lookup | Dense

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from analysis.score_gram.inputs import Batch
-from analysis.score_gram.layers import Outer
+from analysis.score_gram.layers import Outer, shared_inputs
 
 
 def common_prefix(batch: Batch) -> int:
@@ -104,11 +104,10 @@ def prompt_products(run_prompt: Callable[[], Any], attention_NL: Tensor, shared:
     return _Reusing(record.products, (attention_NL.shape[0], attention_NL.shape[1]), index_K)
 
 
-def split_by_span(contribution: Outer, shared: int) -> tuple[Outer, Outer] | None:
+def split_by_span(contribution: Outer) -> tuple[Outer, Outer] | None:
     """The two parts of a gradient whose first `shared` inputs are the same for all responses; None where they are not."""
-    prompt_TC, right_NTC = contribution.right_NTC[0, :shared], contribution.right_NTC
-    apart = (right_NTC[:, :shared] - prompt_TC).abs().amax()
-    if not apart <= 1e3 * torch.finfo(right_NTC.dtype).eps * prompt_TC.abs().amax():
+    prompt_TC, right_NTC, shared = shared_inputs(contribution), contribution.right_NTC, contribution.shared
+    if prompt_TC is None:
         return None
     basis_CQ = torch.linalg.qr(prompt_TC.T).Q
     along_NSQ = right_NTC[:, shared:] @ basis_CQ

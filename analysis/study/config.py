@@ -16,7 +16,7 @@ from opo.catalogue import catalogue
 from opo.config.load import task_config
 from opo.config.read import read, shown
 from opo.config.rules import usable_device
-from opo.config.schema import ModelConfig
+from opo.config.schema import ModelConfig, WandbConfig
 from opo.errors import UserError, near
 from opo.keys import (
     LARGEST,
@@ -53,7 +53,7 @@ GROUP_SIZES = (2, 4, 8, 16)
 AtLeastFour = Annotated[int, Field(ge=4, le=LARGEST)]
 Resamples = Annotated[int, Field(ge=100, le=1_000_000)]
 NOT_IN_POOLS = ("greedy_rewards_P", "answers")  # what algorithms may need and a study does not keep
-NOT_IN_NAME = ("shard", "threads", "device", "memory_gib", "reward_timeout_s", "hydra")
+NOT_IN_NAME = ("shard", "threads", "device", "memory_gib", "reward_timeout_s", "tracking", "hydra")
 
 
 @dataclass(config=STRICT)
@@ -108,6 +108,7 @@ class VarianceConfig:
     shard: str | None = None  # WHICH/COUNT, such as 0/4: measure this part of the prompts
     memory_gib: Positive = 4.0  # about what one pass may take beyond the model
     reward_timeout_s: Positive = 10.0
+    tracking: WandbConfig = field(default_factory=WandbConfig)
     seed: Seed = 0
     device: Device = "auto"
     threads: Threads = 2  # of torch, on the CPU

@@ -5,9 +5,7 @@ one that was cut into shards is merged by putting the files in one folder.
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from math import isqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,20 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from analysis.score_gram.byproducts import Byproducts
 from analysis.score_gram.core import score_gram
 from analysis.score_gram.recompute import decoder_layers
-from analysis.variance.between_prompts import prompt_gradient
+from analysis.study.token_sums import mean_gap, token_sums
+from analysis.variance.between_prompts import Projection, pool_coefficients
 from opo.batch import Rollouts
 from opo.errors import UserError
-from opo.model.forward import response_hidden
-from opo.model.logprobs import token_logprobs
-from opo.model.policy import BatchScores, Policy
+from opo.model.policy import Policy
 from opo.plan.kept import KeptPerRow
 from opo.system.atomic import replacing, write_text
 from opo.system.records import read_json
 
 GIB = 2**30
-HEAD_LOGITS = 2**23  # logits held at once by `head_norms`
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +72,6 @@ class Plan(NamedTuple):
 
     responses: int  # that are in the model at once when scores are measured
     recompute: bool  # each decoder layer in the backward pass, then
-    tokens: int  # of one plain forward and backward pass
 
 
 @dataclass(frozen=True)
@@ -97,7 +93,7 @@ def planned_passes(model: Any, num_responses: int, length: int, budget: float) -
     `model` is the policy's, with weights or on paper (`opo.plan.shape`).
     """
     layers = decoder_layers(model)
-    row, update = KeptPerRow.of(model, by_response=True).bytes(length), KeptPerRow.of(model).bytes(length)
+    row = KeptPerRow.of(model, by_response=True).bytes(length)
     recompute = bool(layers) and num_responses * row > budget
     if recompute:  # the input of each layer, and one layer at work
         weight = next(model.parameters())
@@ -105,7 +101,7 @@ def planned_passes(model: Any, num_responses: int, length: int, budget: float) -
             row / len(layers)
             + len(layers) * model.config.get_text_config().hidden_size * weight.element_size() * length
         )
-    return Plan(max(2, int(budget / row)), recompute, max(1, int(budget / update)) * length)
+    return Plan(max(2, int(budget / row)), recompute)
 
 
 def measure_pool(
@@ -117,20 +113,15 @@ def measure_pool(
         raise UserError(
             f"prompt {prompt_id}: {len(keep)} of {rollouts.group_size} responses have a reward; a pool needs two"
         )
-    ids_NL, attended_NL, response_NL = sequences(rollouts)
-    first_R = rollouts.first_N[keep]
-    plan = measurement.plan(policy, len(first_R.unique()), ids_NL.shape[1])
+    inputs = tuple(x[keep] for x in sequences(rollouts))
+    plan = measurement.plan(policy, len(rollouts.first_N[keep].unique()), inputs[0].shape[1])
     passes = {"responses_per_pass": plan.responses, "recompute": plan.recompute}
-    inputs = (ids_NL[keep], attended_NL[keep], response_NL[keep])
+    gradient = Projection()
+    byproducts = Byproducts(pool_coefficients(rollouts.rewards_PG[0, keep]), gradient.add)
     options = {"temperature": policy.temperature, "verify": measurement.verify, **passes}
-    parts = score_gram(policy.model, *inputs, split="layer", **options)
+    parts = score_gram(policy.model, *inputs, split="layer", byproducts=byproducts, **options)
     assert isinstance(parts, dict)
-    policy = policy.with_token_budget(plan.tokens)
-    measured, head_norm2_N = token_pass(policy, rollouts)
-    assert measured.energies_NT is not None
-    gap = np.nan
-    if rollouts.logprobs_NT is not None:
-        gap = float((measured.logprobs_NT - rollouts.logprobs_NT).abs()[rollouts.mask_NT].nanmean())
+    sums = token_sums(policy, rollouts, keep, byproducts.hidden_N)
     by_token = [
         token_norms(policy, tuple(x[n : n + 1] for x in inputs), **passes)
         for n in range(min(measurement.token_responses, len(keep)))
@@ -142,17 +133,17 @@ def measure_pool(
         responses=np.array([responses[n] for n in keep.tolist()], dtype=np.str_),
         rewards_R=rollouts.rewards_PG[0, keep].numpy(),
         lengths_R=rollouts.lengths_N[keep].numpy(),
-        logprobs_R=measured.logprobs_NT.sum(1)[keep].numpy(),
+        logprobs_R=np.array([float(x.sum()) for x in sums.logprobs]),
         gram_RR=torch.stack(list(parts.values())).sum(0).cpu().numpy(),
-        logit_energy_R=measured.energies_NT.sum(1)[keep].numpy(),
-        head_norm2_R=head_norm2_N[keep].numpy(),
+        logit_energy_R=sums.energies_R.numpy(),
+        head_norm2_R=sums.head_norm2_R.numpy(),
         parts=np.array(list(parts), dtype=np.str_),
         part_norm2_SR=torch.stack([gram.diagonal() for gram in parts.values()]).cpu().numpy(),
         token_sum_norm2_K=np.array([pair[0] for pair in by_token]),
         token_norm2_sum_K=np.array([pair[1] for pair in by_token]),
-        gradient_D=prompt_gradient(policy, rollouts),
-        gap_nats=gap,
-        entropies_R=measured.entropies_NT.sum(1)[keep].numpy(),
+        gradient_D=gradient.numpy(),
+        gap_nats=mean_gap(sums.logprobs, rollouts, keep),
+        entropies_R=sums.entropies_R.numpy(),
     )
 
 
@@ -186,61 +177,6 @@ def token_norms(policy: Policy, inputs: tuple[Tensor, ...], **passes: Any) -> tu
     )
     assert isinstance(gram_TT, Tensor)
     return float(gram_TT.sum()), float(gram_TT.trace())
-
-
-@torch.no_grad()
-def token_pass(policy: Policy, rollouts: Rollouts) -> tuple[BatchScores, Tensor]:
-    """Of every response token what `policy.measure` says, with logit energies, and `head_norms`, from the same hidden states."""
-    norms_N, shape = torch.zeros(len(rollouts.mask_NT), dtype=torch.float64), rollouts.mask_NT.shape
-    stats = [torch.zeros(shape, dtype=torch.float64) for _ in range(3)]
-    for part in policy.parts(rollouts, [0]):
-        hidden_KH, mask_MT = response_hidden(policy.decoder, rollouts, part)
-        targets_K = rollouts.tokens_NT[part.rows_M, : mask_MT.shape[1]].to(mask_MT.device)[mask_MT]
-        found = token_logprobs(
-            hidden_KH, policy.head, targets_K, policy.temperature, with_entropy=True, with_energy=True
-        )
-        for whole_NT, values_K in zip(stats, (found.logprobs_M, found.entropies_M, found.energies_M), strict=True):
-            assert values_K is not None
-            rows_MT = torch.zeros(mask_MT.shape, dtype=torch.float64)
-            whole_NT[part.rows_M, : mask_MT.shape[1]] = rows_MT.masked_scatter(mask_MT.cpu(), values_K.double().cpu())
-        norms_N[part.rows_M] = head_norms(policy, hidden_KH, targets_K, mask_MT.sum(1).tolist())
-    first_N = rollouts.first_N
-    logprobs_NT, entropies_NT, energies_NT = (x[first_N] for x in stats)
-    return BatchScores(logprobs_NT, entropies_NT, energies_NT), norms_N[first_N]
-
-
-def head_norms(policy: Policy, hidden_KH: Tensor, targets_K: Tensor, lengths: list[int]) -> Tensor:
-    """|d log pi(y) / d W|_F^2 of the output matrix W as if it were untied, of responses laid end to end: (M,) float64.
-
-    With e_t = d log pi(y_t) / d logits and h_t the hidden state, the gradient is sum_t e_t h_t^T and its squared norm
-    sum_ts <e_t, e_s> <h_t, h_s>.
-    """
-    head, slope = policy.head, policy.head.scale / policy.temperature
-    # of a small vocabulary the products of tokens with tokens are more than the logits
-    norms, most = [], max(max(lengths), min(HEAD_LOGITS // len(head.weight_VD), isqrt(HEAD_LOGITS)))
-    for start, stop, group in _runs(lengths, most):
-        hidden_TH, targets_T = hidden_KH[start:stop], targets_K[start:stop]
-        raw_TV = torch.nn.functional.linear(hidden_TH, head.weight_VD, head.bias_V).float() * head.scale
-        capped_TV = raw_TV if head.softcap is None else torch.tanh(raw_TV / head.softcap) * head.softcap
-        error_TV = -torch.softmax(capped_TV / policy.temperature, -1)
-        error_TV[torch.arange(len(targets_T)), targets_T] += 1
-        if head.softcap is not None:
-            error_TV *= 1 - (capped_TV / head.softcap) ** 2
-        products_TT = (error_TV @ error_TV.T).double() * (hidden_TH @ hidden_TH.T).double()
-        own = torch.block_diag(*(torch.ones(length, length) for length in group)).to(products_TT)
-        norms.append(torch.stack([x.sum() for x in (products_TT * own).sum(1).split(group)]).cpu() * slope**2)
-    return torch.cat(norms)
-
-
-def _runs(lengths: list[int], most: int) -> Iterator[tuple[int, int, list[int]]]:
-    """Consecutive responses of at most so many tokens together: first token, end, their lengths."""
-    start, group = 0, list[int]()
-    for length in lengths:
-        if group and sum(group) + length > most:
-            yield start, start + sum(group), group
-            start, group = start + sum(group), []
-        group.append(length)
-    yield start, start + sum(group), group
 
 
 class PoolFolder:

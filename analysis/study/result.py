@@ -123,7 +123,19 @@ class Study:
     def default_group_size(self) -> int:
         return default_group_size(self.settings["group_sizes"])
 
-    def policy(self, name: str) -> dict[str, Any]:
+    def named(self, policy: str | None = None) -> str:
+        """The name of the policy that is called so, or labelled so (`start`, `step 30`); of the last one where none is given."""
+        labels = [p["label"] for p in self.policies]
+        called = {p["label"]: p["name"] for p in self.policies if labels.count(p["label"]) == 1}
+        called |= {p["name"]: p["name"] for p in self.policies}
+        if policy is not None and policy not in called:
+            known = ", ".join(f"{p['name']} ({p['label']})" for p in self.policies)
+            raise UserError(f"policy {policy!r}: the study has {known}")
+        return self.last_policy if policy is None else called[policy]
+
+    def policy(self, name: str | None = None) -> dict[str, Any]:
+        """What is known of one policy (the last), by its name or label."""
+        name = self.named(name)
         return next(policy for policy in self.policies if policy["name"] == name)
 
     def resamples(self, num_prompts: int) -> Array:
@@ -132,18 +144,18 @@ class Study:
 
     def prompt_moments(self, estimator: str, group_size: int, policy: str | None = None) -> Moments:
         """Each prompt's moments at one policy (the last)."""
-        where = {"policy": policy or self.last_policy, "estimator": estimator, "group_size": group_size}
-        rows = _some(self.prompts.filter(**where), f"moments at {where}")
+        where = {"policy": self.named(policy), "estimator": estimator, "group_size": group_size}
+        rows = self._some(self.prompts.filter(**where), f"moments at {where}")
         return Moments(*(rows[field.name].to_numpy() for field in fields(Moments)))
 
     def all_rewards_equal(self, policy: str | None = None) -> bool:
         """Whether no prompt of the policy (the last) has two responses of different reward."""
-        info = self.policy(policy or self.last_policy)
+        info = self.policy(policy)
         return info["constant_prompts"] == info["prompts"]
 
     def notices(self, policy: str | None = None) -> list[str]:
         """What to know before any table of this policy (the last), a sentence each; empty where there is nothing."""
-        info, notices = self.policy(policy or self.last_policy), []
+        info, notices = self.policy(policy), []
         if self.all_rewards_equal(policy):
             notices.append(
                 f"{info['label']}: all responses to a prompt earn the same reward, at each of the {info['prompts']} prompts: the gradient "
@@ -157,29 +169,36 @@ class Study:
 
     def select(self, measure: str, policy: str | None = None, group_size: int | None = None) -> pl.DataFrame:
         """One measure of every estimator at one policy (the last) and one group size (the default)."""
-        where = {"policy": policy or self.last_policy, "group_size": group_size or self.default_group_size}
-        return _some(self.moments.filter(measure=measure, **where), f"{measure} at {where}")
+        where = {"policy": self.named(policy), "group_size": group_size or self.default_group_size}
+        return self._some(self.moments.filter(measure=measure, **where), f"{measure} at {where}")
 
     def compare(
         self, policy: str | None = None, group_size: int | None = None, measure: str = "relative_variance"
     ) -> pl.DataFrame:
         """Every other estimator's measure over the reference's."""
         where: dict[str, Any] = {
-            "policy": policy or self.last_policy,
+            "policy": self.named(policy),
             "group_size": group_size or self.default_group_size,
         }
-        return _some(self.comparisons.filter(measure=measure, **where), f"a comparison at {where}")
+        return self._some(self.comparisons.filter(measure=measure, **where), f"a comparison at {where}")
 
     def audit(self, measure: str, policy: str | None = None, scope: str = "all") -> dict[str, Any]:
         """One number of the audits with its interval."""
-        where = {"policy": policy or self.last_policy, "scope": scope, "measure": measure}
-        return _some(self.audits.filter(**where), f"an audit at {where}").row(0, named=True)
+        where = {"policy": self.named(policy), "scope": scope, "measure": measure}
+        return self._some(self.audits.filter(**where), f"an audit at {where}").row(0, named=True)
+
+    def _some(self, rows: pl.DataFrame, what: str) -> pl.DataFrame:
+        if rows.is_empty():
+            sizes, known = self.settings["group_sizes"], ", ".join(self.estimators)
+            raise UserError(f"the study has no {what}; its group sizes are {sizes}, its estimators {known}")
+        return rows
 
     def only(self, policy: str) -> "Study":
         """The same study of one policy."""
         tables = {
             f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), pl.DataFrame)
         }
+        policy = self.named(policy)
         kept = {name: rows.filter(policy=policy) for name, rows in tables.items() if "policy" in rows.columns}
         return replace(self, policies=[self.policy(policy)], **kept)
 
@@ -221,9 +240,3 @@ def load(folder: Path | str) -> Study:
         imported=content.get("import"),
         provenance=content.get("provenance", []),
     )
-
-
-def _some(rows: pl.DataFrame, what: str) -> pl.DataFrame:
-    if rows.is_empty():
-        raise ValueError(f"the study has no {what}")
-    return rows

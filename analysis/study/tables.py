@@ -46,7 +46,7 @@ def analyse(config: VarianceConfig, planned: Sequence[EvaluatedPolicy], pools: M
             estimates = table.to_dicts() + _batch_rows(table, able)
             rows["moments"] += [where | row | estimate(row["value"], row["low"], row["high"]) for row in estimates]
             rows["moments"] += [where | row for row in _sample_size_rows(table)]
-            rows["comparisons"] += [where | row for row in _comparisons(table, config.reference)]
+            rows["comparisons"] += [where | row for row in comparison_rows(table, config.reference)]
             rows["prompts"] += [
                 {"policy": evaluated.name} | row for row in _prompt_rows(table, [pool.prompt_id for pool in able])
             ]
@@ -132,7 +132,7 @@ def _sample_size_rows(table: Table) -> list[dict[str, Any]]:
     ]
 
 
-def _comparisons(table: Table, reference: str) -> list[dict[str, Any]]:
+def comparison_rows(table: Table, reference: str) -> list[dict[str, Any]]:
     """Relative variance and raw trace of every estimator over the reference's, Holm's correction within each."""
     size = table[reference].group_size
     return [
@@ -222,11 +222,11 @@ def _policy(config: VarianceConfig, evaluated: EvaluatedPolicy, pools: Sequence[
 
 def moments_table(study: Study, policy_name: str | None = None, group_size: int | None = None) -> RichTable:
     """One policy (the last) at one group size (the default), for the terminal."""
-    policy, size = study.policy(policy_name or study.last_policy), group_size or study.default_group_size
+    policy, size = study.policy(policy_name), group_size or study.default_group_size
     shown = ("relative_variance", "bias")
     title = f"{policy['label']}: G = {size}, {policy.get('prompts_at', {}).get(str(size), policy['prompts'])} prompts x {policy['responses']} responses, 95 % intervals over prompts"
     table = RichTable(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for column in ("estimator", "relative variance", "bias", f"relative variance over {study.settings['reference']}'s"):
+    for column in ("estimator", "relative variance", "bias", f"over {study.settings['reference']}'s"):
         table.add_column(column, justify="left" if column == "estimator" else "right")
     ratios = {row["estimator"]: row for row in study.compare(policy["name"], size).iter_rows(named=True)}
     cells = {

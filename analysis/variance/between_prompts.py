@@ -17,28 +17,30 @@ from torch import Tensor
 
 from analysis.variance.intervals import Array, product_of_means, ratio_interval
 from analysis.variance.moments import Moments
-from opo.batch import Rollouts
-from opo.model.gradient import accumulate
-from opo.model.policy import Policy
 
 DIM = 16384
 BLOCK = 2**22  # coordinates whose bins and signs are drawn at once
 
 
-def prompt_gradient(policy: Policy, rollouts: Rollouts, dim: int = DIM) -> Array:
-    """The projection of u_p, (dim,) float32, from the scored responses to one prompt. The model's gradients are left empty."""
-    rewards_N, scored_N = rollouts.rewards_PG[0].nan_to_num(0.0), rollouts.scored_N
-    n = int(scored_N.sum())
-    advantages_N = torch.where(scored_N, (rewards_N - rewards_N.sum() / n) * n / (n - 1), 0.0)
-    weights_NT = advantages_N[:, None] * rollouts.mask_NT / n
-    policy.model.zero_grad(set_to_none=True)
-    accumulate(policy, rollouts, [0], weights_NT)
-    projection = torch.zeros(dim, dtype=torch.float64)
-    for name, parameter in policy.model.named_parameters():
-        if parameter.grad is not None:
-            projection -= project(parameter.grad.flatten(), name, dim).cpu()  # gradients are of minus the objective
-    policy.model.zero_grad(set_to_none=True)
-    return projection.float().numpy()
+def pool_coefficients(rewards_R: Tensor) -> Tensor:
+    """Weights of the scores in u_p, A_i / R = (r_i - mean r) / (R - 1), (R,) float64, for R >= 2 scored responses."""
+    rewards_R = rewards_R.double()
+    return (rewards_R - rewards_R.mean()) / (len(rewards_R) - 1)
+
+
+class Projection:
+    """The random projection of a vector that comes parameter by parameter."""
+
+    def __init__(self, dim: int = DIM) -> None:
+        self.sum_D = torch.zeros(dim, dtype=torch.float64)
+
+    def add(self, name: str, part: Tensor) -> None:
+        """Of the parameter of this name; parts of the same parameter add up."""
+        self.sum_D += project(part.flatten(), name, len(self.sum_D)).cpu()
+
+    def numpy(self) -> Array:
+        """(dim,) float32."""
+        return self.sum_D.float().numpy()
 
 
 def project(vector: Tensor, name: str, dim: int) -> Tensor:

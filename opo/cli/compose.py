@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from opo.cli.hydra_errors import one_line, unreadable
+from opo.cli.launchers import expect_schemas
 from opo.config.read import shown
 from opo.errors import UserError
 
@@ -73,6 +74,7 @@ def parse(line: str) -> Override:
 def composing(config_path: str | None = None) -> Iterator[None]:
     """Hydra's compose API over the same files that hydra.main will see."""
     GlobalHydra.instance().clear()
+    expect_schemas()
     where: AbstractContextManager[Any]
     if config_path is None:
         where = initialize_config_module("conf", version_base="1.3")

@@ -31,6 +31,8 @@ def one_line(error: Exception, known_keys: Callable[[], Sequence[str]]) -> str:
     if match := re.search(r"An item is already at '([^']+)'", text):
         return f"+{match.group(1)}: the key exists; leave out the +"
     first = text.splitlines()[0]
+    if (match := re.match(r"Error merging override (.+)", first)) and error.__cause__:
+        return f"{match.group(1)}: {str(error.__cause__).splitlines()[0]}"
     if match := re.search(r"full_key: (\S+)", text):
         missing = first.startswith("Missing mandatory value")
         return f"{match.group(1)}: {'a value is needed and there is no default' if missing else first}"

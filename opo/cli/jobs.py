@@ -8,7 +8,7 @@ import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
@@ -16,7 +16,9 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from opo.cli.commands import OTHERS_SPEAK_S
 from opo.errors import StoppedRun, UserError
+from opo.parallel.environment import rank_and_size, take_ranks_of_submitit
 from opo.run.folder import is_held, note_failure
 from opo.system.terminal import say
 
@@ -38,31 +40,52 @@ class Stopped(BaseException):
 class Announce(Callback):
     """Prints at once that a job of a multirun failed, notes in the file `record` what began and ended, and lets Hydra go on without a word.
 
-    It runs where the job does, which may be another process; the file brings all together.
+    It runs where the job does, which may be another process, or several that are the ranks of one run; the file brings all together.
     """
 
     def __init__(self, record: str) -> None:
         self.record = Record(Path(record))
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        take_ranks_of_submitit()
         own = HydraConfig.get()
         if own.mode == RunMode.MULTIRUN:
-            self.record.note("began", Path(own.runtime.output_dir))
+            self.record.note("began", Job.of(own))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         assert job_return.hydra_cfg is not None
         own = job_return.hydra_cfg.hydra
         if own.mode != RunMode.MULTIRUN:
             return
-        folder = Path(own.runtime.output_dir)
+        job = Job.of(own)
         if job_return.status is not JobStatus.FAILED:
-            self.record.note("ended", folder)
+            self.record.note("ended", job)
             return
         error = job_return._return_value  # the property would raise it here
         known = isinstance(error, UserError | StoppedRun)
         details = "" if known else "".join(traceback.format_exception(error))
-        self.record.fail(folder, _reason(error), details)
+        (rank, size), speaks, reason = rank_and_size(), getattr(error, "speaks", None), _reason(error)
+        if speaks is None and rank > 0:
+            time.sleep(OTHERS_SPEAK_S)  # the first rank may have met the same
+            reason = f"rank {rank} of {size}: {reason}"
+        if speaks is not False:
+            self.record.fail(job, reason, details)
         job_return.status, job_return.return_value = JobStatus.COMPLETED, None
+
+
+class Job(NamedTuple):
+    """A job of a multirun: its folder, and which shard of what is made there."""
+
+    folder: str
+    shard: str = ""
+
+    @classmethod
+    def of(cls, hydra: Any) -> Self:
+        return cls(hydra.runtime.output_dir, " ".join(o for o in hydra.overrides.task if o.startswith("shard=")))
+
+    @property
+    def name(self) -> str:
+        return " ".join(filter(None, (Path(self.folder).name, self.shard)))
 
 
 @dataclass(frozen=True)
@@ -71,42 +94,42 @@ class Record:
 
     file: Path
 
-    def note(self, what: str, folder: Path, reason: str = "") -> None:
+    def note(self, what: str, job: Job, reason: str = "") -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps([what, str(folder), reason]) + "\n")
+            stream.write(json.dumps([what, job, reason]) + "\n")
 
-    def fail(self, folder: Path, reason: str, details: str = "") -> None:
-        """Say and note that a job failed."""
-        note_failure(folder, reason)
-        say(f"FAILED {folder.name}: {reason}\n{details}".rstrip(), sys.stderr)
-        self.note("failed", folder, reason)
+    def fail(self, job: Job, reason: str, details: str = "") -> None:
+        """Say and note that a job failed, once: of several ranks the first that comes says why."""
+        if job in self._jobs("failed"):
+            return
+        note_failure(Path(job.folder), reason)
+        say(f"FAILED {job.name}: {reason}\n{details}".rstrip(), sys.stderr)
+        self.note("failed", job, reason)
 
     def fail_lost(self, error: Exception) -> bool:
         """Fail the jobs that began and whose process is gone without a word; whether there are any."""
-        notes = self._notes()
-        over = {folder for what, folder, _ in notes if what != "began"}
-        begun = dict.fromkeys(folder for what, folder, _ in notes if what == "began")
-        lost = [Path(folder) for folder in begun if folder not in over and not is_held(Path(folder))]
-        for folder in lost:
+        over = {*self._jobs("ended"), *self._jobs("failed")}
+        lost = [job for job in self._jobs("began") if job not in over and not is_held(Path(job.folder))]
+        for job in lost:
             self.fail(
-                folder,
-                f"its process died, or that of a job beside it ({type(error).__name__}); the same command goes on",
+                job, f"its process died, or that of a job beside it ({type(error).__name__}); the same command goes on"
             )
         return bool(lost)
 
     def failures(self) -> list[Failure]:
-        return [Failure(Path(folder).name, reason) for what, folder, reason in self._notes() if what == "failed"]
+        return [Failure(job.name, reason) for what, job, reason in self._notes() if what == "failed"]
 
     def folders(self) -> list[Path]:
         """The folders of all jobs that began, in that order."""
-        return [
-            Path(folder) for folder in dict.fromkeys(folder for what, folder, _ in self._notes() if what == "began")
-        ]
+        return list(dict.fromkeys(Path(job.folder) for job in self._jobs("began")))
 
-    def _notes(self) -> list[list[str]]:
+    def _jobs(self, what: str) -> list[Job]:
+        return list(dict.fromkeys(job for noted, job, _ in self._notes() if noted == what))
+
+    def _notes(self) -> list[tuple[str, Job, str]]:
         lines = self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else []
-        return [json.loads(line) for line in lines]
+        return [(what, Job(*job), reason) for what, job, reason in map(json.loads, lines)]
 
 
 def leave_with(parent: int, record: Record) -> None:

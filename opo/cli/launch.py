@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from opo.cli.compose import compose_job, composing, parse, plain
 from opo.cli.hydra_errors import one_line
 from opo.cli.jobs import Announce, Failure, Record, Stopped, leave_with
+from opo.cli.launchers import expect_schemas, in_one_line, refuse_unusable
 from opo.errors import StoppedRun, UserError
 from opo.parallel.environment import rank_and_size
 from opo.system.storage import storage_faults_in_one_sentence
@@ -55,6 +56,8 @@ def check(invocation: Invocation, judge: Callable[[dict[str, Any]], Any] | None)
         several = invocation.multirun or _own(whole, "mode") == RunMode.MULTIRUN
         if several and rank_and_size()[1] > 1:
             raise UserError("-m: a sweep starts its jobs in one process; torchrun takes one job")
+        if several:
+            refuse_unusable(whole.hydra.runtime.choices["hydra/launcher"], whole.hydra.launcher)
         if not several:
             if len(fixed) < len(given):
                 whole = compose_job(root, lines)  # several values without -m are refused here
@@ -76,19 +79,21 @@ def check(invocation: Invocation, judge: Callable[[dict[str, Any]], Any] | None)
 
 
 def _judge_each(root: str, jobs: Sequence[list[str]], judge: Callable[[dict[str, Any]], Any]) -> None:
-    folders: dict[str, list[str]] = {}
+    folders: dict[str, list[list[str]]] = {}
     for number, job in enumerate(jobs):
         config = compose_job(root, [*job, f"hydra.job.num={number}"])
         judge(plain(config, root))
         if len(jobs) > 1:
             HydraConfig.instance().set_config(config)
             folder = _own(config, "sweep.subdir")
-            if folder in folders:
-                first, second = (
-                    " ".join(sorted({*a} - {*b})) for a, b in ((folders[folder], job), (job, folders[folder]))
-                )
-                raise UserError(f"{first or 'a job'} and {second or 'its double'}: two jobs for the folder {folder}")
-            folders[folder] = job
+            for other in folders.setdefault(folder, []):
+                apart = [sorted({*other} - {*job}), sorted({*job} - {*other})]
+                if not all(line.startswith("shard=") for side in apart for line in side or [""]):
+                    first, second = map(" ".join, apart)
+                    raise UserError(
+                        f"{first or 'a job'} and {second or 'its double'}: two jobs for the folder {folder}"
+                    )
+            folders[folder].append(job)
 
 
 def _own(config: DictConfig, key: str) -> Any:
@@ -154,6 +159,7 @@ def launch(
 
     callback = f"++hydra.callbacks.announce={{_target_:{Announce.__module__}.Announce,record:'{record.file}'}}"
     try:
+        expect_schemas()
         with _process_state(["opo", *invocation.flags, *invocation.overrides, *added, callback]):
             hydra.main(version_base="1.3", config_path=invocation.config_path or "pkg://conf", config_name=root)(task)()
     except (HydraException, OmegaConfBaseException) as error:
@@ -163,6 +169,8 @@ def launch(
         raise StoppedRun(f"{said}; the sweep ends here, and the same command does its other jobs") from None
     except Exception as error:
         if not record.fail_lost(error):  # else a launcher lost the process of a job, or of several
+            if told := in_one_line(error):
+                raise told from error
             raise
     finally:
         failures, folders = record.failures(), record.folders()

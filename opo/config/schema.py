@@ -151,12 +151,20 @@ class CheckpointConfig:
 
 
 @dataclass(config=STRICT)
-class TrackingConfig:
-    """W&B beside metrics.jsonl, which is always written."""
+class WandbConfig:
+    """W&B beside the files that are always written."""
 
     mode: Literal["offline", "online", "off"] = "offline"
     project: str = "opo"
-    entity: str | None = None
+    entity: str | None = None  # null: the user's own
+    notes: str | None = None  # a sentence on the run; null: a study's finding
+    tags: list[str] = field(default_factory=list)  # besides the run's own
+
+
+@dataclass(config=STRICT)
+class TrackingConfig(WandbConfig):
+    """W&B beside metrics.jsonl, and what of the responses is kept and shown."""
+
     completions_every: ZeroOrMore = 10  # steps between tables of completions; 0: none
     completions: Count = 32  # responses in each
     samples_every: ZeroOrMore = 0  # steps between prints of three responses on the terminal; 0: never

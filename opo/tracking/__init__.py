@@ -13,6 +13,7 @@ run repeats them bit by bit) and the ones it lacks are sent. A run that W&B refu
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -56,7 +57,8 @@ class Tracker:
             "id": folder.wandb_id,
             "name": folder.path.resolve().name,
             "group": config.study,
-            "tags": [config.algo.name, config.task.name, config.model.name],
+            "tags": [*run_tags(folder.config), *tracking.tags],
+            "notes": tracking.notes,
         }
 
     @classmethod
@@ -137,10 +139,22 @@ def completions_file(folder: Path, step: int) -> Path:
     return folder / "rollouts" / f"step-{step:06d}.parquet"
 
 
+def run_tags(config: Mapping[str, Any]) -> list[str]:
+    """Algorithm, task and model of a run's config, and whether each batch is used for one update."""
+    names = [str(config[key]["name"]) for key in ("algo", "task", "model") if "name" in config[key]]
+    updates = config["algo"].get("updates_per_rollout", 1)
+    return [*dict.fromkeys([*names, "on-policy" if updates == 1 else "off-policy"])]
+
+
 def start_mirror(setup: dict[str, Any]) -> Sidecar:
     """The process `opo.tracking.mirror` at work on a run folder. Raises OSError where none can be started."""
+    return start_process("opo.tracking.mirror", setup)
+
+
+def start_process(module: str, setup: Mapping[str, Any]) -> Sidecar:
+    """A process of this package at work on `setup["folder"]`. Raises OSError where none can be started."""
     wandb_folder = Path(setup["folder"]) / "wandb"
     wandb_folder.mkdir(exist_ok=True)
     environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}  # another run's
     environment["WANDB_DATA_DIR"] = str(wandb_folder / "data")  # staged artifacts: a run folder can be moved
-    return Sidecar("opo.tracking.mirror", json.dumps(setup), wandb_folder / "mirror.log", environment)
+    return Sidecar(module, json.dumps(setup), wandb_folder / "mirror.log", environment)

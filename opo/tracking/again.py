@@ -9,7 +9,7 @@ from opo.config.track import TrackConfig, load_config
 from opo.errors import StoppedRun, UserError
 from opo.run.folder import RunFolder
 from opo.run.metrics import read_rows
-from opo.tracking import CLEAN, FAILED, start_mirror
+from opo.tracking import CLEAN, FAILED, run_tags, start_mirror
 
 
 def main(values: dict[str, Any], folder: Path) -> None:
@@ -65,6 +65,7 @@ def _setup(folder: RunFolder, asked: TrackConfig) -> dict[str, Any]:
         "id": asked.id or folder.wandb_id,
         "name": folder.path.resolve().name,
         "group": config.get("study"),
-        "tags": [str(groups[key]["name"]) for key in ("algo", "task", "model") if "name" in groups[key]],
+        "tags": [*run_tags(groups), *(groups["tracking"].get("tags") or [])],
+        "notes": groups["tracking"].get("notes"),
         "again": True,
     }

@@ -1,11 +1,7 @@
 """The process that copies a run folder to W&B: `python -m opo.tracking.mirror SETUP`, woken through its standard input."""
 
-import contextlib
-import faulthandler
 import json
 import os
-import shutil
-import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,70 +9,60 @@ from typing import IO, TYPE_CHECKING, Any
 
 import yaml
 
-from opo.tracking import AWAKE, CLEAN, COMPLETIONS, FINISH_S, METRICS, completions_file
+from opo.tracking import AWAKE, CLEAN, COMPLETIONS, METRICS, completions_file
+from opo.tracking.lineage import checkpoints_of, log_artifact, start_of
+from opo.tracking.start import AGAIN_S, CALL_S, ignore_stop_signals, open_run, time_limit
+from opo.tracking.uploaded import uploaded_steps
 
 if TYPE_CHECKING:
     import wandb
 
-CALL_S = 90.0  # how long one call of wandb may take before the mirror gives up
-AGAIN_S = 1800.0  # the same for the end of a record that is made anew: all rows are sent there, and no training waits
-FLUSH_S = 1.0  # wandb's own default loses up to fifteen seconds of rows when it is killed
+# what a leaderboard of runs ranks by: besides the last value, the best
+LEADERBOARD = {"train/reward_mean": "last,max", "eval/reward_mean": "last,max"}
 
 
 def mirror(setup: dict[str, Any]) -> None:
     """Copy a run folder to W&B until the trainer, at the other end of standard input, says how it ended or dies."""
-    folder = Path(setup["folder"])
-    with _time_limit():
+    folder, ended, clean = Path(setup["folder"]), False, False
+    with time_limit():
+        has = uploaded_steps(folder, setup["id"]) if setup["mode"] == "offline" else 0
         run, table = _start_run(folder, setup)
+        has = max(has, run.starting_step - 1)  # where a run goes on, the server has those before
+    latest, best, logged = dict[str, float](), dict[str, float](), set[str]()
     with (folder / "metrics.jsonl").open("rb") as stream:
-        ended = clean = False
         while True:
             for row in _complete_rows(stream):
-                if row["train/step"] >= run.starting_step:  # where a run goes on, the server has those before
-                    with _time_limit():
-                        _repeat(run, table, folder, row)
+                with time_limit():
+                    _repeat(run, table, folder, row, row["train/step"] > has)
+                latest |= row
+                best |= {name: max(row[name], best.get(name, row[name])) for name in LEADERBOARD if name in row}
+            with time_limit():
+                for checkpoint in checkpoints_of(setup["id"], folder, logged):
+                    log_artifact(run, checkpoint)
+                    logged |= {*checkpoint.aliases}
             if ended:
                 break
             message = os.read(sys.stdin.fileno(), 4096)
             ended, clean = not message.endswith(AWAKE), message.endswith(CLEAN)
-    with _time_limit(AGAIN_S if setup.get("again") else CALL_S):
+    with time_limit(AGAIN_S if setup.get("again") else CALL_S):
+        if has > 0:  # W&B makes the summary of the rows it is given, and those before are not among them
+            run.summary.update(latest | {name: {"last": latest[name], "max": value} for name, value in best.items()})
         run.finish(exit_code=0 if clean else 1)
 
 
 def _start_run(folder: Path, setup: dict[str, Any]) -> tuple["wandb.Run", "wandb.Table"]:
-    """The folder's W&B run, of one id for the folder's life, and its growing table of completions."""
+    """The folder's W&B run and its growing table of completions."""
     import wandb
 
-    if setup["mode"] == "offline":
-        for old in [*(folder / "wandb").glob(f"offline-run-*-{setup['id']}"), *(folder / "wandb").glob("data")]:
-            shutil.rmtree(old)  # a copy of what this process is about to write whole
-    settings = wandb.Settings(
-        x_transaction_log_flush_interval=FLUSH_S,
-        init_timeout=CALL_S * 0.7,
-        finish_timeout=(AGAIN_S if setup.get("again") else FINISH_S) * 0.7,
-        console="off",  # this process prints nothing of interest
-        x_stats_pid=os.getppid(),
-        x_disable_stats=bool(setup.get("again")),  # this machine now says nothing of the run then
-    )
-    run = wandb.init(
-        mode=setup["mode"],
-        dir=folder,
-        project=setup["project"],
-        entity=setup["entity"],
-        id=setup["id"],
-        resume="allow" if setup["mode"] == "online" else None,  # without it a sync replaces what the server has
-        reinit="finish_previous",
-        group=setup["group"],
-        job_type="train",
-        name=setup["name"],
-        tags=setup["tags"],
-        config=yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")),
-        settings=settings,
-    )
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    run = open_run(folder, setup, "train", config)
     run.define_metric("train/step")
     for namespace in sorted({name.partition("/")[0] for name in METRICS}):
         run.define_metric(f"{namespace}/*", step_metric="train/step")
+    for name, summary in LEADERBOARD.items():
+        run.define_metric(name, step_metric="train/step", summary=summary)
     run.log_artifact(_code(folder, setup["id"], with_sources=not setup.get("again")))
+    log_artifact(run, start_of(setup["id"], config.get("model") or {}))
     return run, wandb.Table(columns=["train/step", *COMPLETIONS], log_mode="INCREMENTAL")
 
 
@@ -106,8 +92,8 @@ def _complete_rows(stream: IO[bytes]) -> Iterator[dict[str, Any]]:
         yield json.loads(line)
 
 
-def _repeat(run: "wandb.Run", table: "wandb.Table", folder: Path, row: dict[str, Any]) -> None:
-    """One log call: the row as it is, and the table where this step has completions."""
+def _repeat(run: "wandb.Run", table: "wandb.Table", folder: Path, row: dict[str, Any], is_new: bool) -> None:
+    """One log call: the row as it is, and the table where this step has completions; of what W&B has, the table's rows alone."""
     step = row["train/step"]
     file = completions_file(folder, step)
     if file.exists():
@@ -116,23 +102,10 @@ def _repeat(run: "wandb.Run", table: "wandb.Table", folder: Path, row: dict[str,
         for response in pq.read_table(file).to_pylist():
             table.add_data(step, *(response[name] for name in COMPLETIONS))
         row = row | {"completions": table}
-    run.log(row, step=step, commit=True)
-
-
-@contextlib.contextmanager
-def _time_limit(seconds: float = CALL_S) -> Iterator[None]:
-    """End this process, with a traceback in its log, if the block takes longer."""
-    faulthandler.dump_traceback_later(seconds, exit=True)
-    try:
-        yield
-    finally:
-        faulthandler.cancel_dump_traceback_later()
+    if is_new:
+        run.log(row, step=step, commit=True)
 
 
 if __name__ == "__main__":
-    for stop in (
-        signal.SIGTERM,
-        signal.SIGINT,
-    ):  # a scheduler sends them to every process; the trainer's end is the mirror's
-        signal.signal(stop, signal.SIG_IGN)
+    ignore_stop_signals()  # the trainer's end is the mirror's
     mirror(json.loads(sys.argv[1]))

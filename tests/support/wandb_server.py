@@ -1,7 +1,7 @@
 """A stand-in for the W&B server, on the loopback address: what the real client needs to send the rows of a run.
 
-It keeps each run's history by line number, as the real one does, so that rows sent twice to the same place count once. Artifacts
-and whatever else it does not know are answered by an error, which the client survives.
+It keeps each run's history by line number and each artifact by its digest, as the real one does, so that what is sent twice to the
+same place counts once. What it does not know is answered by an error, which the client survives.
 """
 
 import gzip
@@ -11,6 +11,9 @@ import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import unquote
+
+from wandb_artifacts import ArtifactStore
 
 
 @dataclass
@@ -37,6 +40,8 @@ class WandbServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.runs: dict[str, StoredRun] = {}
+        self.artifacts = ArtifactStore()
+        self.artifacts.url = self.url
         self.refuses = False  # answer every operation by an error
 
     def __enter__(self) -> "WandbServer":
@@ -77,7 +82,7 @@ class WandbServer(ThreadingHTTPServer):
                 for name in variables["files"]
             ]
             return {"createRunFiles": {"runID": "1", "uploadHeaders": [], "files": places}}
-        return None
+        return self.artifacts.answer(operation, variables)
 
     def _bucket(self, name: str) -> dict[str, Any] | None:
         run = self.runs.get(name)
@@ -134,8 +139,11 @@ class _Handler(BaseHTTPRequestHandler):
         self._reply({})
 
     def do_PUT(self) -> None:
-        _, _, name, file = self.path.split("/", 3)
-        self.server.runs[name].files[file] = self._body()
+        _, kind, name, file = self.path.split("/", 3)
+        if kind == "artifact":
+            self.server.artifacts.put(name, file, self._body())
+        else:
+            self.server.runs[name].files[unquote(file)] = self._body()
         self._reply({})
 
     def _body(self) -> bytes:

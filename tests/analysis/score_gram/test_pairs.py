@@ -1,5 +1,7 @@
 """The ways to a Gram matrix that make no gradient, against the gradients themselves."""
 
+from dataclasses import replace
+
 import torch
 from scores import relative
 from torch import Tensor
@@ -65,9 +67,9 @@ def test_the_span_of_a_shared_prompt():
     contribution.right_NTC[:, 3] = contribution.right_NTC[
         :, 1
     ]  # a token that comes twice: the inputs do not span four directions
-    parts = split_by_span(contribution, 4)
+    parts = split_by_span(replace(contribution, shared=4))
     assert parts is not None
     grams = [gradients(part) @ gradients(part).T for part in parts]
     assert relative(grams[0] + grams[1], gradients(contribution) @ gradients(contribution).T) < 1e-12
     assert parts[0].right_NTC.shape[-1] == 4
-    assert split_by_span(contribution, 5) is None  # the fifth input differs
+    assert split_by_span(replace(contribution, shared=5)) is None  # the fifth input differs

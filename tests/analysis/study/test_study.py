@@ -18,7 +18,7 @@ from torch import nn
 from analysis.claims.files import read_ledger
 from analysis.study.audits import audit_interval, audit_terms, audit_value, jackknifed_gain
 from analysis.study.config import VarianceConfig, load_config, study_name
-from analysis.study.pools import Measurement, PromptPool, measure_pool, token_pass
+from analysis.study.pools import Measurement, PromptPool, measure_pool
 from analysis.study.result import TABLES, Study, load
 from analysis.study.run import load_pools, run_study
 from analysis.variance.compare import compare
@@ -76,7 +76,7 @@ def test_output_layer_norm_is_the_gradient_of_an_untied_head() -> None:
     untied = nn.Linear(64, VOCABULARY, bias=False)
     untied.weight = nn.Parameter(policy.model.get_output_embeddings().weight.detach().clone())
     policy.model.set_output_embeddings(untied)
-    found = token_pass(policy, rollouts)[1]
+    found = measure_pool(policy, "0", "", list("abcd"), rollouts, Measurement(1, 0)).head_norm2_R
     for n in range(4):
         untied.weight.grad = None
         ids = torch.tensor([rollouts.prompt_ids[0] + rollouts.tokens_NT[n][rollouts.mask_NT[n]].tolist()])

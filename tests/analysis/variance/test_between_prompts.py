@@ -6,7 +6,8 @@ import torch
 from small import random_rollouts, small_llama
 
 from analysis.score_gram.core import score_gram
-from analysis.variance.between_prompts import batch_measures, mean_gradient_values, project, prompt_gradient
+from analysis.study.pools import Measurement, measure_pool, sequences
+from analysis.variance.between_prompts import batch_measures, mean_gradient_values, project
 from analysis.variance.exact import exact_moments, softmax_bandit
 from analysis.variance.intervals import resample_counts
 from analysis.variance.moments import Moments
@@ -19,7 +20,7 @@ def test_projection_of_a_prompts_gradient() -> None:
     policy, rollouts = Policy(small_llama(), character_tokenizer()), random_rollouts(prompts=1, group=5, seed=3)
     rewards = torch.tensor([[1.0, 0.0, torch.nan, 1.0, 0.0]], dtype=torch.float64)
     rollouts = rollouts.with_(rewards_PG=rewards)
-    found = prompt_gradient(policy, rollouts, dim=4096)
+    found = measure_pool(policy, "0", "", list("abcde"), rollouts, Measurement(1, 0)).gradient_D
     assert all(p.grad is None for p in policy.model.parameters())
     advantages = {0: 2 / 3, 1: -2 / 3, 3: 2 / 3, 4: -2 / 3}  # r_i - mean of the three others
     total = torch.tensor(0.0)
@@ -30,7 +31,7 @@ def test_projection_of_a_prompts_gradient() -> None:
         total = total + advantage * terms.gather(1, tokens[:, None]).sum() / 4
     total.backward()
     expected = sum(
-        project(p.grad.flatten().double(), name, 4096)
+        project(p.grad.flatten().double(), name, len(found))
         for name, p in policy.model.named_parameters()
         if p.grad is not None
     )
@@ -79,13 +80,12 @@ def test_shares_from_known_moments() -> None:
 def test_gram_of_one_prompt_has_the_norm_of_its_gradient() -> None:
     """|u|^2 from the Gram matrix and from the projection agree within the projection's error."""
     policy, rollouts = Policy(small_llama(), character_tokenizer()), random_rollouts(prompts=1, group=6, seed=1)
-    from analysis.study.pools import sequences
-
     gram = score_gram(policy.model, *sequences(rollouts))
     assert isinstance(gram, torch.Tensor)
     rewards = rollouts.rewards_PG[0]
     weights = (rewards - rewards.mean()) * 6 / 5 / 6
     exact = float(weights @ gram @ weights)
-    projected = np.square(prompt_gradient(policy, rollouts).astype(np.float64)).sum()
+    pool = measure_pool(policy, "0", "", list("abcdef"), rollouts, Measurement(1, 0))
+    projected = np.square(pool.gradient_D.astype(np.float64)).sum()
     assert exact > 0
     assert projected == pytest.approx(exact, rel=5 * (2 / 16384) ** 0.5)

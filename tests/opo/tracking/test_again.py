@@ -40,7 +40,11 @@ def test_the_command_makes_the_record_and_changes_nothing_else(run, tmp_path, ca
     assert scalars(logged) == rows(path)
     assert [row["completions.nrows"] for row in logged if "completions.nrows" in row] == [2, 4, 6]
     (about,) = [record.run for record in records(wandb_file(path)) if record.HasField("run")]
-    assert (about.run_group, about.display_name, list(about.tags)) == ("s", run.name, ["opo", "arithmetic", "tiny"])
+    assert (about.run_group, about.display_name, list(about.tags)) == (
+        "s",
+        run.name,
+        ["opo", "arithmetic", "tiny", "on-policy"],
+    )
     assert about.run_id == json.loads((path / "run.json").read_text())["wandb_run_id"]
     (code,) = [r.artifact for r in records(wandb_file(path)) if r.HasField("artifact") and r.artifact.type == "code"]
     assert {entry.path for entry in code.manifest.contents} >= {"config.yaml", "run.json"}

@@ -133,7 +133,7 @@ def test_the_offline_record_is_the_run_and_a_resume_makes_it_anew(tmp_path):
 
     (about,) = [record.run for record in records(file) if record.HasField("run")]
     assert (about.run_group, about.job_type, about.display_name) == ("s", "train", "opo-arithmetic-s0")
-    assert list(about.tags) == ["opo", "arithmetic", "tiny"]
+    assert list(about.tags) == ["opo", "arithmetic", "tiny", "on-policy"]
     assert about.run_id == json.loads((path / "run.json").read_text())["wandb_run_id"]
     config = {item.key: json.loads(item.value_json) for item in about.config.update if item.key != "_wandb"}
     assert config == yaml.safe_load((path / "config.yaml").read_text())
