@@ -9,9 +9,9 @@ from typing import Any
 from analysis.config.plan import PlanVariance
 from analysis.score_gram.accumulate import chunk_elements
 from analysis.score_gram.head import CHUNK_LOGITS, KEPT_LOGITS
+from analysis.score_gram.layers import SUM_ROWS
 from analysis.score_gram.pairs import PRODUCTS, TABLE
-from analysis.study.pools import Plan as Passes
-from analysis.study.pools import planned_passes
+from analysis.study.passes import Passes, planned_passes, row_bytes
 from analysis.study.result import default_group_size, load
 from analysis.study.run import load_pools, measure
 from analysis.variance.power import plan as power_plan
@@ -24,11 +24,11 @@ from opo.plan.report import Plan, count_text, machine_of, memory_sentences, rate
 from opo.plan.shape import on_paper
 from opo.plan.speed import forward_flops
 from opo.plan.training import (
+    PLAIN_LOGITS,
     SAMPLED_LOGITS,
     Lengths,
     Phase,
     cache_bytes,
-    head_bytes,
     packed_bytes,
     size_of,
     vocabulary_of,
@@ -36,7 +36,7 @@ from opo.plan.training import (
 from opo.system.seeding import rng_for
 from opo.tasks.arithmetic import ArithmeticConfig
 
-PASSES = 7  # over all responses: sampling, Gram (forward, backward, products), token statistics, one gradient (forward, backward twice)
+PASSES = 5  # over all responses, of a forward pass's arithmetic: sampling, forward, backward, and the products of a Gram, about two
 
 
 def plan_study(config: PlanVariance) -> Plan:
@@ -81,46 +81,41 @@ def plan_study(config: PlanVariance) -> Plan:
 def study_memory(
     config: PlanVariance, model: Any, passes: Passes, lengths: Lengths, machine: Machine, process: float
 ) -> list[Phase]:
-    """The phases of one prompt: sampling, the Gram pass, and the gradient of its whole pool."""
-    weights = [p for p in model.parameters() if p.requires_grad]
+    """The phases of one prompt: sampling, the Gram pass, and the check of one score against autograd's, once a model."""
     always = {
         "process": process if machine.kind == "cpu" else CONTEXT,
         "weights": float(size_of(model.parameters())),
     }
-    rows = min(config.num_responses, config.rollout.max_sequences)
-    length = lengths.prompt + lengths.response
+    rows, length = min(config.num_responses, config.rollout.max_sequences), lengths.prompt + lengths.response
     sampling = {
         "packed weights": packed_bytes(model) if machine.kind == "cpu" else 0.0,
         "keys and values": cache_bytes(model, rows, length),
         "logits": float(SAMPLED_LOGITS * rows * vocabulary_of(model)),
     }
-    tokens = min(passes.tokens, lengths.prompt + config.num_responses * lengths.response)
-    gradient = {
-        "gradients": float(size_of(weights)),
-        "activations": KeptPerRow.of(model).bytes(length) / length * tokens,
-        "log-probabilities": head_bytes(model, config.num_responses * lengths.response),
+    check = {
+        "gradient of one score": float(size_of(p for p in model.parameters() if p.requires_grad)),
+        "activations": KeptPerRow.of(model).bytes(length),
+        "gradients of logits": float(PLAIN_LOGITS * lengths.response * vocabulary_of(model)),
     }
     return [
         Phase("sampling", always | sampling),
         Phase("Gram pass", always | _gram_parts(model, passes, config.num_responses, lengths, machine)),
-        Phase("gradient", always | gradient),
+        Phase("check", always | check),
     ]
 
 
 def _gram_parts(model: Any, passes: Passes, responses: int, lengths: Lengths, machine: Machine) -> dict[str, float]:
-    length = lengths.prompt + lengths.response
-    row, count = KeptPerRow.of(model, by_response=True).bytes(length), min(responses, passes.responses)
-    if passes.recompute:
-        layers = model.config.get_text_config().num_hidden_layers
-        width = model.config.get_text_config().hidden_size * next(model.parameters()).element_size()
-        row = row / layers + layers * width * length
+    count, length = min(responses, passes.responses), lengths.prompt + lengths.response
     logits = count * lengths.response * vocabulary_of(model)
-    kept = (
-        2 * 4 * logits if logits <= KEPT_LOGITS else 4 * 4 * chunk_elements_of(machine)
-    )  # as they are, and in the order of tokens
-    buffers = 4 * (2 * PRODUCTS + chunk_elements_of(machine) + 3 * CHUNK_LOGITS)
-    table = min(TABLE, count * lengths.response * length) * 2 * 4
-    return {"activations": count * row, "gradients of logits": float(kept), "Gram buffers": float(buffers + table)}
+    # kept as they are and once more in the order of tokens, or made again by slices of the vocabulary
+    kept = 2 * 4 * logits if logits <= KEPT_LOGITS else 2 * 4 * SUM_ROWS
+    table = 2 * 4 * min(TABLE, count * count * length * model.config.get_text_config().hidden_size)
+    return {
+        "activations": count * row_bytes(model, length, passes.recompute),
+        "gradients of logits": float(kept),
+        "Gram buffers": 4.0 * (2 * PRODUCTS + chunk_elements_of(machine) + 3 * CHUNK_LOGITS) + table,
+        "sum of scores": 2.0 * max(p.numel() * p.element_size() for p in model.parameters()),
+    }
 
 
 def chunk_elements_of(machine: Machine) -> int:

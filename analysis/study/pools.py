@@ -7,7 +7,7 @@ one that was cut into shards is merged by putting the files in one folder.
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,13 +15,12 @@ from torch import Tensor
 
 from analysis.score_gram.byproducts import Byproducts
 from analysis.score_gram.core import score_gram
-from analysis.score_gram.recompute import decoder_layers
+from analysis.study.passes import planned_passes
 from analysis.study.token_sums import mean_gap, token_sums
 from analysis.variance.between_prompts import Projection, pool_coefficients
 from opo.batch import Rollouts
 from opo.errors import UserError
 from opo.model.policy import Policy
-from opo.plan.kept import KeptPerRow
 from opo.system.atomic import replacing, write_text
 from opo.system.records import read_json
 
@@ -67,13 +66,6 @@ class PromptPool:
             )
 
 
-class Plan(NamedTuple):
-    """How one pass of the model is fitted into memory."""
-
-    responses: int  # that are in the model at once when scores are measured
-    recompute: bool  # each decoder layer in the backward pass, then
-
-
 @dataclass(frozen=True)
 class Measurement:
     """How a pool is measured."""
@@ -81,27 +73,6 @@ class Measurement:
     memory_gib: float  # about what activations and captured gradients of one pass may take
     token_responses: int  # how many responses of a prompt are measured token by token
     verify: bool = True  # compare one score of the prompt with autograd's: once a model is enough
-
-    def plan(self, policy: Policy, num_responses: int, length: int) -> Plan:
-        """See `planned_passes`; what the model keeps is counted on the model itself, with a few tokens."""
-        return planned_passes(policy.model, num_responses, length, self.memory_gib * GIB)
-
-
-def planned_passes(model: Any, num_responses: int, length: int, budget: float) -> Plan:
-    """All responses at once if what they keep fits into `budget` bytes, else recomputing layers (a forward pass more), else in blocks besides.
-
-    `model` is the policy's, with weights or on paper (`opo.plan.shape`).
-    """
-    layers = decoder_layers(model)
-    row = KeptPerRow.of(model, by_response=True).bytes(length)
-    recompute = bool(layers) and num_responses * row > budget
-    if recompute:  # the input of each layer, and one layer at work
-        weight = next(model.parameters())
-        row = (
-            row / len(layers)
-            + len(layers) * model.config.get_text_config().hidden_size * weight.element_size() * length
-        )
-    return Plan(max(2, int(budget / row)), recompute)
 
 
 def measure_pool(
@@ -114,7 +85,8 @@ def measure_pool(
             f"prompt {prompt_id}: {len(keep)} of {rollouts.group_size} responses have a reward; a pool needs two"
         )
     inputs = tuple(x[keep] for x in sequences(rollouts))
-    plan = measurement.plan(policy, len(rollouts.first_N[keep].unique()), inputs[0].shape[1])
+    distinct, budget = len(rollouts.first_N[keep].unique()), measurement.memory_gib * GIB
+    plan = planned_passes(policy.model, distinct, inputs[0].shape[1], budget)
     passes = {"responses_per_pass": plan.responses, "recompute": plan.recompute}
     gradient = Projection()
     byproducts = Byproducts(pool_coefficients(rollouts.rewards_PG[0, keep]), gradient.add)
