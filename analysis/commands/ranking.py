@@ -21,15 +21,18 @@ def after_sweep(folders: Sequence[Path]) -> None:
     runs = [folder for folder in folders if any(run_folders(folder))]
     if len(runs) > 1:
         study = Path(os.path.relpath(os.path.commonpath(runs)))
-        show(rank(*runs), study)
+        show(rank(*runs, in_order=True), study)
         say(f"the page: opo report path={study}")
 
 
-def rank(*paths: Path) -> Ranking | None:
-    """The ranking of the finished runs at or below these folders, also while others go on; None where none has a score."""
+def rank(*paths: Path, in_order: bool = False) -> Ranking | None:
+    """The ranking of the finished runs at or below these folders, also while others go on; None where none has a score.
+
+    `in_order`: differences are to the algorithm of the first run given, else to that which was started first.
+    """
     states = [state for path in paths for state in run_states(path)]
     done = [state.folder for state in states if state.state == "done"]
-    ranked = ranking(load(*done)) if done else None
+    ranked = ranking(load(*done), in_order) if done else None
     return ranked and replace(ranked, left_out={s.run: s.state for s in states if s.state != "done"} | ranked.left_out)
 
 

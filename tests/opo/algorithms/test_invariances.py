@@ -12,6 +12,7 @@ from batches import close
 from opo.algorithms import ALGORITHMS, token_weights
 from opo.batch import Rollouts
 from opo.kl import KLEstimator
+from opo.parts.options import OPTIONS
 
 LENGTHS = [[1, 4, 2, 3], [5, 2, 2, 1], [3, 3, 1, 6]]
 REWARDS = [[1.0, 0.0, 0.25, 0.0], [0.0, 1.0, 1.0, 0.5], [0.5, 1.0, 0.75, 0.0]]
@@ -38,13 +39,21 @@ def random_batch(seed=0, rewards_PG=None, on_policy=False) -> tuple[Rollouts, to
         logit_energy_NT=uniform(*shape) * rollouts.mask_NT,
         score_norm2_PG=0.5 + uniform(3, 4),
         greedy_rewards_P=uniform(3),
+        reference_rewards_P=uniform(3),
+        answer_gains_NT=normal(0.1) * rollouts.mask_NT,
+        finished_PG=torch.tensor([[True, False, True, True], [True, True, False, True], [True, True, True, False]]),
         answers=[["a", "b", "a", None], ["a", "a", "a", "a"], ["a", "b", "c", "d"]],
     )
+    hinted_N1 = torch.tensor([0.0] * 4 + [1.0] * 4 + [0.0] * 4, dtype=torch.float64)[:, None]
+    rollouts = rollouts.with_(behaviour_logprobs_NT=(sampling_NT + hinted_N1 * normal(0.4)) * rollouts.mask_NT)
     drift_NT = torch.zeros(shape, dtype=torch.float64) if on_policy else normal(0.2)
     return rollouts, (sampling_NT + drift_NT) * rollouts.mask_NT
 
 
-HYPERPARAMETERS = {"empg": {"step_tokens": 2}}  # the default is longer than any response here
+HYPERPARAMETERS = {
+    "empg": {"step_tokens": 2},
+    "igpo": {"step_tokens": 2},
+}  # the defaults are longer than any response here
 
 
 def weights(name, rollouts, logprobs_NT) -> torch.Tensor:
@@ -83,8 +92,8 @@ def test_finite_and_zero_outside_responses(name, on_policy):
     assert (weights_NT != 0).any()
 
 
-# p3o, nft, cispo and vcpo hold parts of their loss fixed, so that its slope is not their gradient
-@pytest.mark.parametrize("name", sorted(ALGORITHMS.keys() - {"p3o", "nft", "cispo", "vcpo"}))
+# p3o, nft, cispo, vcpo and guide_grpo hold parts of their loss fixed, so that its slope is not their gradient
+@pytest.mark.parametrize("name", sorted(ALGORITHMS.keys() - {"p3o", "nft", "cispo", "vcpo", "guide_grpo"}))
 def test_weights_are_the_slope_of_the_loss(name):
     rollouts, logprobs_NT = random_batch()
     weights_NT = weights(name, rollouts, logprobs_NT)
@@ -157,6 +166,9 @@ NOT_ZERO_AT_EQUAL_REWARDS = {
     "reinforce": "no baseline",
     "remax": "its baseline is another response",
     "ppo": "its baseline is the critic",
+    "t_ppo": "its baseline is the critic",
+    "igpo": "the gains are compared, too",
+    "pit": "its baseline is another response",
     "empg": "a bonus for every response",
     "kalman": "its filter starts at zero",
     "trpa": "without pairs solved responses are pulled up",
@@ -243,8 +255,8 @@ def test_the_yaml_says_what_the_function_says(name):
     assert text.startswith("# ")
     config = yaml.safe_load(text)
     assert config["name"] == name
-    hyperparameters = {k: v for k, v in config.items() if k not in UNIVERSAL}
-    assert set(config) - set(hyperparameters) == UNIVERSAL
+    hyperparameters = {k: v for k, v in config.items() if k not in {*UNIVERSAL, *OPTIONS}}
+    assert set(config) - set(hyperparameters) - set(OPTIONS) == UNIVERSAL
     assert hyperparameters == {k: p.default for k, p in ALGORITHMS[name].parameters.items()}
     assert {k: type(v) for k, v in hyperparameters.items()} == {
         k: type(p.default) for k, p in ALGORITHMS[name].parameters.items()
