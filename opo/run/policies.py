@@ -98,7 +98,8 @@ def evaluated_policies(checkpoint: Any, model: ModelConfig | None) -> list[Evalu
     if not paths:
         model = model or ModelConfig()
         _refuse(unreachable(model.path, "model.path") if model.path else ())
-        return [EvaluatedPolicy("model", model.path or model.name, None, [Weights(model)])]
+        label = "/".join(Path(model.path).parts[-2:]) if model.path else model.name
+        return [EvaluatedPolicy("model", label, None, [Weights(model)])]
     weights_by_step = [pair for path in paths for pair in _weights(path, model)]
     seeds = {w.run["seed"] if w.run else None for _, w in weights_by_step}
     if len(paths) > 1 and len(seeds) > 1 and all(step is not None for step, _ in weights_by_step):
