@@ -17,7 +17,7 @@ from opo.catalogue import catalogue
 from opo.config.load import task_config
 from opo.config.read import read, shown
 from opo.config.rules import usable_device
-from opo.config.schema import ModelConfig, WandbConfig
+from opo.config.schema import ModelConfig, OwnReward, WandbConfig
 from opo.errors import UserError, near
 from opo.keys import (
     LARGEST,
@@ -73,12 +73,11 @@ class StudyRollout:
 
 
 @dataclass(config=STRICT)
-class RewardColumns:
-    """Which columns of rollouts from elsewhere are the reward; neither: the format's own."""
+class RewardColumns(OwnReward):
+    """Which columns of rollouts from elsewhere are the reward (neither: the format's own), or whose reward scores what is sampled."""
 
     column: str | None = None
     columns: dict[str, float] | None = None  # name -> weight, summed
-    function: str | None = None  # of a task: module:name of a reward of one's own; null: the run's
 
     @property
     def choice(self) -> "RewardChoice":
