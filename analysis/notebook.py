@@ -27,11 +27,13 @@ from opo.errors import UserError
 if TYPE_CHECKING:
     from IPython.display import Image
 
+    from analysis.runs.ranking import Ranking
     from analysis.variance.estimators import WeightFunction
 
 # progress bars of transformers fall back to text where ipywidgets is missing, and nothing of theirs is shown here
 warnings.filterwarnings("ignore", message="IProgress not found")
 
+WIDEST_TEXT = 60  # characters of a column of text
 RESOLUTION = 200  # pixels an inch, shown at half the size: sharp on any screen
 
 
@@ -66,6 +68,15 @@ def study_folder(path: str) -> Path:
 def runs(path: str) -> Runs:
     """All runs at or below a folder."""
     return load_runs(find(path))
+
+
+def ranking(path: str) -> "Ranking":
+    """The finished runs at or below a folder, ranked as after a sweep. Raises UserError where none has a reward."""
+    from analysis.commands.ranking import rank
+
+    if (ranked := rank(find(path))) is None:
+        raise UserError(f"{path}: no finished run with a reward yet, so there is no ranking")
+    return ranked
 
 
 def with_estimators(
@@ -133,6 +144,7 @@ def table(frame: pl.DataFrame) -> Table:
         shown.add_column(
             "value [95 %]" if merged and column == "value" else column.replace("_", " "),
             justify="right" if right else "left",
+            max_width=None if right else WIDEST_TEXT,
         )
     for row in frame.iter_rows(named=True):
         estimate = interval_text(row["value"], row["low"], row["high"]) if merged else ""

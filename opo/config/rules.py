@@ -107,7 +107,11 @@ def bearable_batch(config: RunConfig) -> Iterator[str]:
 
 def enough_for_the_ranks(config: RunConfig) -> Iterator[str]:
     """Every rank has a prompt of each minibatch and, where the engine has GPUs of its own, as many as the others."""
-    _, ranks = rank_and_size()
+    yield from enough_for_ranks(config, rank_and_size()[1])
+
+
+def enough_for_ranks(config: RunConfig, ranks: int) -> Iterator[str]:
+    """The same for so many ranks."""
     devices, prompts = config.rollout.devices or [], config.rollout.num_prompts // config.algo.minibatches
     if ranks > 1 and isinstance(config.algo.filter, options.Curvature):
         yield "algo.filter=curvature: looks at every token of the batch in one process; allowed with ranks is another"
@@ -155,7 +159,7 @@ def tiny_alphabet(config: RunConfig) -> Iterator[str]:
     """The built-in policy has tokens for the characters of `ALPHABET` and no chat template."""
     if config.model.name != "tiny" or config.task.name == "arithmetic":
         return
-    task = make_task(config.task, config.reward.function)
+    task = make_task(config.task, config.reward.functions)
     for prompt in (task.prompt(index) for index in range(ALPHABET_PROMPTS)):
         if prompt.chat:
             yield f"task={config.task.name}: the built-in policy has no chat template; set task.template=plain, or choose another model"
@@ -170,7 +174,7 @@ def tiny_alphabet(config: RunConfig) -> Iterator[str]:
 
 def usable_task(config: RunConfig) -> Iterator[str]:
     """The task can be made, and each split that is used has its prompts (the task says it in a sentence)."""
-    task = make_task(config.task, config.reward.function)
+    task = make_task(config.task, config.reward.functions)
     task.prompt(0)
     if config.evaluate.every:
         task.prompt(config.evaluate.num_prompts - 1, "eval")
@@ -241,3 +245,11 @@ RULES: list[Rule] = [
     usable_task,
     bearable_batch,
 ]
+OF_THE_MACHINE: list[Rule] = [
+    enough_for_the_ranks,
+    tiny_alphabet,
+    usable_device,
+    usable_engine,
+    reachable_model,
+    usable_task,
+]  # these look for files, engines, devices and ranks; a plan may be for another machine
