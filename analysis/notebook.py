@@ -15,7 +15,7 @@ from rich import box
 from rich.table import Table
 
 from analysis.plots.style import figure_of, styled
-from analysis.runs.load import Runs
+from analysis.runs.load import Runs, run_folders
 from analysis.runs.load import load as load_runs
 from analysis.study.result import Study
 from analysis.study.result import load as load_study
@@ -66,15 +66,22 @@ def study_folder(path: str) -> Path:
 
 
 def runs(path: str) -> Runs:
-    """All runs at or below a folder."""
-    return load_runs(find(path))
+    """All runs at or below a folder, or of any other place that `analysis.runs.load` knows."""
+    return load_runs(path if _is_remote(path) else find(path))
 
 
 def ranking(path: str) -> "Ranking":
-    """The finished runs at or below a folder, ranked as after a sweep. Raises UserError where none has a reward."""
-    from analysis.commands.ranking import rank
+    """The finished runs of a place, ranked as after a sweep. Raises UserError where none has a reward."""
+    from analysis.commands import ranking as command
+    from analysis.runs.ranking import ranking
 
-    if (ranked := rank(find(path))) is None:
+    if not _is_remote(path) and any(run_folders(find(path))):
+        ranked = command.rank(find(path))
+    else:
+        found = runs(path)
+        done = found.runs.filter("done")
+        ranked = ranking(Runs(found.metrics.join(done.select("run"), on="run", how="semi"), done), in_order=True)
+    if ranked is None:
         raise UserError(f"{path}: no finished run with a reward yet, so there is no ranking")
     return ranked
 
@@ -89,6 +96,10 @@ def with_estimators(
     from analysis.study.own import with_estimators  # which loads torch
 
     return with_estimators(study_folder(path), functions, policy, group_size)
+
+
+def _is_remote(path: str) -> bool:
+    return path.startswith("wandb:")
 
 
 def audit(rollouts: str | Sequence[str], options: Sequence[str] = ()) -> dict[str, Any]:
