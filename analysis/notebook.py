@@ -142,12 +142,12 @@ def policies(study: Study) -> Table:
     """The policies of a study: what `POLICY` can be."""
     columns = ("label", "step", "prompts", "responses", "reward_mean", "length_mean", "constant_prompts")
     rows = pl.DataFrame([{column: policy.get(column) for column in columns} for policy in study.policies])
-    return table(rows.rename({"label": "policy", "constant_prompts": "prompts with equal rewards"}))
+    return table(rows.rename({"label": "policy", "constant_prompts": "equal rewards"}))
 
 
 def table(frame: pl.DataFrame) -> Table:
     """A table with numbers to three digits, and the columns `value`, `low` and `high` as one: the estimate with its 95 % interval."""
-    shown = Table(box=box.SIMPLE_HEAD)
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     merged = {"value", "low", "high"} <= set(frame.columns)
     columns = [column for column in frame.columns if not (merged and column in ("low", "high"))]
     for column in columns:
