@@ -27,6 +27,7 @@ from opo.errors import UserError
 if TYPE_CHECKING:
     from IPython.display import Image
 
+    from analysis.runs.ranking import Ranking
     from analysis.variance.estimators import WeightFunction
 
 # progress bars of transformers fall back to text where ipywidgets is missing, and nothing of theirs is shown here
@@ -66,6 +67,15 @@ def study_folder(path: str) -> Path:
 def runs(path: str) -> Runs:
     """All runs at or below a folder."""
     return load_runs(find(path))
+
+
+def ranking(path: str) -> "Ranking":
+    """The finished runs at or below a folder, ranked as after a sweep. Raises UserError where none has a reward."""
+    from analysis.commands.ranking import rank
+
+    if (ranked := rank(find(path))) is None:
+        raise UserError(f"{path}: no finished run with a reward yet, so there is no ranking")
+    return ranked
 
 
 def with_estimators(

@@ -19,7 +19,7 @@ from opo.catalogue import FOLDER, Entry, catalogue
 from opo.parts.options import OPTIONS
 
 PARTS = FOLDER.parent / "parts"
-DOUBTS = re.compile(r"unverified|from memory|not read again", re.IGNORECASE)
+DOUBTS = re.compile(r"unverified|from memory|not read again|could not be checked", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Account:
     @property
     def unbiased_for(self) -> str:
         """What its first update on a batch estimates without bias, or `no` and why."""
-        said = [str(OPTIONS[key.split()[0]][key.split()[1]].unbiased_for) for key in self.parts]
+        said = [str(OPTIONS[kind][name].unbiased_for) for kind, name in map(str.split, self.parts)]
         words = "; ".join(said).replace("as the algorithm", self.entry.unbiased_for) or self.entry.unbiased_for
         kl, coef = float(self.values.get("kl_coef") or 0.0), float(self.values.get("entropy_coef") or 0.0)
         return (
@@ -103,7 +103,7 @@ def account_of(file: Path) -> Account:
             name = chosen["name"] if isinstance(chosen, Mapping) else chosen
             parts[f"{kind} {name}"] = part_text(OPTIONS[kind][name].__name__)
     body = [line for line in lines if not line.startswith("#")]
-    title = head[0].partition(": ")[2] or head[0]
+    title = re.sub(r"\. [A-Z].*", ".", head[0].partition(": ")[2] or head[0])
     return Account(file.stem, title, head[1:], body, values, catalogue()[values["name"]], text, parts)
 
 
@@ -127,5 +127,5 @@ def formulas(text: str) -> list[str]:
 
 def sources(text: str) -> str:
     """What follows `Source:` in a docstring, on one line."""
-    found = re.search(r"^Sources?: (.*?)(?:\n\n|\Z)", text, re.MULTILINE | re.DOTALL)
+    found = re.search(r"\bSources?: (.*?)(?:\n\n|\Z)", text, re.DOTALL)
     return " ".join(found.group(1).split()) if found else ""

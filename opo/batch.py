@@ -30,6 +30,7 @@ class Rollouts:
     logprobs_NT: Tensor | None = None  # of the policy that sampled, natural log, at the sampling temperature
     versions_NT: Tensor | None = None  # int64, number of updates before the weights that sampled each token
     reference_logprobs_NT: Tensor | None = None  # of the frozen reference policy
+    behaviour_logprobs_NT: Tensor | None = None  # of what drew the tokens, where it was not the policy at this prompt
     kl_rewards_NT: Tensor | None = None  # per-token reward that stands for a KL penalty
     values_NT: Tensor | None = None  # the critic's value before each token
     entropies_NT: Tensor | None = None  # nats, of the policy that sampled
@@ -37,6 +38,8 @@ class Rollouts:
     score_norm2_PG: Tensor | None = None  # squared norm of each response's score, over the trained parameters
     position_PG: Tensor | None = None  # a position in each response, in tokens
     greedy_rewards_P: Tensor | None = None  # reward of the greedy response to each prompt
+    reference_rewards_P: Tensor | None = None  # reward of a response of the reference policy to each prompt
+    answer_gains_NT: Tensor | None = None  # by how much the tokens up to each place made the reference answer likelier
     answers: list[list[str | None]] | None = None  # extracted answers, P lists of G
     finished_PG: Tensor | None = None  # bool, true where the response ended by itself, not at the token limit
 
@@ -128,6 +131,11 @@ class Rollouts:
     def scored_N(self) -> Tensor:
         """Bool: true where the response has a reward."""
         return ~self.rewards_PG.isnan().view(-1)
+
+    @property
+    def cut_N(self) -> Tensor:
+        """Bool: true where the token limit ended the response; nowhere, if that was not recorded."""
+        return torch.zeros_like(self.scored_N) if self.finished_PG is None else ~self.finished_PG.view(-1)
 
     @property
     def first_N(self) -> Tensor:

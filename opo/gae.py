@@ -5,20 +5,28 @@ from torch import Tensor
 
 
 def gae(
-    token_rewards_NT: Tensor, values_NT: Tensor, mask_NT: Tensor, gamma: float = 1.0, lam: float = 0.95
+    token_rewards_NT: Tensor,
+    values_NT: Tensor,
+    mask_NT: Tensor,
+    gamma: float = 1.0,
+    lam: float = 0.95,
+    goes_on_N: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantages and the critic's targets, both (N, T) and zero outside responses.
 
         delta_t = r_t + gamma V_{t+1} - V_t      A_t = sum_{k>=0} (gamma lam)^k delta_{t+k}      target_t = A_t + V_t
 
-    V_t is the value before token t; after the last token it is zero, also where the token limit cut the response. lam =
-    1 leaves the return minus V_t, unbiased whatever the critic; below one the bias is the critic's. Schulman et al.,
+    V_t is the value before token t; after the last token it is zero, also where the token limit cut the response, unless
+    `goes_on_N` says that the response goes on: then it is V of the last token again (T-PPO, arXiv 2506.15050). lam = 1 leaves the return minus V_t, unbiased whatever the critic; below one the bias is the critic's. Schulman et al.,
     arXiv 1506.02438, equation 16. `mask_NT` is right-padded, as in `Rollouts`.
     """
     mask_NT = mask_NT.bool()
     rewards_NT = torch.where(mask_NT, token_rewards_NT, 0.0)
     values_NT = torch.where(mask_NT, values_NT.detach(), 0.0)
     next_values_NT = torch.nn.functional.pad(values_NT[:, 1:], (0, 1))
+    if goes_on_N is not None:
+        last_NT = mask_NT & ~torch.nn.functional.pad(mask_NT[:, 1:], (0, 1))
+        next_values_NT = torch.where(last_NT & goes_on_N[:, None], values_NT, next_values_NT)
     deltas_NT = rewards_NT + gamma * next_values_NT - values_NT
     advantages_NT = torch.zeros_like(deltas_NT)
     running_N = torch.zeros_like(deltas_NT[:, 0])

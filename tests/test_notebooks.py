@@ -19,7 +19,7 @@ def names(path: Path) -> str:
 
 
 def test_there_are_notebooks() -> None:
-    assert {path.stem[:2] for path in NOTEBOOKS} >= {f"{number:02}" for number in range(1, 9)}
+    assert {path.stem[:2] for path in NOTEBOOKS} >= {f"{number:02}" for number in range(1, 10)}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=names)

@@ -1,71 +1,93 @@
 """`opo evaluate`: what a policy can do on held-out prompts, from frozen responses, with intervals over prompts."""
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from math import inf
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+import yaml
+from rich import box
 from rich.table import Table
 
 from analysis.config.evaluate import EvaluateConfig, load_config
 from analysis.evaluation.intervals import Array
-from analysis.evaluation.measures import Difference, Estimate, by_prompt, differences, estimates
+from analysis.evaluation.measures import by_prompt, differences, estimates
+from analysis.evaluation.policies import Measured, named, pairs
+from analysis.evaluation.result import Evaluation, plain
+from analysis.evaluation.text import MEASURED, difference_rows, difference_title, measure_rows
+from analysis.plots.evaluation import rates_against_k
+from analysis.plots.style import save
+from analysis.report.terminal import wide_console
+from analysis.study.provenance import record_of
+from analysis.tracking.record import record
 from opo.config.schema import RewardConfig
 from opo.model.load import load_policy
 from opo.parallel.world import World
 from opo.rollout.collect import open_collector
-from opo.run.policies import Weights, evaluated_policies
-from opo.system.atomic import write_text
+from opo.run.policies import evaluated_policies
+from opo.system.atomic import replacing, write_text
 from opo.system.seeding import generator_for, rng_for
-from opo.system.terminal import PlainConsole
 from opo.system.threads import use_machine
 from opo.tasks import make_task
 
 
 def main(values: dict[str, Any], folder: Path) -> None:
-    """Evaluate every policy that the checkpoint names, and compare each with the first; writes `eval.json`, prints tables."""
+    """Evaluate every policy that the checkpoint names, and compare them; writes `eval.json` and its like, prints tables."""
     config = load_config(values)
     use_machine(config.threads)
     with World.join() as world:
         world.same(values)
-        _main(config, folder, world)
+        if world.is_first:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(folder / "config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+        found = _main(config, folder, world)
+        world.say(f"{folder}/eval.json, responses.parquet and figures/ are written")
+    if world.is_first:
+        save(rates_against_k(found.policies), folder / "figures", "pass-at-k")
+        record(folder, config.tracking)
 
 
-def _main(config: EvaluateConfig, folder: Path, world: World) -> None:
-    results: list[dict[str, Any]] = []
-    measured: dict[str, dict[str, Array]] = {}
-    compared: list[Difference] = []
-    for policy in evaluated_policies(config.checkpoint, config.model):
-        for weights in policy.weights:
-            seed = weights.run["seed"] if weights.run and len(policy.weights) > 1 else None
-            label = policy.label if seed is None else f"{policy.label}, seed {seed}"
-            label = f"{label} ({weights.path})" if label in measured else label
-            measured[label] = _measure(config, weights, world)
-            found = estimates(measured[label], rng_for(config.seed, "evaluate bootstrap"), config.num_bootstrap)
-            results.append({"policy": label, "weights": weights.path, "step": policy.step})
-            results[-1]["measures"] = {name: _plain(estimate) for name, estimate in found.items()}
-            # what was computed is on disk before the next policy may fail
-            compared = differences(measured)
-            keys = ("seed", "split", "prompts", "responses")
-            content = {key: getattr(config, key) for key in keys} | {"policies": results}
-            content |= {"differences": [_plain(difference) for difference in compared]}
-            if world.is_first:
-                write_text(folder / "eval.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
-                PlainConsole().print(_table(label, found))
-    if compared and world.is_first:
-        PlainConsole().print(_differences_table(compared))
-    world.say(str(folder / "eval.json"))
+def _main(config: EvaluateConfig, folder: Path, world: World) -> Evaluation:
+    measured = named(evaluated_policies(config.checkpoint, config.model))
+    tasks = {one.name: one.weights.task(config.task) for one in measured}
+    compared, settings = pairs(measured, tasks), _settings(config, tasks)
+    values: dict[str, dict[str, Array]] = {}
+    policies: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    result = Evaluation(settings, [], [])
+    for one in measured:
+        values[one.name], responses, record = _measure(config, one, world)
+        settings["provenance"] += (
+            [record] if record["model"] not in {r["model"] for r in settings["provenance"]} else []
+        )
+        rows += [{"policy": one.name, **row} for row in responses]
+        found = estimates(values[one.name], rng_for(config.seed, "evaluate bootstrap"), config.num_bootstrap)
+        policies.append({"policy": one.name, "run": one.run, "weights": one.weights.path, "step": one.step})
+        policies[-1]["measures"] = {name: plain(estimate) for name, estimate in found.items()}
+        known = differences(values, [pair for pair in compared if {*pair} <= values.keys()])
+        result = Evaluation(settings, policies, [plain(difference) for difference in known])
+        if world.is_first:  # what was computed is on disk before the next policy may fail
+            result.save(folder)
+            with replacing(folder / "responses.parquet") as partial:
+                pl.DataFrame(rows, infer_schema_length=None).write_parquet(partial)
+            wide_console().print(_table(one.name, MEASURED, measure_rows(policies[-1])))
+    if result.differences and world.is_first:
+        columns, shown = difference_rows(result)
+        wide_console().print(_table(difference_title(result), columns, shown))
+    return result
 
 
-def _plain(record: Estimate | Difference) -> dict[str, Any]:
-    """The fields, null where a number is not known."""
-    return {key: None if value in (inf, -inf) else value for key, value in asdict(record).items()}
+def _settings(config: EvaluateConfig, tasks: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: getattr(config, key) for key in ("seed", "split", "prompts", "responses")}
+    return kept | {"tasks": [*dict.fromkeys(task.name for task in tasks.values())], "provenance": []}
 
 
-def _measure(config: EvaluateConfig, weights: Weights, world: World) -> dict[str, Array]:
-    """Every measure at every prompt; all policies are asked the same prompts."""
+def _measure(
+    config: EvaluateConfig, one: Measured, world: World
+) -> tuple[dict[str, Array], list[dict[str, Any]], dict[str, Any]]:
+    """Every measure at every prompt, the responses, and with what they were made; all policies are asked the same prompts."""
+    weights = one.weights
     rollout = weights.rollout(config.rollout, config.responses)
     task = make_task(weights.task(config.task), weights.reward_function(config.reward.function))
     policy = load_policy(weights.source, rollout.temperature, config.device, weights.adapters)
@@ -73,22 +95,19 @@ def _measure(config: EvaluateConfig, weights: Weights, world: World) -> dict[str
     reward = RewardConfig(timeout_s=config.reward_timeout_s)
     with open_collector(policy, task, weights.source, rollout, reward) as collector:
         batch = collector.collect(0, config.prompts, generator_for(config.seed, "evaluate"), split=config.split)
+    world.by_first(lambda: batch.refuse_failed_rewards(task))
     answers = batch.rollouts.answers
     assert answers is not None
-    return by_prompt(batch.rollouts.rewards_PG.numpy(), answers, batch.samples.response_ids, config.ks)
+    rows = batch.rows(config.prompts * config.responses)
+    found = by_prompt(batch.rollouts.rewards_PG.numpy(), answers, batch.samples.response_ids, config.ks)
+    machine = {"device": config.device, "threads": config.threads, "seed": config.seed}
+    return found, rows, record_of(machine, weights, policy, weights.task(config.task), rollout)
 
 
-def _table(title: str, estimates: Mapping[str, Estimate]) -> Table:
-    table = Table("measure", "value", "95 % interval", "prompts", title=title, title_justify="left")
-    for name, e in estimates.items():
-        table.add_row(name, f"{e.value:.3f}", f"{e.low:.3f} to {e.high:.3f}", str(e.num_prompts))
-    return table
-
-
-def _differences_table(found: Sequence[Difference]) -> Table:
-    """Each policy minus the first, over the same prompts."""
-    title = f"minus {found[0].reference}, prompt by prompt; p corrected for all {len(found)} comparisons (Holm)"
-    table = Table("policy", "measure", "difference", "95 % interval", "p", title=title, title_justify="left")
-    for d in found:
-        table.add_row(d.policy, d.measure, f"{d.value:+.3f}", f"{d.low:+.3f} to {d.high:+.3f}", f"{d.p_holm:.2g}")
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("measure", "policy", "minus") else "right")
+    for row in rows:
+        table.add_row(*row)
     return table

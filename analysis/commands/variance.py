@@ -11,12 +11,10 @@ from analysis.report.terminal import ledger_table, wide_console
 from analysis.study.config import load_config
 from analysis.study.run import run_study
 from analysis.study.tables import moments_table
-from analysis.tracking.origin import Origin
-from analysis.tracking.study import result_of
+from analysis.tracking.record import record
 from opo.parallel.world import World
 from opo.system.atomic import write_text
 from opo.system.terminal import say
-from opo.tracking.result import ResultTracker
 
 __all__ = ["load_config", "main"]
 
@@ -35,21 +33,14 @@ def main(values: dict[str, Any], folder: Path) -> None:
         return
     write_figures(study, folder / "figures")
     write_ledgers(study, folder)
-    with ResultTracker(folder, config.tracking) as tracker:
-        if study.imported is not None:
-            say(study.imported["text"])
-        for policy in dict.fromkeys((study.policies[0]["name"], study.last_policy)):
-            for notice in study.notices(policy):
-                say(notice)
-            if not study.all_rewards_equal(policy):
-                wide_console().print(moments_table(study, policy))
-            if (ledger := read_ledger(folder, policy)) and ledger["claims"]:
-                wide_console().print(ledger_table(ledger["claims"]))
-        say(f"{folder}/result.json, variance.parquet, ledger/ and figures/ are written")
-        origin = Origin.of(
-            config.checkpoint_list,
-            config.model.path or config.model.name if config.model else "tiny",
-            {policy["step"] for policy in study.policies},
-            config.rollout_files,
-        )
-        tracker.record(result_of(study, folder, origin, kept))
+    if study.imported is not None:
+        say(study.imported["text"])
+    for policy in dict.fromkeys((study.policies[0]["name"], study.last_policy)):
+        for notice in study.notices(policy):
+            say(notice)
+        if not study.all_rewards_equal(policy):
+            wide_console().print(moments_table(study, policy))
+        if (ledger := read_ledger(folder, policy)) and ledger["claims"]:
+            wide_console().print(ledger_table(ledger["claims"]))
+    say(f"{folder}/result.json, variance.parquet, ledger/ and figures/ are written")
+    record(folder, config.tracking)

@@ -32,6 +32,8 @@ from analysis.study import run as study
 from analysis.study.config import VarianceConfig
 from analysis.study.config import load_config as load_study_config
 from analysis.study.tables import moments_table
+from analysis.tracking.record import record
+from opo.cli import quoted
 from opo.cli.compose import run_name
 
 TRAININGS: dict[str, list[str]] = {
@@ -61,6 +63,8 @@ def main(values: dict[str, Any], folder: Path) -> None:
     chosen = work(config, plans, folder, console)
     page, tables = conclude(chosen, folder)
     console.print(*tables)
+    for result in (folder / "variance", folder):
+        record(result, config.tracking)
     print(
         f"{page}: what was found, and what it does not say. Beside it: claims.json, figures/, variance/ and the run folders."
     )
@@ -113,6 +117,9 @@ def trainings(config: VerifyConfig) -> list[Training]:
                 "study=verify",
                 "threads=1",
                 f"checkpoint.every={middle}",
+                f"tracking={config.tracking.mode}",
+                *([f"tracking.project={quoted(config.tracking.project)}"] if config.tracking.project != "opo" else []),
+                *([f"tracking.entity={quoted(config.tracking.entity)}"] if config.tracking.entity else []),
                 "tracking.completions=128",
                 "tracking.samples_every=0",
             ]

@@ -173,14 +173,18 @@ class Difference:
     num_prompts: int
 
 
-def differences(policies: Mapping[str, Mapping[str, Array]]) -> list[Difference]:
-    """Every policy's `mean`, pass@k and maj@k minus those of the first, paired by prompt; `policies` maps names to `by_prompt`.
+def differences(
+    policies: Mapping[str, Mapping[str, Array]], pairs: Sequence[tuple[str, str]] | None = None
+) -> list[Difference]:
+    """`mean`, pass@k and maj@k of one policy minus those of another, paired by prompt; `policies` maps names to `by_prompt`.
 
-    Prompts that either of two policies does not define are left out; measures outside [0, 1] are not compared.
+    `pairs`: (policy, reference) each; every policy against the first otherwise. Prompts that either of two policies does not define
+    are left out; measures outside [0, 1] are not compared.
     """
-    (reference, base), *others = policies.items()
+    names = list(policies)
     rows: list[Difference] = []
-    for name, own in others:
+    for name, reference in [(name, names[0]) for name in names[1:]] if pairs is None else pairs:
+        own, base = policies[name], policies[reference]
         for measure in (m for m in own if m == "mean" or m.startswith(("pass@", "maj@"))):
             both_P = np.isfinite(own[measure]) & np.isfinite(base[measure])
             x_P, y_P = own[measure][both_P], base[measure][both_P]

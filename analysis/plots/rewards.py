@@ -5,7 +5,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from analysis.plots.style import INK, PALETTE, axes, styled
+from analysis.plots.style import INK, axes, colour, is_hollow, is_known, styled
 
 
 @styled()
@@ -15,10 +15,10 @@ def effective_shares(found: Mapping[str, Any], ax: Axes | None = None) -> Axes:
     names = sorted(rows, key=lambda name: rows[name]["value"] or 0.0)
     ax = axes(ax, 6.4, 1.1 + 0.3 * max(1, len(names)))
     for place, name in enumerate(names):
-        row = rows[name]
+        row, shade = rows[name], colour(name, [name]) if is_known(name) else INK
         if row["low"] is not None and row["high"] is not None:
-            ax.plot([row["low"], row["high"]], [place, place], color=PALETTE[1])
-        ax.plot([row["value"]], [place], "o", color=PALETTE[1])
+            ax.plot([row["low"], row["high"]], [place, place], color=shade)
+        ax.plot([row["value"]], [place], "o", color=shade, markerfacecolor="none" if is_hollow(name) else shade)
     speaking = 1 - found["silent"]["value"]
     ax.axvline(speaking, color=INK, linewidth=0.8)
     ax.text(speaking, len(names) - 0.4, " groups that are not silent", fontsize=8, va="bottom")

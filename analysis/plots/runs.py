@@ -78,7 +78,7 @@ def training_panels(
 ) -> Axes:
     """Several metrics side by side, as `training_curves` draws them, with one legend; those that no run has are left out. Returns the first."""
     present = [metric for metric in metrics if metric in runs.columns and runs[metric].count()]
-    row = Figure(figsize=(4.2 * len(present), 3.6), layout="constrained").subplots(1, len(present), squeeze=False)[0]
+    row = Figure(figsize=(3.4 * len(present), 3.3), layout="constrained").subplots(1, len(present), squeeze=False)[0]
     for metric, ax in zip(present, row, strict=True):
         training_curves(runs, metric, x=x, by=by, window=window, ax=ax)
         ax.set_ylabel(AXIS_LABELS.get(metric, metric))

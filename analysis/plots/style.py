@@ -82,9 +82,14 @@ def marker(name: str, names: Sequence[str]) -> str:
     return MARKERS[_place(name, names)]
 
 
+def is_known(name: str) -> bool:
+    """Whether `name` has a colour of its own in every figure."""
+    return name.removesuffix("_loo") in PLACE_OF
+
+
 def is_hollow(name: str) -> bool:
     """Whether `name` is the form of an estimator that leaves each response out of its own baseline."""
-    return name.removesuffix("_loo") in PLACE_OF and name.endswith("_loo")
+    return is_known(name) and name.endswith("_loo")
 
 
 def _place(name: str, names: Sequence[str]) -> int:

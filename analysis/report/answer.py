@@ -7,6 +7,7 @@ import polars as pl
 
 from analysis.claims.evidence import averaged
 from analysis.claims.ledger import ALPHA
+from analysis.evaluation.text import sentence as evaluation_sentence
 from analysis.plots.answer import chosen_policies, ratio_by_policy
 from analysis.plots.runs import effect_text, threshold_text
 from analysis.report.blocks import Block, Section, beside, figure, fold, lead, ledger, text
@@ -69,6 +70,9 @@ def sentence(sources: Sources) -> str:
     """The finding: the estimator in question against the reference at the last policy, or where the trainings ended."""
     study = sources.study
     where = f"On {_listed(sources.tasks)} with {_listed(sources.models)}, " if sources.tasks and sources.models else ""
+    if study is None and sources.runs is None:
+        assert sources.evaluation is not None
+        return evaluation_sentence(sources.evaluation)
     if study is None:
         assert sources.runs is not None
         return where + ends_text(sources.runs)

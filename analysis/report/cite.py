@@ -46,7 +46,7 @@ def _facts(sources: Sources) -> Iterator[tuple[str, Iterable[str]]]:
         sampled = (f"{p['label']}: {p['prompts']} prompts × {p['responses']} responses" for p in study.policies)
         yield "responses", sampled
         yield "weights", (_short(path) for p in study.policies for path in p["paths"])
-        sampling = (record.get("sampling", {}) for record in study.provenance)
+        sampling = (record.get("sampling", {}) for record in sources.measured)
         yield "sampling", (", ".join(f"{key} {value}" for key, value in found.items()) for found in sampling)
         yield "seed of the study", [str(study.settings["seed"])]
     if sources.runs is not None:
@@ -100,8 +100,7 @@ def _commands(sources: Sources) -> Iterator[str]:
         return
     if sources.runs is not None:
         yield from _trainings(sources)
-    if sources.study is not None:
-        yield from (record["command"] for record in sources.study.provenance if record.get("command"))
+    yield from (record["command"] for record in sources.measured if record.get("command"))
 
 
 def _verify(sources: Sources) -> str:

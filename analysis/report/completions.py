@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 
 from analysis.report.blocks import Block, Section, fold, table, text
 from analysis.report.sources import Sources
@@ -15,7 +16,7 @@ COLUMNS = ("prompt", "response", "reward", "tokens")
 
 def section(sources: Sources) -> Section | None:
     """Of the study where its pools are there, else of the last batches that runs kept; None where there is neither."""
-    blocks: list[Block] = list(_of_study(sources)) or list(_of_runs(sources))
+    blocks: list[Block] = list(_of_study(sources)) or list(_of_evaluation(sources)) or list(_of_runs(sources))
     if not blocks:
         return None
     words = (
@@ -44,6 +45,16 @@ def _of_pool(file: Path) -> list[list[str]]:
     return _rows(str(prompt), responses.tolist(), rewards.tolist(), lengths.tolist())
 
 
+def _of_evaluation(sources: Sources) -> Iterator[Block]:
+    file = sources.folder / "responses.parquet"
+    if sources.evaluation is None or not file.is_file():
+        return
+    last = sources.evaluation.policies[-1]["policy"]
+    for (policy,), frame in reversed(list(read_table(file).group_by("policy", maintain_order=True))):
+        block = table(f"Sampled at {policy}", COLUMNS, _of_frame(frame))
+        yield block if policy == last else fold(f"At {policy}", [block])
+
+
 def _of_runs(sources: Sources) -> Iterator[Block]:
     if sources.runs is None:
         return
@@ -54,13 +65,18 @@ def _of_runs(sources: Sources) -> Iterator[Block]:
         if not files or label in shown:
             continue
         shown.add(label)
-        frame = read_table(files[-1])
-        rows = []
-        for _, group in list(frame.group_by("prompt_index", maintain_order=True))[:PROMPTS]:
-            texts, rewards, tokens = (group[name].to_list() for name in ("response", "reward", "tokens"))
-            rows += _rows(group["prompt"][0], texts, [np.nan if r is None else r for r in rewards], tokens)
+        rows = _of_frame(read_table(files[-1]))
         block = table(f"{row['run']}, {files[-1].stem.replace('-', ' ')}", COLUMNS, rows)
         yield block if len(shown) == 1 else fold(str(row["run"]), [block])
+
+
+def _of_frame(frame: pl.DataFrame) -> list[list[str]]:
+    """Of a table of completions."""
+    rows = []
+    for _, group in list(frame.group_by("prompt_index", maintain_order=True))[:PROMPTS]:
+        texts, rewards, tokens = (group[name].to_list() for name in ("response", "reward", "tokens"))
+        rows += _rows(group["prompt"][0], texts, [np.nan if r is None else r for r in rewards], tokens)
+    return rows
 
 
 def _rows(prompt: str, responses: list[str], rewards: list[float], tokens: list[int]) -> list[list[str]]:

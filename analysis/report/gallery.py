@@ -194,6 +194,7 @@ def limits(config: ZooConfig, found: pl.DataFrame) -> Section:
         f"Intervals of gradients are over {config.batches} batches of {config.prompts} prompts; those of rewards over {len(config.seeds)} seeds, which is few.",
         "Every training had the same learning rate (harpg and n_pg_igt: plain steps of their own) and none was tuned; another rate may change the order of the rewards.",
         "The gradients are those of the first update on a batch, where importance ratios are one; what clipping does later in the batch is seen in the trainings alone.",
+        "All rows are measured on the same responses, but for those whose sampler draws its own for the same prompts (props, guide_grpo, rlgf).",
         "Not measured as gradients: the choice of prompts (pcl) and averages over steps (harpg, n_pg_igt), whose rows say what one of their batches gives.",
         "Some rows estimate the gradient of another objective on purpose (pass@k, log E[r], preferences, KL rewards); what they miss is missed of E[r], not a mistake.",
         "A low-noise gradient that misses much is no better; and less noise is not better training.",

@@ -10,6 +10,7 @@ from pathlib import Path
 import jinja2
 
 from analysis.report import answer, cite, completions
+from analysis.report import evaluation as report_evaluation
 from analysis.report import runs as report_runs
 from analysis.report import study as report_study
 from analysis.report.blocks import Section, listing
@@ -48,8 +49,11 @@ def sections_of(folder: Path) -> list[Section]:
         sections.append(report_runs.section(runs))
     if study is not None:
         sections.append(report_study.assumptions(study))
+    if sources.evaluation is not None:
+        sections.append(report_evaluation.section(sources.evaluation))
     if shown := completions.section(sources):
         sections.append(shown)
     limits = (report_study.limits(study) if study else []) + (report_runs.limits(runs) if runs else [])
+    limits += report_evaluation.limits(sources.evaluation) if sources.evaluation else []
     sections.append(Section("limits", "What this does not say", [listing(limits, limits=True)]))
     return [*sections, cite.section(sources)]

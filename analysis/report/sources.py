@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from analysis.claims.files import read_ledger
+from analysis.evaluation.result import FILE as EVALUATION
+from analysis.evaluation.result import Evaluation
+from analysis.evaluation.result import load as load_evaluation
 from analysis.runs.load import Runs
 from analysis.runs.load import load as load_runs
 from analysis.study.result import Study
@@ -16,12 +19,13 @@ from opo.system.records import read_json
 
 @dataclass(frozen=True)
 class Sources:
-    """A verify folder, a variance study, or any folder of runs."""
+    """A verify folder, a variance study, an evaluation, or any folder of runs."""
 
     folder: Path
     study_folder: Path | None
     study: Study | None
     runs: Runs | None
+    evaluation: Evaluation | None = None
 
     @classmethod
     def of(cls, folder: Path) -> "Sources":
@@ -29,9 +33,10 @@ class Sources:
         study_folder = next((f for f in (folder, folder / "variance") if (f / "result.json").is_file()), None)
         study = load_study(study_folder) if study_folder else None
         runs = load_runs(folder) if any(folder.rglob("run.json")) else None
-        if study is None and runs is None:
-            raise UserError(f"{folder}: nothing to report on (no result.json, no run folder)")
-        return cls(folder, study_folder, study, runs)
+        evaluation = load_evaluation(folder) if (folder / EVALUATION).is_file() else None
+        if study is None and runs is None and evaluation is None:
+            raise UserError(f"{folder}: nothing to report on (no result.json, no {EVALUATION}, no run folder)")
+        return cls(folder, study_folder, study, runs, evaluation)
 
     @property
     def is_verify(self) -> bool:
@@ -51,10 +56,16 @@ class Sources:
                     found[policy["name"]] = content["claims"]
         return found
 
+    @property
+    def measured(self) -> list[dict[str, Any]]:
+        """Provenance of every process that measured."""
+        of_evaluation = self.evaluation.settings.get("provenance", []) if self.evaluation else []
+        return [*(self.study.provenance if self.study else ()), *of_evaluation]
+
     @cached_property
     def records(self) -> list[dict[str, Any]]:
         """Provenance of every process that measured, then of every run."""
-        found = list(self.study.provenance) if self.study else []
+        found = self.measured
         for path in self.runs.runs["path"] if self.runs is not None else ():
             found.append(read_json(Path(path) / "run.json"))
         return found
@@ -62,7 +73,7 @@ class Sources:
     @property
     def models(self) -> list[str]:
         """`name (size)`, as far as the size was recorded."""
-        sizes = {r["model"]: r["parameters"] for r in self.study.provenance} if self.study else {}
+        sizes = {r["model"]: r["parameters"] for r in self.measured}
         names = [*sizes, *(self.runs.runs["model"] if self.runs is not None else ())]
         return [
             f"{name} ({count_text(sizes[name])} parameters)" if name in sizes else name for name in dict.fromkeys(names)
@@ -71,8 +82,7 @@ class Sources:
     @property
     def tasks(self) -> list[str]:
         """Names of the tasks; rollouts from elsewhere bring their own prompts."""
-        of_study = [record["task"] for record in self.study.provenance] if self.study else []
-        names = [task["name"] if task else "rollouts from a file" for task in of_study]
+        names = [r["task"]["name"] if r["task"] else "rollouts from a file" for r in self.measured]
         return list(dict.fromkeys([*names, *(self.runs.runs["task"] if self.runs is not None else ())]))
 
 

@@ -57,8 +57,10 @@ class Ranking:
     left_out: dict[str, str]
 
 
-def ranking(runs: Runs, resamples: int = RESAMPLES) -> Ranking | None:
-    """Rank finished runs; None where none has a score. The first algorithm is the one whose runs were started first."""
+def ranking(runs: Runs, in_order: bool = False, resamples: int = RESAMPLES) -> Ranking | None:
+    """Rank finished runs; None where none has a score. The first algorithm is that of the run that was started first, or with `in_order`
+    that of the first run given.
+    """
     metrics, done = runs.metrics, runs.runs
     if METRIC not in metrics.columns or metrics.is_empty():
         return None
@@ -67,7 +69,7 @@ def ranking(runs: Runs, resamples: int = RESAMPLES) -> Ranking | None:
     names, tasks = _names(runs), _tasks(done)
     left_out = dict.fromkeys(done["run"], "no reward")
     scores: dict[str, dict[tuple[str, int], float]] = {}
-    for row in sorted(done.iter_rows(named=True), key=_started):
+    for row in sorted(done.iter_rows(named=True), key=lambda row: "" if in_order else _started(row)):
         run, key = row["run"], (tasks[row["run"]], row["seed"])
         mine = scores.setdefault(names[run], {}) if run in ends else {}
         if key in mine:
@@ -154,5 +156,5 @@ def _tasks(table: pl.DataFrame) -> dict[str, str]:
     }
 
 
-def _started(row: Mapping[str, str]) -> tuple[str, str]:
-    return str(read_json(Path(row["path"]) / "run.json").get("started", "")), row["run"]
+def _started(row: Mapping[str, str]) -> str:
+    return str(read_json(Path(row["path"]) / "run.json").get("started", ""))

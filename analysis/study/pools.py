@@ -23,8 +23,10 @@ from opo.errors import UserError
 from opo.model.policy import Policy
 from opo.system.atomic import replacing, write_text
 from opo.system.records import read_json
+from opo.system.seeding import generator_for
 
 GIB = 2**30
+TOKEN_ROWS = 32  # scores from which `token_norms` adds up those of single tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +81,7 @@ class Measurement:
 
     memory_gib: float  # about what activations and captured gradients of one pass may take
     token_responses: int  # how many responses of a prompt are measured token by token
+    seed: int = 0  # of `token_norms`
     verify: bool = True  # compare one score of the prompt with autograd's: once a model is enough
 
     def plan(self, policy: Policy, num_responses: int, length: int) -> Plan:
@@ -117,9 +120,15 @@ def measure_pool(
     assert isinstance(parts, dict)
     sums = token_sums(policy, rollouts, keep, byproducts.hidden_N)
     by_token = [
-        token_norms(policy, tuple(x[n : n + 1] for x in inputs), **passes)
+        token_norms(
+            policy,
+            tuple(x[n : n + 1] for x in inputs),
+            generator_for(measurement.seed, f"signs {prompt_id}", n),
+            **passes,
+        )
         for n in range(min(measurement.token_responses, len(keep)))
     ]
+    gram_RR = torch.stack(list(parts.values())).sum(0).cpu().numpy()
     return PromptPool(
         prompt_id=prompt_id,
         prompt=prompt,
@@ -128,13 +137,13 @@ def measure_pool(
         rewards_R=rollouts.rewards_PG[0, keep].numpy(),
         lengths_R=rollouts.lengths_N[keep].numpy(),
         logprobs_R=np.array([float(x.sum()) for x in sums.logprobs]),
-        gram_RR=torch.stack(list(parts.values())).sum(0).cpu().numpy(),
+        gram_RR=gram_RR,
         logit_energy_R=sums.energies_R.numpy(),
         head_norm2_R=sums.head_norm2_R.numpy(),
         parts=np.array(list(parts), dtype=np.str_),
         part_norm2_SR=torch.stack([gram.diagonal() for gram in parts.values()]).cpu().numpy(),
-        token_sum_norm2_K=np.array([pair[0] for pair in by_token]),
-        token_norm2_sum_K=np.array([pair[1] for pair in by_token]),
+        token_sum_norm2_K=gram_RR.diagonal()[: len(by_token)].copy(),
+        token_norm2_sum_K=np.array(by_token),
         gradient_D=gradient.numpy(),
         gap_nats=mean_gap(sums.logprobs, rollouts, keep),
         entropies_R=sums.entropies_R.numpy(),
@@ -150,27 +159,34 @@ def sequences(rollouts: Rollouts) -> tuple[Tensor, Tensor, Tensor]:
     return ids_NL, attended_NL.long(), response_NL.long()
 
 
-def token_norms(policy: Policy, inputs: tuple[Tensor, ...], **passes: Any) -> tuple[float, float]:
-    """|sum_t z_t|^2 and sum_t |z_t|^2 of one response, equal where the scores of its tokens are orthogonal (OPO's assumption).
+def token_norms(
+    policy: Policy, inputs: tuple[Tensor, ...], signs: torch.Generator, rows: int = TOKEN_ROWS, **passes: Any
+) -> float:
+    """sum_t |z_t|^2 of one response, |sum_t z_t|^2 where the scores of its tokens are orthogonal (OPO's assumption).
 
-    Each token is a response of its own, with a mask that holds it alone, so that the Gram matrix is that of token scores.
+    Each score takes a backward pass of its own. Of up to `rows` tokens every one has it; of more, tokens that are `rows` places
+    apart share one with random signs e, since E |sum_t e_t z_t|^2 = sum_t |z_t|^2: unbiased, and products of nearby tokens, the
+    large ones, stay out of it. (Probing of a trace: Hutchinson 1990; Tang and Saad 2012.)
     """
     ids_1L, attended_1L, response_1L = inputs
     places = response_1L[0].nonzero().squeeze(1)
-    width = int(places[-1]) + 1
-    masks_TL = torch.nn.functional.one_hot(places, width)
-    ids_TL, attended_TL = (x[:, :width].expand(len(places), -1) for x in (ids_1L, attended_1L))
-    gram_TT = score_gram(
+    width, size = int(places[-1]) + 1, min(rows, len(places))
+    sign_T = 2.0 * torch.randint(0, 2, (len(places),), generator=signs) - 1
+    weights_ML = torch.zeros(size, width, dtype=torch.float64)
+    weights_ML[torch.arange(len(places)) % size, places.cpu()] = sign_T.double()
+    ids_ML, attended_ML = (x[:, :width].expand(size, -1) for x in (ids_1L, attended_1L))
+    gram_MM = score_gram(
         policy.model,
-        ids_TL,
-        attended_TL,
-        masks_TL,
+        ids_ML,
+        attended_ML,
+        (weights_ML != 0).long(),
+        weights_ML,
         temperature=policy.temperature,
         verify=False,
         **passes,
     )
-    assert isinstance(gram_TT, Tensor)
-    return float(gram_TT.sum()), float(gram_TT.trace())
+    assert isinstance(gram_MM, Tensor)
+    return float(gram_MM.trace())
 
 
 class PoolFolder:

@@ -14,6 +14,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 
 from analysis.study.config import VarianceConfig
+from opo.config.schema import RolloutConfig
 from opo.model.policy import Policy
 from opo.run.policies import Weights
 from opo.run.provenance import provenance
@@ -28,20 +29,28 @@ def note_measurement(config: VarianceConfig, weights: Weights, policy: Policy, f
     model = weights.model.path or weights.model.name
     which, count = config.shard_of
     name = f"{which}-of-{count}-rank{rank}-{zlib.crc32(model.encode()):08x}.json"
-    record = provenance({"device": config.device, "threads": config.threads, "seed": config.seed})
-    for place, code in record["code"].items():
-        record["code"][place] = code and {"commit": code["commit"], "dirty": bool(code["diff"])}
-    rollout = weights.rollout(config.rollout, config.num_responses)
-    record |= {
-        "command": command(),
-        "model": model,
-        "parameters": sum(parameter.numel() for parameter in policy.model.parameters()),
-        "task": None if config.rollouts else asdict(weights.task(config.task)),
-        "sampling": {"temperature": rollout.temperature, "max_new_tokens": rollout.max_new_tokens},
-    }
+    machine = {"device": config.device, "threads": config.threads, "seed": config.seed}
+    task = None if config.rollouts else weights.task(config.task)
+    record = record_of(machine, weights, policy, task, weights.rollout(config.rollout, config.num_responses))
     file = folder / FOLDER / name
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps(record, indent=1, default=str) + "\n")
+
+
+def record_of(
+    machine: dict[str, Any], weights: Weights, policy: Policy, task: Any, rollout: RolloutConfig
+) -> dict[str, Any]:
+    """The record of a process that measures these weights; of the code the commit and whether there were changes, not the changes."""
+    record = provenance(machine)
+    for place, code in record["code"].items():
+        record["code"][place] = code and {"commit": code["commit"], "dirty": bool(code["diff"])}
+    return record | {
+        "command": command(),
+        "model": weights.model.path or weights.model.name,
+        "parameters": sum(parameter.numel() for parameter in policy.model.parameters()),
+        "task": None if task is None else asdict(task),
+        "sampling": {"temperature": rollout.temperature, "max_new_tokens": rollout.max_new_tokens},
+    }
 
 
 def records(folder: Path) -> list[dict[str, Any]]:

@@ -145,7 +145,7 @@ def _measure(
     rollout = weights.rollout(config.rollout, config.num_responses)
     policy = load_policy(model, rollout.temperature, config.device, weights.adapters)
     note(policy)
-    measurement = Measurement(config.memory_gib, config.token_responses)
+    measurement = Measurement(config.memory_gib, config.token_responses, config.seed)
     later = replace(measurement, verify=False)
     if external is not None:
         for number in numbers:

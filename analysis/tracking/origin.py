@@ -1,5 +1,6 @@
 """What a result was measured on: runs and their checkpoints, models, files; from it its group in W&B and its tags."""
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ def group_of(origin: Origin, folder: Path) -> str:
 def _weights(text: str, steps: Collection[int | None]) -> tuple[list[Files], dict[str, Any] | None]:
     """The artifacts of one path of `checkpoint=`, and the config of its run."""
     path = Path(text)
-    run = path if (path / "checkpoints").is_dir() else path.absolute().parent.parent
+    run = path if (path / "run.json").is_file() else path.absolute().parent.parent
     try:
         config, run_id = read_yaml(run / "config.yaml"), str(read_json(run / "run.json")["wandb_run_id"])
     except (UserError, KeyError):
@@ -61,5 +62,12 @@ def _weights(text: str, steps: Collection[int | None]) -> tuple[list[Files], dic
 
 
 def _rollouts(file: Path) -> Files:
-    """Rollouts from elsewhere, by the digest of their file."""
-    return Files(f"rollouts-{file.stem}", "rollouts", texts={"digest.txt": f"{digest(file)}  {file.name}\n"})
+    """Rollouts from elsewhere, by the digest of their file, as far as it is still there."""
+    name = re.sub(r"[^\w.-]+", "-", file.stem)[:100] or "file"
+    known = digest(file) if file.is_file() else "gone"
+    return Files(f"rollouts-{name}", "rollouts", texts={"digest.txt": f"{known}  {file.name}\n"})
+
+
+def command_of(folder: Path) -> dict[str, Any]:
+    """The config of the command that made a result; empty where it left none."""
+    return read_yaml(folder / "config.yaml") if (folder / "config.yaml").is_file() else {}

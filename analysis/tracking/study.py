@@ -10,8 +10,9 @@ from analysis.claims.files import read_ledger
 from analysis.report.answer import sentence
 from analysis.report.sources import Sources
 from analysis.study.result import Study
-from analysis.tracking.origin import Origin, group_of
+from analysis.tracking.origin import Origin, command_of, group_of
 from analysis.tracking.tables import completions, files_of, images, ledger, table_of
+from opo.run.policies import listed
 from opo.tracking.result import Chart, Result, Table
 
 SHOWN = ("relative_variance", "bias", "cosine", "trace_cov")  # measures of the table of estimators
@@ -20,9 +21,10 @@ ENDS = {"": "value", "_low": "low", "_high": "high"}
 MOST_POINTS = 1000  # of a scatter chart
 
 
-def result_of(study: Study, folder: Path, origin: Origin, command: Mapping[str, Any]) -> Result:
+def result_of(study: Study, folder: Path) -> Result:
     """What W&B holds of a finished study in its folder."""
-    sources = Sources.of(folder)
+    command, sources = command_of(folder), Sources.of(folder)
+    origin = origin_of(study, command)
     ledgers = {p["label"]: (read_ledger(folder, p["name"]) or {}).get("claims", []) for p in study.policies}
     return Result(
         job_type="variance",
@@ -30,7 +32,7 @@ def result_of(study: Study, folder: Path, origin: Origin, command: Mapping[str, 
         name=folder.resolve().name,
         notes=sentence(sources),
         tags=[*(["external-rollouts"] if study.imported else []), *(origin.tags or sources.tasks)],
-        config={"command": dict(command), "settings": study.settings},
+        config={"command": command, "settings": study.settings},
         axis="policy/step",
         rows=list(_rows(study)),
         best={f"{kind}/{name}": "min" for kind in ("relative_variance", "ratio") for name in study.estimators},
@@ -45,6 +47,15 @@ def result_of(study: Study, folder: Path, origin: Origin, command: Mapping[str, 
         made=[files_of(folder, "variance", FILES)],
         measured_on=origin.files,
     )
+
+
+def origin_of(study: Study, command: Mapping[str, Any]) -> Origin:
+    """From the command that made it, else from the weights that it names."""
+    paths = [Path(path) for policy in study.policies for path in policy["paths"]]
+    runs = [str(path.parents[2]) for path in paths if path.parent.parent.name == "checkpoints"]
+    checkpoint = listed(command.get("checkpoint")) or [*dict.fromkeys(runs)]
+    files = [Path(file) for file in study.settings["rollouts"] or ()]
+    return Origin.of(checkpoint, str(paths[0]), {policy["step"] for policy in study.policies}, files)
 
 
 def estimators(study: Study) -> Table:

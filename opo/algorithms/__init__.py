@@ -44,6 +44,7 @@ class Algorithm:
     critic: tuple[str, str, str] | None = (
         None  # its hyperparameters for discount, lambda and value clip of the critic's training
     )
+    critic_on_finished: bool = False  # responses that the token limit cut do not train the critic
 
     @property
     def parameters(self) -> Mapping[str, inspect.Parameter]:

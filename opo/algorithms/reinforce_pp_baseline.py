@@ -21,7 +21,7 @@ from opo.keys import Aggregation, Fraction, NonNegative
 from opo.losses import advantages, clipped_loss, whiten
 
 
-@algorithm(couples_prompts=True, aggregation="aggregation", unbiased_for="no: as above")
+@algorithm(couples_prompts=True, aggregation="aggregation", unbiased_for="no: O(1/(P G)) and 1/std")
 def reinforce_pp_baseline(
     logprobs_NT: Tensor,
     rollouts: Rollouts,

@@ -71,9 +71,9 @@ COMMANDS = {
         "opo.export.config:VerlExport",
     ),
     "track": Command(
-        "the W&B record of a run made anew from its folder",
+        "the W&B record of a run, a study or an evaluation made anew from its folder",
         "opo.config.track:load_config",
-        "opo.tracking.again:main",
+        "analysis.commands.track:main",
         "opo.config.track:TrackConfig",
     ),
     "doctor": Command(

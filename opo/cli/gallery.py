@@ -4,11 +4,16 @@ from collections.abc import Sequence
 
 from opo.accounts import Account, accounts
 from opo.errors import UserError, near
+from opo.systems import LEFT_OUT
 
 
 def gallery(arguments: Sequence[str]) -> str:
     """The table, or the account of one algorithm. Raises UserError for a name that does not exist."""
     known = accounts()
+    if list(arguments) == ["--readme"]:
+        from opo.cli.readme import write_readme
+
+        return f"{write_readme()}: tables and accounts written anew"
     if not arguments:
         return _table(list(known.values()))
     name = arguments[0]
@@ -27,6 +32,7 @@ def _table(all_of_them: list[Account]) -> str:
             *(f"  {a.name:<{width}}  {a.title}{' *' if a.unverified else ''}" for a in all_of_them),
             "",
             "  * something of it could not be verified in its source; NAME says what",
+            f"  not here: {', '.join(name for name, *_ in LEFT_OUT)}; conf/algo/README.md says why",
             "  opo algorithms NAME   formula, source, bias and hyperparameters",
             "  opo train algo=NAME   train with it",
         ]

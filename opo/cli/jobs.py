@@ -1,9 +1,7 @@
 """What becomes of the jobs of a multirun, wherever they run: announced at once, noted in a file, listed at the end."""
 
 import json
-import os
 import sys
-import threading
 import time
 import traceback
 from dataclasses import dataclass
@@ -22,8 +20,6 @@ from opo.parallel.environment import rank_and_size, take_ranks_of_submitit
 from opo.run.folder import is_held, note_failure
 from opo.system.terminal import say
 
-WATCH_EVERY_S = 0.5
-
 
 @dataclass(frozen=True)
 class Failure:
@@ -34,7 +30,7 @@ class Failure:
 
 
 class Stopped(BaseException):
-    """SIGTERM ended a multirun whose jobs run one after another in this process. No Exception: Hydra would go on with the next job."""
+    """SIGTERM ended a multirun: what to say of it. No Exception: Hydra would go on with the next job."""
 
 
 class Announce(Callback):
@@ -50,7 +46,7 @@ class Announce(Callback):
         take_ranks_of_submitit()
         own = HydraConfig.get()
         if own.mode == RunMode.MULTIRUN:
-            self.record.note("began", Job.of(own))
+            self.record.note("began", Job.of(own), str(own.job.num))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         assert job_return.hydra_cfg is not None
@@ -68,8 +64,10 @@ class Announce(Callback):
         if speaks is None and rank > 0:
             time.sleep(OTHERS_SPEAK_S)  # the first rank may have met the same
             reason = f"rank {rank} of {size}: {reason}"
+        from opo.train.interrupt import Interrupt  # torch, which has been loaded where a training stops
+
         if speaks is not False:
-            self.record.fail(job, reason, details)
+            self.record.fail(job, reason, details, resumes=isinstance(error, StoppedRun) and Interrupt.any_heard)
         job_return.status, job_return.return_value = JobStatus.COMPLETED, None
 
 
@@ -90,21 +88,25 @@ class Job(NamedTuple):
 
 @dataclass(frozen=True)
 class Record:
-    """The file in which every job notes that it began, and that it ended or why it failed."""
+    """The file in which every job notes that it began (with its number), and that it ended or why it failed."""
 
     file: Path
 
-    def note(self, what: str, job: Job, reason: str = "") -> None:
+    def note(self, what: str, job: Job, more: str = "") -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps([what, job, reason]) + "\n")
+            stream.write(json.dumps([what, job, more]) + "\n")
 
-    def fail(self, job: Job, reason: str, details: str = "") -> None:
-        """Say and note that a job failed, once: of several ranks the first that comes says why."""
+    def fail(self, job: Job, reason: str, details: str = "", resumes: bool = False) -> None:
+        """Say and note that a job failed, once: of several ranks the first that comes says why.
+
+        It is noted in the job's folder too, unless it `resumes`: it was stopped and has saved.
+        """
         if job in self._jobs("failed"):
             return
-        note_failure(Path(job.folder), reason)
-        say(f"FAILED {job.name}: {reason}\n{details}".rstrip(), sys.stderr)
+        if not resumes:
+            note_failure(Path(job.folder), reason)
+        say(f"{'STOPPED' if resumes else 'FAILED'} {job.name}: {reason}\n{details}".rstrip(), sys.stderr)
         self.note("failed", job, reason)
 
     def fail_lost(self, error: Exception) -> bool:
@@ -121,8 +123,9 @@ class Record:
         return [Failure(job.name, reason) for what, job, reason in self._notes() if what == "failed"]
 
     def folders(self) -> list[Path]:
-        """The folders of all jobs that began, in that order."""
-        return list(dict.fromkeys(Path(job.folder) for job in self._jobs("began")))
+        """The folders of all jobs that began, in the order of the sweep."""
+        numbers = {job.folder: int(number) for what, job, number in self._notes() if what == "began"}
+        return [Path(folder) for folder in sorted(numbers, key=lambda folder: numbers[folder])]
 
     def _jobs(self, what: str) -> list[Job]:
         return list(dict.fromkeys(job for noted, job, _ in self._notes() if noted == what))
@@ -130,20 +133,6 @@ class Record:
     def _notes(self) -> list[tuple[str, Job, str]]:
         lines = self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else []
         return [(what, Job(*job), reason) for what, job, reason in map(json.loads, lines)]
-
-
-def leave_with(parent: int, record: Record) -> None:
-    """In a worker that `parent` started: end at once when it is gone, however it went. Runs go on from their checkpoints."""
-    if os.getppid() != parent:
-        return
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(WATCH_EVERY_S)
-        record.file.unlink(missing_ok=True)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _reason(error: BaseException) -> str:

@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from opo.cli.compose import compose_job, composing, parse, plain
 from opo.cli.hydra_errors import one_line
-from opo.cli.jobs import Announce, Failure, Record, Stopped, leave_with
+from opo.cli.jobs import Announce, Failure, Record, Stopped
 from opo.cli.launchers import expect_schemas, in_one_line, refuse_unusable
 from opo.errors import StoppedRun, UserError
 from opo.parallel.environment import rank_and_size
@@ -139,14 +139,15 @@ def launch(
     record = Record(
         Path("runs", f".jobs-{uuid.uuid4().hex}.jsonl").absolute()
     )  # where other machines of a cluster see it too
+    from opo.cli import processes  # joblib, and
     from opo.train.interrupt import Interrupt  # torch, which a refusal should not wait for
 
-    Interrupt.any_heard = False
+    processes.use()
 
     def task(config: DictConfig) -> None:
         own = HydraConfig.get()
         folder, several = Path(own.runtime.output_dir), own.mode == RunMode.MULTIRUN
-        leave_with(launcher, record)
+        Interrupt.any_heard = False  # by a job before in this process
         try:
             with storage_faults_in_one_sentence(folder):
                 entry(plain(config, root), folder)
@@ -155,7 +156,7 @@ def launch(
                 raise
             ended.append(error)  # raised outside Hydra, which would add lines of its own
         if several and Interrupt.any_heard and os.getpid() == launcher:
-            raise Stopped(folder)
+            raise Stopped(f"{folder}: done")
 
     callback = f"++hydra.callbacks.announce={{_target_:{Announce.__module__}.Announce,record:'{record.file}'}}"
     try:
@@ -165,8 +166,9 @@ def launch(
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(one_line(error, list)) from error
     except Stopped as stopped:
-        said = ended[0] if ended else f"{stopped}: done"
-        raise StoppedRun(f"{said}; the sweep ends here, and the same command does its other jobs") from None
+        raise StoppedRun(
+            f"{ended[0] if ended else stopped}; the sweep ends here, and the same command does its other jobs"
+        ) from None
     except Exception as error:
         if not record.fail_lost(error):  # else a launcher lost the process of a job, or of several
             if told := in_one_line(error):

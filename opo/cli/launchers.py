@@ -28,6 +28,14 @@ def refuse_unusable(name: str, launcher: Any) -> None:
             "hydra/launcher=submitit_slurm: there is no srun here, so this machine is in no Slurm cluster; "
             "submitit_local starts the same jobs here"
         )
+    if name == "joblib":
+        from hydra_plugins.hydra_joblib_launcher.config import JobLibLauncherConf
+
+        for key, plain in vars(JobLibLauncherConf()).items():
+            if key not in ("_target_", "n_jobs") and launcher.get(key, plain) != plain:
+                raise UserError(
+                    f"hydra.launcher.{key}={launcher[key]}: allowed is {plain}; of joblib's options n_jobs counts alone"
+                )
 
 
 def in_one_line(error: Exception) -> UserError | StoppedRun | None:

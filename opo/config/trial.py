@@ -41,5 +41,7 @@ def _made_up(num_prompts: int, group_size: int) -> Rollouts:
         logit_energy_NT=draw(*shape_NT),
         score_norm2_PG=draw(num_prompts, group_size),
         greedy_rewards_P=draw(num_prompts),
+        reference_rewards_P=draw(num_prompts),
+        answer_gains_NT=draw(*shape_NT),
         answers=answers,
     )

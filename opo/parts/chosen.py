@@ -10,6 +10,7 @@ from opo.config.schema import AlgoConfig
 from opo.parts.curvature import CurvatureMask
 from opo.parts.filters import Best, BestRandom, BestWorst, Power
 from opo.parts.gradients import HessianCorrected, LookAhead
+from opo.parts.guides import GuidedStart, Hinted
 from opo.parts.options import OPTIONS
 from opo.parts.regularisers import EntropyBand
 from opo.parts.samplers import PromptCurriculum, SamplingErrorCorrection
@@ -21,6 +22,8 @@ PARTS = (
     CurvatureMask,
     PromptCurriculum,
     SamplingErrorCorrection,
+    Hinted,
+    GuidedStart,
     EntropyBand,
     LookAhead,
     HessianCorrected,
@@ -37,7 +40,7 @@ class Parts:
         made = {kind: _made(getattr(algo, kind)) for kind in OPTIONS}
         self.mask: CurvatureMask | None = made["filter"] if isinstance(made["filter"], CurvatureMask) else None
         self.filter = made["filter"] if isinstance(made["filter"], RESPONSE_FILTERS) else None
-        self.sampler: PromptCurriculum | SamplingErrorCorrection | None = made["sampler"]
+        self.sampler: PromptCurriculum | SamplingErrorCorrection | Hinted | GuidedStart | None = made["sampler"]
         self.regulariser: EntropyBand | None = made["regulariser"]
         self.gradient: LookAhead | HessianCorrected | None = made["gradient"]
         self.shaper: RunningMoments | Verified | None = made["shaper"]

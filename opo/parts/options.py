@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from opo.keys import STRICT, Count, Decay, Fraction, LearningRate, NonNegative, Positive, Real, Share
@@ -68,6 +69,24 @@ class SamplingErrorCorrection:
 
 
 @dataclass(config=STRICT)
+class Hinted:
+    unbiased_for: ClassVar[str] = "no: hinted responses are not drawn from the policy"
+    name: Literal["hinted"] = "hinted"
+    failed: Fraction = 0.001  # mean reward of a group up to which it is asked again
+    share: Share = 0.5  # of the reference solution's characters that the hint shows
+    template: Annotated[str, Field(pattern=r"(?s).*\{hint\}.*", description="text with {prompt} and {hint}")] = (
+        "{prompt}{hint}"
+    )
+
+
+@dataclass(config=STRICT)
+class GuidedStart:
+    unbiased_for: ClassVar[str] = "as the algorithm, from the starts that the guide gives"
+    name: Literal["guided_start"] = "guided_start"
+    probability: Fraction = 0.8  # of a prompt's group to begin where the guide was broken off
+
+
+@dataclass(config=STRICT)
 class EntropyBand:
     unbiased_for: ClassVar[str] = "no: an entropy term is added"
     name: Literal["entropy_band"] = "entropy_band"
@@ -119,7 +138,12 @@ OPTIONS: Mapping[str, Mapping[str, type[Any]]] = MappingProxyType(
             "power": Power,
             "curvature": Curvature,
         },
-        "sampler": {"prompt_curriculum": PromptCurriculum, "sampling_error_correction": SamplingErrorCorrection},
+        "sampler": {
+            "prompt_curriculum": PromptCurriculum,
+            "sampling_error_correction": SamplingErrorCorrection,
+            "hinted": Hinted,
+            "guided_start": GuidedStart,
+        },
         "regulariser": {"entropy_band": EntropyBand},
         "gradient": {"look_ahead": LookAhead, "hessian_corrected": HessianCorrected},
         "shaper": {"running_moments": RunningMoments, "verified": Verified},

@@ -9,7 +9,7 @@ Four signatures are known by the names of their arguments, each called with one 
 
 As in TRL, prompts and completions are lists of messages where the prompt goes through the chat template. None, or an exception, leaves
 the response unscored; a function that compares the responses of a group with one another cannot be used, since a reward must not
-depend on what is scored beside it.
+depend on what is scored beside it. Where it fails for every response of a training's batch the run stops (opo/train/prepare.py).
 """
 
 import asyncio
@@ -29,7 +29,7 @@ class Rewarded:
 
     def __init__(self, task: Task, reference: str):
         self._task, self._reference = task, reference
-        self.name, self.stop = task.name, task.stop
+        self.name, self.stop, self.scored_by = task.name, task.stop, f"reward.function={reference}"
         self.prompt, self.extract = task.prompt, task.extract
         self._score = scorer(load_object(reference, "reward.function"), reference, task.prompt(0))
 

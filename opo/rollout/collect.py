@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -21,6 +21,7 @@ from opo.rollout.base import Sampler, Samples, Sampling
 from opo.rollout.factory import make_sampler
 from opo.tasks import Prompt, Task, render
 
+GAVE_NONE = "not a number: NoneType"  # the reason of a response whose scorer returned None
 LOOK_AHEAD, LOOK_AHEAD_S = 16384, 5.0  # prompts that are read, and seconds spent on it, before a run starts
 
 
@@ -52,6 +53,18 @@ class Collected:
             }
             for n, reward in enumerate(rewards_N[:most])
         ]
+
+    def refuse_failed_rewards(self, task: Task) -> None:
+        """Raise UserError where the scorer failed for every response: it raised, crashed, took too long or gave no number.
+
+        None, a scorer's way to give no reward on purpose, is no failure.
+        """
+        failed = [reason for reason in self.reasons.values() if reason != GAVE_NONE]
+        if failed and len(failed) == self.rollouts.rewards_PG.numel():
+            scorer = getattr(task, "scored_by", f"task={task.name}")
+            raise UserError(
+                f"{scorer}: failed for all {len(failed)} responses of a batch, for the first with {failed[0]}"
+            )
 
 
 def stop_token_ids(policy: Policy, stop: tuple[str, ...]) -> tuple[int, ...]:
@@ -146,13 +159,24 @@ class Collector:
         return self.respond(*self.prompts(first, count, split), generator, sampling)
 
     def respond(
-        self, prompts: list[Prompt], ids: list[list[int]], generator: torch.Generator, sampling: Sampling | None = None
+        self,
+        prompts: list[Prompt],
+        ids: list[list[int]],
+        generator: torch.Generator,
+        sampling: Sampling | None = None,
+        begun: Sequence[list[int]] | None = None,
     ) -> Collected:
-        """Sample and score responses to these prompts, which `prompts` has encoded; every rank its part, and all have the whole."""
+        """Sample and score responses to these prompts, which `prompts` has encoded; every rank its part, and all have the whole.
+
+        `begun` are tokens that a response to each prompt begins with: they count as the prompt's, and are scored with what follows.
+        """
+        if begun is not None:
+            ids = [[*prompt, *start] for prompt, start in zip(ids, begun, strict=True)]
         which = self.world.mine(range(len(prompts)))
         samples = self.sampler.generate(ids, sampling or self.sampling, generator, which)
         responses = [
-            [response_text(self.tokenizer, r, self.task.stop) for r in group] for group in samples.response_ids
+            [response_text(self.tokenizer, [*(begun[p] if begun else ()), *r], self.task.stop) for r in group]
+            for p, group in zip(which, samples.response_ids, strict=True)
         ]
         scored = self.rewards.score([prompts[p] for p in which], responses)
         samples, responses, scored = _together(self.world.gather((which, samples, responses, scored)))

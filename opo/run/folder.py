@@ -6,6 +6,7 @@ checkpoints/    step-000100/ ...                       DONE            the numbe
 """
 
 import json
+import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -60,7 +61,7 @@ class RunFolder:
                 )
             path.mkdir(parents=True, exist_ok=True)
             lock = _lock(path)
-            record = {"wandb_run_id": secrets.token_hex(4)} | provenance(config)
+            record = {"wandb_run_id": _wandb_run_id()} | provenance(config)
         else:
             _refuse_another(path, read_yaml(file), config)
             record = read_json(path / "run.json")
@@ -230,6 +231,12 @@ def refuse_lost_checkpoints(path: Path, every: int) -> None:
             f"{path / 'checkpoints'}: the checkpoint of step {expected} is missing (newest: {newest or 'none'}), and going on would "
             f"erase the metrics after it; restore it, or move {path} away to start again"
         )
+
+
+def _wandb_run_id() -> str:
+    """A new one, or in a search that W&B leads the one that its agent gives."""
+    searched = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+    return searched or secrets.token_hex(4)
 
 
 def note_failure(path: Path, reason: str) -> None:

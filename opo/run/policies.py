@@ -27,6 +27,7 @@ class Weights:
     model: ModelConfig
     folder: Path | None = None
     run: dict[str, Any] | None = None  # the config of the run that made them
+    run_folder: Path | None = None
 
     @property
     def path(self) -> str:
@@ -97,7 +98,8 @@ def evaluated_policies(checkpoint: Any, model: ModelConfig | None) -> list[Evalu
     if not paths:
         model = model or ModelConfig()
         _refuse(unreachable(model.path, "model.path") if model.path else ())
-        return [EvaluatedPolicy("model", model.path or model.name, None, [Weights(model)])]
+        label = "/".join(Path(model.path).parts[-2:]) if model.path else model.name
+        return [EvaluatedPolicy("model", label, None, [Weights(model)])]
     weights_by_step = [pair for path in paths for pair in _weights(path, model)]
     seeds = {w.run["seed"] if w.run else None for _, w in weights_by_step}
     if len(paths) > 1 and len(seeds) > 1 and all(step is not None for step, _ in weights_by_step):
@@ -121,17 +123,17 @@ def _weights(text: str, model: ModelConfig | None) -> Iterator[tuple[int | None,
     if (path / "checkpoints").is_dir():
         run = _run_config(path / "config.yaml")
         base = model or read(ModelConfig, run["model"], "model")
-        yield 0, Weights(base, None, run)
+        yield 0, Weights(base, None, run, path)
         for saved in checkpoints(path / "checkpoints"):
             _refuse(complaints(saved / "policy", f"checkpoint={saved}"))
-            yield checkpoint_step(saved), Weights(base, saved / "policy", run)
+            yield checkpoint_step(saved), Weights(base, saved / "policy", run, path)
     elif (path / "policy").is_dir():
         file = path.absolute().parent.parent / "config.yaml"
         run = _run_config(file) if file.is_file() else None
         own = read(ModelConfig, run["model"], "model") if run else ModelConfig("pretrained", str(path / "policy"))
         _refuse(complaints(path / "policy", where))
         step = checkpoint_step(path.absolute()) if path.absolute().name.removeprefix("step-").isdecimal() else None
-        yield step, Weights(model or own, path / "policy", run)
+        yield step, Weights(model or own, path / "policy", run, file.parent if run else None)
     elif (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
         _refuse(complaints(path, where))
         yield None, Weights(model or ModelConfig("pretrained", text), path, None)

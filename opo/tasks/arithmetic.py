@@ -54,7 +54,8 @@ class Arithmetic:
     def prompt(self, index: int, split: str = "train") -> Prompt:
         rng = random.Random(f"{self.config.seed}/{SPLITS.index(split)}/{index}")
         addends = self._addends(rng, split)
-        return Prompt(index, _question(addends), str(sum(addends)))
+        solution = "=".join(_question([sum(addends[: k + 1]), *addends[k + 1 :]])[:-1] for k in range(1, len(addends)))
+        return Prompt(index, _question(addends), str(sum(addends)), {"solution": solution})
 
     def score(self, prompt: Prompt, response: str) -> float:
         return float(self.extract(response) == prompt.answer)

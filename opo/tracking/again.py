@@ -1,23 +1,15 @@
-"""`opo track`: the W&B record of a run made anew from metrics.jsonl, config.yaml, run.json and rollouts/."""
+"""For `opo track`: the W&B record of a run made anew from metrics.jsonl, config.yaml, run.json and rollouts/."""
 
 import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from opo.config.track import TrackConfig, load_config
+from opo.config.track import TrackConfig
 from opo.errors import StoppedRun, UserError
 from opo.run.folder import RunFolder
 from opo.run.metrics import read_rows
 from opo.tracking import CLEAN, FAILED, run_tags, start_mirror
-
-
-def main(values: dict[str, Any], folder: Path) -> None:
-    """The command: make the record and say where it is."""
-    asked = load_config(values)
-    count, run_id = track_again(asked)
-    where = f"in {Path(asked.path, 'wandb')}, for `wandb sync`" if asked.mode == "offline" else "in W&B"
-    print(f"{count} steps of {asked.path} as run {run_id} {where}")
 
 
 def track_again(asked: TrackConfig) -> tuple[int, str]:

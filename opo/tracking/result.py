@@ -88,9 +88,14 @@ class ResultTracker:
                 self._said(f"{error.strerror}: {error.filename}" if error.filename else str(error))
         return self
 
+    @property
+    def works(self) -> bool:
+        """Whether a record can be written: tracking is not off, and its process was started."""
+        return self._process is not None
+
     def record(self, result: Result) -> str | None:
         """Write the record and return the run's id; None, and one sentence, where W&B failed or tracking is off."""
-        if self._process is None:
+        if not self.works:
             return None
         try:
             return self.write(result)

@@ -61,9 +61,12 @@ def update_critic(
 ) -> tuple[float, float]:
     """One step of the critic towards the generalised returns of these prompts: its loss and unclipped gradient norm."""
     assert rollouts.values_NT is not None
-    gamma, lam, clip = ALGORITHMS[config.algo.name].critic_hyperparameters(config.algo.hyperparameters)
+    chosen = ALGORITHMS[config.algo.name]
+    gamma, lam, clip = chosen.critic_hyperparameters(config.algo.hyperparameters)
     _, returns_NT = gae(rollouts.token_rewards_NT, rollouts.values_NT, rollouts.mask_NT, gamma, lam)
     inside_NT = rollouts.mask_NT & rollouts.scored_N[:, None]
+    if chosen.critic_on_finished:
+        inside_NT = inside_NT & ~rollouts.cut_N[:, None]
     tokens = max(1, int(inside_NT[rollouts.rows_of(prompts)].sum()))
     first_N, total = rollouts.first_N, 0.0
     for part in critic.parts(rollouts, prompts):

@@ -2,12 +2,16 @@
 
 from dataclasses import replace
 
+from torch import Tensor
+
 from opo.algorithms import ALGORITHMS, token_weights
 from opo.batch import Rollouts
 from opo.kl import kl_estimate
+from opo.model.answer_gains import answer_gains
 from opo.model.score_norms import squared_score_norms
 from opo.parts.filters import drawn
 from opo.parts.gradients import HessianCorrected, hessian_vector
+from opo.parts.guides import GuidedStart
 from opo.parts.samplers import PromptCurriculum
 from opo.rollout.collect import Collected, Collector
 from opo.system.seeding import generator_for, rng_for
@@ -16,12 +20,23 @@ from opo.train.update import loss_of, needs_reference
 
 
 def draw(learner: Learner, collector: Collector) -> Collected:
-    """The scored responses of the next step, from the run's sampler or from the policy to the next prompts of the stream."""
+    """The scored responses of the next step, from the run's sampler or from the policy to the next prompts of the stream.
+
+    Raises UserError where the scorer failed for every one of them: such a run learns nothing, however long it goes on.
+    """
     config, step, sampler = learner.config, learner.step, learner.parts.sampler
     count = config.rollout.num_prompts
+    if isinstance(sampler, GuidedStart):
+        assert learner.initial is not None
+        return sampler.collect(
+            collector, learner.policy, count, step, config.seed, guide=learner.initial, version=learner.version
+        )
     if sampler is not None:
-        return sampler.collect(collector, learner.policy, count, step, config.seed)
-    return collector.collect(step * count, count, generator_for(config.seed, "rollout", step))
+        batch = sampler.collect(collector, learner.policy, count, step, config.seed)
+    else:
+        batch = collector.collect(step * count, count, generator_for(config.seed, "rollout", step))
+    learner.world.by_first(lambda: batch.refuse_failed_rewards(collector.task))
+    return batch
 
 
 def prepare(batch: Collected, learner: Learner, collector: Collector) -> Rollouts:
@@ -50,6 +65,12 @@ def prepare(batch: Collected, learner: Learner, collector: Collector) -> Rollout
         unused = generator_for(config.seed, "greedy", step)
         best = collector.collect(batch.prompts[0].index, rollouts.num_prompts, unused, greedy)
         rollouts = rollouts.with_(greedy_rewards_P=best.rollouts.rewards_PG[:, 0])
+    if "reference_rewards_P" in needs:
+        rollouts = rollouts.with_(reference_rewards_P=reference_rewards(batch, learner, collector))
+    if "answer_gains_NT" in needs:
+        ids = [collector.tokenizer.encode(prompt.answer, add_special_tokens=False) for prompt in batch.prompts]
+        gains_NT = answer_gains(policy, rollouts, ids, algo.hyperparameters["step_tokens"])
+        rollouts = rollouts.with_(answer_gains_NT=gains_NT)
     if "logit_energy_NT" in needs or "entropies_NT" in needs:
         token_scores = policy.measure(rollouts, prompts, energy=True)
         rollouts = rollouts.with_(logit_energy_NT=token_scores.energies_NT, entropies_NT=token_scores.entropies_NT)
@@ -61,6 +82,18 @@ def prepare(batch: Collected, learner: Learner, collector: Collector) -> Rollout
         weights_PG = parts.filter.weights(rollouts.rewards_PG)
         rollouts = drawn(rollouts, weights_PG, generator_for(config.seed, "filter", step))
     return rollouts
+
+
+def reference_rewards(batch: Collected, learner: Learner, collector: Collector) -> Tensor:
+    """Reward of one response of the reference policy to each prompt of the batch, (P,)."""
+    assert learner.initial is not None
+    one = replace(collector.sampling, group_size=1)
+    generator = generator_for(learner.config.seed, "reference", learner.step)
+    _, ids = collector.prompts(batch.prompts[0].index, len(batch.prompts))
+    collector.sampler.load_weights(learner.initial.model, learner.version)
+    answered = collector.respond(batch.prompts, ids, generator, one)
+    collector.sampler.load_weights(learner.policy.whole(), learner.version)
+    return answered.rollouts.rewards_PG[:, 0]
 
 
 def correct(part: HessianCorrected, batch: Collected, learner: Learner, collector: Collector) -> None:

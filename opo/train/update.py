@@ -12,12 +12,19 @@ from opo.batch import Rollouts
 from opo.config.schema import AlgoConfig, RunConfig
 from opo.errors import StoppedRun
 from opo.kl import kl_penalty
+from opo.parts.options import GuidedStart
 from opo.system.seeding import rng_for
 
 
 def needs_reference(algo: AlgoConfig) -> bool:
-    """True where the algorithm's loss needs the reference policy in every step."""
-    return algo.kl_coef != 0 or "reference_logprobs_NT" in ALGORITHMS[algo.name].needs
+    """True where the algorithm, its KL penalty or its sampler needs the reference policy in every step."""
+    needs = ALGORITHMS[algo.name].needs
+    return algo.kl_coef != 0 or any(need.startswith("reference_") for need in needs) or guided_start(algo)
+
+
+def guided_start(algo: AlgoConfig) -> bool:
+    """True where the reference policy begins some responses."""
+    return isinstance(algo.sampler, GuidedStart)
 
 
 def loss_of(algo: AlgoConfig, rollouts: Rollouts) -> Callable[[Tensor], Tensor]:

@@ -1,6 +1,6 @@
 """The table of analysis/variance/README.md: how often 95 % intervals of a variance study hold the truth (`tests/support/interval_coverage.py`).
 
-python tests/benchmarks/bench_coverage.py [prompts in the bank] [replicates]
+python tests/benchmarks/bench_coverage.py [prompts in the bank] [replicates] [population: binary, graded, hard]
 """
 
 import sys
@@ -10,23 +10,31 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from interval_coverage import bank, coverage
 
-SCALES = (0.0, 0.25, 0.5, 0.75, 1.0)
+SCALES = {
+    "binary": (0.0, 0.25, 0.5, 0.75, 1.0),
+    "graded": (0.0, 0.5, 1.0, "gamma", "two"),
+    "hard": (0.0, 0.5, 1.0, "gamma", "two"),
+}
 KINDS = (
     "trace_cov", "signal", "relative_variance", "mse", "mse_rescaled", "bias", "cosine", "ratio of relative variances", "ratio of traces",
 )  # fmt: skip
 
 
 def main() -> None:
-    size, replicates = (int(x) for x in (sys.argv[1:] + ["4000", "2000"][len(sys.argv) - 1 :]))
+    given = sys.argv[1:] + ["4000", "2000", "binary"][len(sys.argv) - 1 :]
+    size, replicates, population = int(given[0]), int(given[1]), given[2]
+    scales = SCALES[population]
     start = time.process_time()
-    print(f"{size} prompts in the bank, {replicates} replicates; coverage in %, lowest to highest estimator")
-    print("| number | G | prompts | " + " | ".join(f"s = {s:g}" for s in SCALES) + " |")
-    print("|---|---|---|" + "---|" * len(SCALES))
+    print(
+        f"{population}: {size} prompts in the bank, {replicates} replicates; coverage in %, lowest to highest estimator"
+    )
+    print("| number | G | prompts | " + " | ".join(f"s = {s}" for s in scales) + " |")
+    print("|---|---|---|" + "---|" * len(scales))
     lines: dict[tuple[str, int, int], list[str]] = {}
     for group_size in (2, 8):
-        found = bank(size, group_size)
+        found = bank(size, group_size, population=population)
         for prompts in (24, 48):
-            for scale in SCALES:
+            for scale in scales:
                 held = coverage(found, group_size, prompts, scale, replicates)
                 for kind in KINDS:
                     values = sorted(100 * share for (_, what), share in held.items() if what == kind)

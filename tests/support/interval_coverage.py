@@ -40,16 +40,33 @@ POOL_SIZE, RESAMPLES = 64, 600
 Ratio = tuple[str, str, Array, Array, Tails]  # estimator, kind of number, x and y (..., P) whose means have the ratio
 
 
-def prompt(rng: np.random.Generator) -> Population:
-    """A bandit of six arms, of which one to five earn a reward, with long and short ones."""
+def binary(rng: np.random.Generator) -> Population:
+    """A bandit of six arms, of which one to five earn a reward, with long and short ones. The tails were chosen on these."""
     rewards = rng.permutation(np.arange(6) < rng.integers(1, 6)).astype(np.float64)
     return softmax_bandit(rng.normal(size=6), rewards, lengths=rng.integers(1, 12, 6))
 
 
-def bank(size: int, group_size: int, seed: int = 0) -> dict[str, Moments]:
+def graded(rng: np.random.Generator) -> Population:
+    """Held out: twelve arms of rewards between 0 and 1 that fall with length, lengths log-normal."""
+    lengths = np.ceil(np.exp(rng.normal(2.0, 0.7, 12)))
+    rewards = np.clip(rng.beta(0.6, 0.6, 12) - 0.01 * lengths, 0.0, 1.0)
+    return softmax_bandit(1.5 * rng.normal(size=12), rewards, lengths)
+
+
+def hard(rng: np.random.Generator) -> Population:
+    """Held out: one right arm of eight, whose probability is anything from 2 to 98 %: many groups are silent."""
+    right = rng.beta(0.7, 0.7) * 0.96 + 0.02
+    wrong = rng.dirichlet(np.ones(7)) * (1 - right)
+    return softmax_bandit(np.log(np.r_[right, wrong] + 1e-6), np.r_[1.0, np.zeros(7)], rng.integers(1, 30, 8))
+
+
+POPULATIONS = {"binary": binary, "graded": graded, "hard": hard}
+
+
+def bank(size: int, group_size: int, seed: int = 0, population: str = "binary") -> dict[str, Moments]:
     """Estimated moments of every prompt of a bank, by estimator."""
     rng = np.random.default_rng(seed)
-    pools = [prompt(rng).sample(POOL_SIZE, rng) for _ in range(size)]
+    pools = [POPULATIONS[population](rng).sample(POOL_SIZE, rng) for _ in range(size)]
     table = compare(pools, group_size, ESTIMATORS, rng, num_bootstrap=1)
     return {name: table[name].moments for name in ESTIMATORS}
 
@@ -70,15 +87,24 @@ def ratios(moments: dict[str, Moments], group_size: int) -> Iterator[Ratio]:
             yield name, "ratio of traces", m.trace, base.trace, COMPARISON
 
 
+def factors(scale: float | str, rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Array, float]:
+    """Squared factors of the prompts' scores and their expectation: log-normal of that deviation, or one of two held out."""
+    if scale == "gamma":  # squared factors with a coefficient of variation of 1.4
+        return rng.gamma(0.5, 2.0, shape), 1.0
+    if scale == "two":  # one prompt in eight has scores four times as large
+        return np.where(rng.random(shape) < 1 / 8, 16.0, 1.0), 1 + 15 / 8
+    return np.exp(2 * float(scale) * rng.normal(size=shape)), float(np.exp(2 * float(scale) ** 2))
+
+
 def coverage(
-    found: dict[str, Moments], group_size: int, prompts: int, scale: float, replicates: int, seed: int = 1
+    found: dict[str, Moments], group_size: int, prompts: int, scale: float | str, replicates: int, seed: int = 1
 ) -> dict[tuple[str, str], float]:
     """Share of replicates whose interval holds the truth, by estimator and kind of number."""
     rng = np.random.default_rng(seed)
     counts_BP = resample_counts(prompts, RESAMPLES, rng)
     size = len(found["none"].second)
     chosen_RP = rng.integers(0, size, (replicates, prompts))
-    factor_RP = np.exp(2 * scale * rng.normal(size=(replicates, prompts)))
+    factor_RP, grown = factors(scale, rng, (replicates, prompts))
     drawn = {
         name: Moments(*(getattr(m, field.name)[chosen_RP] * factor_RP for field in fields(Moments)))
         for name, m in found.items()
@@ -88,7 +114,7 @@ def coverage(
     for (name, kind, x_RP, y_RP, tails), (*_, x_N, y_N, _) in zip(ratios(drawn, group_size), whole, strict=True):
         theta = float(x_N.mean() / y_N.mean())
         held[name, kind] = float(ratio_accepts(x_RP, y_RP, counts_BP, theta, tails=tails).mean())
-    m, drawn_m, grown = found["length_weighted"], drawn["length_weighted"], np.exp(2 * scale**2)
+    m, drawn_m = found["length_weighted"], drawn["length_weighted"]
     for kind, truth, values_RP in (
         ("trace_cov", m.trace.mean() * grown, drawn_m.trace),
         ("signal", m.signal.mean() * grown, drawn_m.signal),

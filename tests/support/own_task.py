@@ -58,6 +58,18 @@ def alone(response):
     return 0.0
 
 
+def raises(prompt, response):
+    return prompt.metadata["weight"]
+
+
+def none(prompt, response):
+    return None
+
+
+def raises_now_and_then(prompt, response):
+    return prompt.metadata["weight"] if len(response) % 2 else None
+
+
 def even_digits(prompt, response):
     """1 for responses with an even number of digits: a policy that knows nothing earns it now and then."""
     return float(sum(character.isdigit() for character in response) % 2 == 0)

@@ -6,6 +6,7 @@ same place counts once. What it does not know is answered by an error, which the
 
 import gzip
 import json
+import re
 import sys
 import threading
 from dataclasses import dataclass, field
@@ -128,9 +129,10 @@ class _Handler(BaseHTTPRequestHandler):
         body = self._body()
         if self.path == "/graphql":
             asked = json.loads(body)
-            data = self.server.answer(asked["operationName"], asked.get("variables") or {})
+            operation = asked.get("operationName") or re.findall(r"(?:query|mutation)\s+(\w+)", asked["query"])[0]
+            data = self.server.answer(operation, asked.get("variables") or {})
             if data is None:
-                self._reply({"errors": [{"message": f"{asked['operationName']} is not answered here"}]})
+                self._reply({"errors": [{"message": f"{operation} is not answered here"}]})
             else:
                 self._reply({"data": data})
             return

@@ -33,6 +33,7 @@ def test_two_runs_that_differ_in_their_seed_are_both_evaluated(tmp_path: Path) -
         "num_bootstrap": 100,
         "rollout": {"max_new_tokens": 6, "temperature": 0.1},
         "threads": 1,
+        "tracking": {"mode": "off"},
     }
     evaluate.main(asked, tmp_path)
     policies = json.loads((tmp_path / "eval.json").read_text())["policies"]

@@ -17,6 +17,7 @@ from analysis.score_gram.core import score_gram
 from analysis.study.config import load_config as load_study_config
 from analysis.study.pools import PoolFolder
 from analysis.study.run import setting_of
+from analysis.tracking.record import describe
 from opo.cli.compose import composed
 from opo.config.load import load_config as load_run_config
 from opo.errors import StoppedRun, UserError
@@ -93,6 +94,22 @@ def test_it_concludes_from_what_is_on_disk(tmp_path: Path) -> None:
         assert (tmp_path / "figures" / f"{name}.svg").exists()
         assert (tmp_path / "figures" / f"{name}.png").exists()
     assert "What this does not say" in page.read_text(encoding="utf-8")
+
+    recorded = describe(tmp_path)
+    assert (recorded.job_type, recorded.group) == ("verify", "s")
+    assert len(recorded.tables["ledger"].rows) == len(claims)
+    assert {"figures/ledger", "figures/train-reward_mean"} <= set(recorded.images)
+    assert {name for files in recorded.made for name in files.paths} == {"claims.json", "report.html"}
+    study = describe(tmp_path / "variance")
+    assert (study.job_type, study.group) == ("variance", "s")
+    assert [(files.name, files.aliases) for files in study.measured_on] == 3 * [
+        ("checkpoint-0", ("step-000000",)),
+        ("checkpoint-0", ("step-000010",)),
+        ("checkpoint-0", ("step-000020",)),
+    ]
+    assert {"on-policy", "opo"} <= set(study.tags)
+    behind = {files.name for files in recorded.measured_on}
+    assert behind == {"checkpoint-0", study.made[0].name}
 
 
 @pytest.fixture(scope="module")

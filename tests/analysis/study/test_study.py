@@ -19,7 +19,7 @@ from analysis.claims.files import read_ledger, write_ledgers
 from analysis.plots.study import write_figures
 from analysis.study.audits import audit_interval, audit_terms, audit_value, jackknifed_gain
 from analysis.study.config import VarianceConfig, load_config, study_name
-from analysis.study.pools import Measurement, PromptPool, measure_pool
+from analysis.study.pools import Measurement, PromptPool, measure_pool, sequences, token_norms
 from analysis.study.result import TABLES, Study, load
 from analysis.study.run import load_pools, run_study
 from analysis.variance.compare import compare
@@ -70,6 +70,30 @@ def test_pool_against_autograd() -> None:
     np.testing.assert_allclose(pool.gram_RR, stacked @ stacked.T, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(pool.part_norm2_SR.sum(0), np.diag(pool.gram_RR), rtol=1e-9)
     assert {"layer 0", "layer 1", "embedding"} <= set(pool.parts)
+
+
+def test_token_norms_of_a_long_response_are_unbiased_and_need_few_passes() -> None:
+    """Seven tokens in three scores: the cross terms that are left average out over the signs, and are none of neighbours."""
+    policy, rollouts = policy_of(small_gpt2()), random_rollouts(prompts=1, group=2, lengths=(7, 7))
+    parameters, inputs = list(policy.model.parameters()), tuple(x[:1] for x in sequences(rollouts))
+    start, targets_T = len(rollouts.prompt_ids[0]), rollouts.tokens_NT[0]
+    table_TV = policy.model(input_ids=inputs[0]).logits[0, start - 1 : -1].log_softmax(-1)
+    terms_T = table_TV.gather(1, targets_T[:, None])[:, 0]
+    z_TD = torch.stack(
+        [torch.cat([g.flatten() for g in torch.autograd.grad(term, parameters, retain_graph=True)]) for term in terms_T]
+    )
+    gram_TT, apart_TT = z_TD @ z_TD.T, torch.arange(7)[:, None] - torch.arange(7)
+    left_TT = torch.where(apart_TT % 3 == 0, gram_TT, 0.0)
+    found, expected = [], []
+    for seed in range(40):
+        found.append(token_norms(policy, inputs, torch.Generator().manual_seed(seed), rows=3))
+        sign_T = 2.0 * torch.randint(0, 2, (7,), generator=torch.Generator().manual_seed(seed)) - 1
+        expected.append(float((left_TT * torch.outer(sign_T, sign_T)).sum()))
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    exact, error = float(gram_TT.trace()), float(np.std(found)) / 40**0.5
+    assert abs(np.mean(found) - exact) < 4 * error
+    assert 0 < error < 0.1 * exact
+    assert token_norms(policy, inputs, torch.Generator(), rows=7) == pytest.approx(exact)
 
 
 def test_output_layer_norm_is_the_gradient_of_an_untied_head() -> None:

@@ -16,14 +16,16 @@ from wandb_file import records
 from wandb_server import StoredRun, WandbServer
 
 from analysis.claims.files import write_ledgers
+from analysis.commands import track
 from analysis.plots.answer import ratio_by_policy
 from analysis.plots.style import save
 from analysis.study.result import Study
 from analysis.tracking.origin import Origin
-from analysis.tracking.study import result_of
+from analysis.tracking.record import record
 from opo.config.schema import WandbConfig
 from opo.run.checkpoint import save_checkpoint
-from opo.tracking.result import ResultTracker, wandb_id
+from opo.tracking.offline_file import read_run
+from opo.tracking.result import wandb_id
 
 WANDB = Path(sys.executable).with_name("wandb")
 
@@ -40,9 +42,8 @@ def studied(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Study
     study.save(path)
     write_ledgers(study, path)
     save(ratio_by_policy(study), path / "figures", "ratio")
-    origin = Origin.of([str(run)], "tiny", {0, 20}, [])
-    with ResultTracker(path, WandbConfig(notes=None, tags=["mine"])) as tracker:
-        assert tracker.record(result_of(study, path, origin, {"prompts": 10}))
+    (path / "config.yaml").write_text(yaml.safe_dump({"checkpoint": str(run), "prompts": 10}))
+    record(path, WandbConfig(tags=["mine"]))
     return run, path, study
 
 
@@ -106,14 +107,13 @@ def test_a_study_that_is_repeated_replaces_its_record_until_it_was_uploaded(
     studied: tuple[Path, Path, Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After that the same result is left as it is, and another one is another run, since W&B adds to what it has."""
-    _, source, study = studied
+    _, source, _ = studied
     path = Path(shutil.copytree(source, tmp_path / "study"))
     shutil.rmtree(path / "wandb")
-    origin = Origin.of([], "tiny", {None}, [])
 
     def track(**command: int) -> None:
-        with ResultTracker(path, WandbConfig(notes="my own words")) as tracker:
-            assert tracker.record(result_of(study, path, origin, command))
+        (path / "config.yaml").write_text(yaml.safe_dump(command))
+        record(path, WandbConfig(notes="my own words"))
 
     track(prompts=9)
     before = wandb_file(path)
@@ -150,9 +150,7 @@ def test_what_fails_in_wandb_is_one_sentence(
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     if fault == "closed":
         (tmp_path / "wandb").write_text("a file where the folder should be")
-    result = result_of(study, tmp_path, Origin.of([], "tiny", {None}, []), {}) if fault != "closed" else None
-    with ResultTracker(tmp_path, WandbConfig("off" if fault == "off" else "offline")) as tracker:
-        assert tracker.record(result) is None  # pyright: ignore[reportArgumentType]
+    record(tmp_path, WandbConfig("off" if fault == "off" else "offline"))
     said = capfd.readouterr().err
     if fault == "off":
         assert said == ""
@@ -170,3 +168,20 @@ def test_runs_off_policy_are_tagged_apart(tmp_path: Path) -> None:
     assert config["algo"]["updates_per_rollout"] == 4
     assert "off-policy" in Origin.of([str(runs[1])], "tiny", {0}, []).tags
     assert "off-policy" not in Origin.of([str(runs[0])], "tiny", {0}, []).tags
+
+
+def test_the_command_makes_the_record_of_a_study_anew(
+    studied: tuple[Path, Path, Study], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, source, _ = studied
+    path = Path(shutil.copytree(source, tmp_path / "study"))
+    (path / "config.yaml").write_text(yaml.safe_dump({"tracking": {"project": "mine", "tags": ["kept"]}}))
+    before = wandb_file(path)
+    track.main({"path": str(path), "id": "afresh12"}, tmp_path)
+    assert capsys.readouterr().out.startswith(f"{path} as run afresh12 in {path}/wandb, for `wandb sync`")
+    made = read_run(
+        next(file for file in (path / "wandb").glob("offline-run-*/run-*.wandb") if file.name != before.name)
+    )
+    assert (made.id, made.project, made.job_type) == ("afresh12", "mine", "variance")
+    assert "kept" in made.tags
+    assert made.exit_code == 0

@@ -43,7 +43,14 @@ class TabularPolicy:
         return total.detach()
 
 
-UNBIASED = {"reinforce": {}, "rloo": {}, "remax": {"greedy_rewards_P": [0.7]}, "p3o": {}, "copg": {}}
+UNBIASED = {
+    "reinforce": {},
+    "rloo": {},
+    "remax": {"greedy_rewards_P": [0.7]},
+    "pit": {"reference_rewards_P": [0.7]},
+    "p3o": {},
+    "copg": {},
+}
 
 
 @pytest.mark.parametrize("name", UNBIASED)

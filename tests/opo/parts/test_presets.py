@@ -15,6 +15,7 @@ from opo.parts.options import OPTIONS
 from opo.train.loop import train
 
 PRESETS = ["capo", "epo", "harpg", "n_pg_igt", "pcl", "pf_ppo", "ppo_max", "props", "tulu3_rlvr"]
+PRESETS += ["t_ppo", "pit", "igpo", "guide_grpo", "rlgf"]
 QUIET = ["tracking=off", "reward.workers=1", "kl_init_every=0"]
 
 

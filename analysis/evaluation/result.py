@@ -1,0 +1,49 @@
+"""What an evaluation leaves: `eval.json` (settings, measures of every policy, paired differences) and `responses.parquet`."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from analysis.evaluation.measures import Difference, Estimate
+from opo.errors import UserError
+from opo.system.atomic import write_text
+from opo.system.records import read_json
+
+FILE = "eval.json"
+SCHEMA = "opo.evaluation/1"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`policies`: policy, run, step, weights, and `measures` (name -> value, low, high, num_prompts); `differences`: the fields of
+    `analysis.evaluation.measures.Difference`. A number that is not known is null.
+    """
+
+    settings: Mapping[str, Any]  # seed, split, prompts, responses, task, model, checkpoint
+    policies: Sequence[Mapping[str, Any]]
+    differences: Sequence[Mapping[str, Any]]
+
+    def save(self, folder: Path) -> None:
+        """Write eval.json, whole or not at all."""
+        content = {"schema": SCHEMA, **self.settings, "policies": self.policies, "differences": self.differences}
+        write_text(folder / FILE, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def load(folder: Path) -> Evaluation:
+    """The evaluation in a folder. Raises UserError where its file is damaged."""
+    content = read_json(folder / FILE)
+    try:
+        policies, differences = content.pop("policies"), content.pop("differences")
+        if not all(isinstance(policy["measures"], dict) for policy in policies):
+            raise TypeError
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / FILE}: damaged, it holds no evaluation; restore it from a copy") from error
+    return Evaluation(content, policies, differences)
+
+
+def plain(record: Estimate | Difference) -> dict[str, Any]:
+    """The fields, null where a number is not known."""
+    return {key: None if value in (inf, -inf) else value for key, value in asdict(record).items()}
