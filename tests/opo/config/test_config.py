@@ -62,7 +62,10 @@ def test_every_choice_composes_and_is_accepted(group: str, choice: str, tmp_path
             *("model=pretrained", f"model.path={tmp_path}"),
         ],
         ("task", "reasoning_gym"): ["model=pretrained", f"model.path={tmp_path}"],
-        ("task", "chain_sum"): ["model=pretrained", f"model.path={tmp_path}"],
+        **{
+            ("task", name): ["model=pretrained", f"model.path={tmp_path}"]
+            for name in ("chain_sum", "worked_sums", "products", "letter_counting")
+        },
     }
     fake_policy(tmp_path)
     rows = [f'{{"question": "What is {n} + {n}?", "answer": "{2 * n}"}}' for n in range(40)]
