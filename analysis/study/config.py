@@ -149,7 +149,7 @@ def load_config(values: Mapping[str, Any]) -> VarianceConfig:
     task = values.pop("task", None)
     config = read(VarianceConfig, sampling_alone(values))
     config.task = None if task is None else task_config(task)
-    for complaint in _complaints(config):
+    for complaint in complaints(config):
         raise UserError(complaint)
     return config
 
@@ -163,7 +163,8 @@ def sampling_alone(values: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _complaints(config: VarianceConfig) -> Iterator[str]:
+def complaints(config: VarianceConfig, here: bool = True) -> Iterator[str]:
+    """What its keys must satisfy together; with `here`, what the study needs on this machine is looked for too."""
     rollout = config.rollout
     for key, value, neutral in (("top_p", rollout.top_p, 1), ("top_k", rollout.top_k, 0)):
         if value != neutral:
@@ -182,6 +183,8 @@ def _complaints(config: VarianceConfig) -> Iterator[str]:
         if not match or int(match[1]) >= int(match[2]):
             yield f"shard={config.shard}: give WHICH/COUNT with WHICH from 0, such as 0/4"
     yield from _about_rollouts(config)
+    if not here:
+        return
     yield from usable_device(config)
     evaluated_policies(config.checkpoint, config.model)  # says itself what is wrong with a path or its weights
 

@@ -8,7 +8,7 @@ import os
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,6 +152,9 @@ def launch(
             with storage_faults_in_one_sentence(folder):
                 entry(plain(config, root), folder)
         except (UserError, StoppedRun) as error:
+            if isinstance(error, UserError):
+                with suppress(OSError):  # Hydra made it, and something may be in it
+                    folder.rmdir()
             if several and not (Interrupt.any_heard and os.getpid() == launcher):
                 raise
             ended.append(error)  # raised outside Hydra, which would add lines of its own

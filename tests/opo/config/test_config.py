@@ -19,6 +19,7 @@ from opo.cli import take_apart
 from opo.cli.compose import composed as composed_of
 from opo.cli.launch import check
 from opo.config.load import load_config
+from opo.config.plan import load_config as load_plan
 from opo.config.read import read
 from opo.config.rules import RULES
 from opo.config.schema import AlgoConfig, ModelConfig, RolloutConfig, RunConfig, TrackingConfig, to_dict
@@ -61,6 +62,7 @@ def test_every_choice_composes_and_is_accepted(group: str, choice: str, tmp_path
             *(f"task.path={tmp_path}/questions.jsonl", "reward.function=own_task:plain"),
             *("model=pretrained", f"model.path={tmp_path}"),
         ],
+        ("experiment", "opo_paper"): [f"model.path={tmp_path}", f"task.path={tmp_path}/questions.jsonl"],
         ("task", "reasoning_gym"): ["model=pretrained", f"model.path={tmp_path}"],
         **{
             ("task", name): ["model=pretrained", f"model.path={tmp_path}"]
@@ -86,10 +88,13 @@ def test_every_algorithm_and_task_has_its_file() -> None:
 @pytest.mark.parametrize("file", WITH_COMMAND, ids=lambda file: file.stem)
 def test_the_command_in_a_file_is_accepted(file: Path) -> None:
     comments = "\n".join(line for line in file.read_text().splitlines() if line.startswith("#"))
-    found = re.search(r"opo train (.+)", comments)
+    found = re.search(r"opo (train|plan train) (.+)", comments)
     assert found, f"{file} does not say which command runs it"
-    assert f"{file.parent.name}={file.stem}" in found.group(1)
-    configs = jobs_of(found.group(1))
+    assert f"{file.parent.name}={file.stem}" in found.group(2)
+    if found.group(1) == "plan train":  # its model or its data have to be fetched first
+        check(take_apart("plan", ["train", *shlex.split(found.group(2))])[0], load_plan)
+        return
+    configs = jobs_of(found.group(2))
     axes = yaml.safe_load(file.read_text()).get("hydra", {}).get("sweeper", {}).get("params", {})
     if axes:  # a sweep: every combination once, one thread per job
         assert len({json.dumps(to_dict(config), sort_keys=True) for config in configs}) == len(configs)
