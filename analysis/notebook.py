@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 # progress bars of transformers fall back to text where ipywidgets is missing, and nothing of theirs is shown here
 warnings.filterwarnings("ignore", message="IProgress not found")
 
+WIDEST_TEXT = 60  # characters of a column of text
 RESOLUTION = 200  # pixels an inch, shown at half the size: sharp on any screen
 
 
@@ -148,6 +149,7 @@ def table(frame: pl.DataFrame) -> Table:
         shown.add_column(
             "value [95 %]" if merged and column == "value" else column.replace("_", " "),
             justify="right" if right else "left",
+            max_width=None if right else WIDEST_TEXT,
         )
     for row in frame.iter_rows(named=True):
         estimate = interval_text(row["value"], row["low"], row["high"]) if merged else ""

@@ -157,7 +157,7 @@ def _measure(
             measurement = later
         return
     task, reward = (
-        make_task(weights.task(config.task), weights.reward_function(config.reward.function)),
+        make_task(weights.task(config.task), weights.reward_functions(config.reward)),
         RewardConfig(timeout_s=config.reward_timeout_s),
     )
     with open_collector(policy, task, model, rollout, reward) as collector:

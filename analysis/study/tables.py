@@ -222,7 +222,7 @@ def moments_table(study: Study, policy_name: str | None = None, group_size: int 
     shown = ("relative_variance", "bias")
     title = f"{policy['label']}: G = {size}, {policy.get('prompts_at', {}).get(str(size), policy['prompts'])} prompts x {policy['responses']} responses, 95 % intervals over prompts"
     table = RichTable(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for column in ("estimator", "relative variance", "bias", f"over {study.settings['reference']}'s"):
+    for column in ("estimator", "relative variance", "bias", f"ratio to {study.settings['reference']}"):
         table.add_column(column, justify="left" if column == "estimator" else "right")
     ratios = {row["estimator"]: row for row in study.compare(policy["name"], size).iter_rows(named=True)}
     cells = {

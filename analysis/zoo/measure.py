@@ -141,7 +141,7 @@ class Bench:
         return cls(config, run, model, start, start if middle is None else loaded(model))
 
     def __enter__(self) -> "Bench":
-        task = make_task(self.run.task, self.run.reward.function)
+        task = make_task(self.run.task, self.run.reward.functions)
         self.opened = open_collector(self.policy, task, self.model, self.run.rollout, self.run.reward)
         self.collector = self.opened.__enter__()
         return self

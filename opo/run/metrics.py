@@ -25,6 +25,9 @@ METRICS: dict[str, Metric] = {
     "train/step": Metric("steps", "rollout batches used so far; the x-axis of every other metric"),
     "train/reward_mean": Metric("reward", "mean over this batch's scored responses"),
     "train/reward_std": Metric("reward", "standard deviation (n - 1) over this batch's scored responses"),
+    "reward/*": Metric(
+        "reward", "NAME_mean of each function of a reward that sums several: unweighted, over the scored responses"
+    ),
     "train/grad_norm": Metric("1", "Euclidean norm of the gradient before clipping, mean over updates"),
     "train/clipped": Metric("fraction", "share of updates whose gradient was scaled down to optim.max_grad_norm"),
     "train/moved_fraction": Metric(
@@ -106,7 +109,7 @@ def checked_row(step: int, metrics: dict[str, float]) -> dict[str, float]:
     """
     row: dict[str, float] = {"train/step": step}
     for name, value in metrics.items():
-        if name not in METRICS:
+        if name not in METRICS and not name.startswith("reward/"):
             raise ValueError(f"metric {name!r} at step {step} is not in opo.run.metrics.METRICS: describe it there")
         if not math.isfinite(value):
             raise ValueError(f"metric {name!r} at step {step} is {value}: leave an undefined metric out")

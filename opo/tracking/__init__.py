@@ -37,6 +37,7 @@ COMPLETIONS = {  # column of rollouts/step-*.parquet -> Arrow type
     "prompt": "string",
     "response": "string",
     "reward": "float64",  # null: unscored
+    "reward_parts": "string",  # of a reward of several functions: {"name": value, ...}, unweighted
     "unscorable": "string",  # why, or null
     "tokens": "int64",
     "logprob_nats": "float64",  # of the response, summed over its tokens
