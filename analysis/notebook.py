@@ -112,14 +112,19 @@ def audit(rollouts: str | Sequence[str], options: Sequence[str] = ()) -> dict[st
 
 def measure(rollouts: str | Sequence[str], model: str, *options: str) -> Study:
     """The study of `opo variance rollouts=... model=... OPTIONS`, in the folder that the command writes; what is there is not measured again."""
+    from analysis.claims.files import write_ledgers
+    from analysis.plots.study import write_figures
     from analysis.study.config import load_config, study_name
     from analysis.study.run import run_study
 
     path = project() / Path(model).expanduser()
     chosen = rewritten(f"model={quoted(str(path))}" if path.exists() else f"model={model}")
     overrides = [_rollouts(rollouts), *chosen, *options]
-    made = run_study(load_config(composed("variance", overrides)), project() / "runs/variance" / study_name(overrides))
+    folder = project() / "runs/variance" / study_name(overrides)
+    made = run_study(load_config(composed("variance", overrides)), folder)
     assert made is not None  # without shards the result is there at the end
+    write_figures(made, folder / "figures")
+    write_ledgers(made, folder)
     return made
 
 
