@@ -41,7 +41,7 @@ PASSES = 5  # over all responses, of a forward pass's arithmetic: sampling, forw
 def plan_study(config: PlanVariance) -> Plan:
     """Memory of one rank, hours and prompts of a study. Raises UserError where the model's shape cannot be known."""
     source = replace(config.model or ModelConfig(), compute="float32")
-    task, reward = config.task or ArithmeticConfig(), config.reward.function
+    task, reward = config.task or ArithmeticConfig(), config.reward.functions
     machine, model = machine_of(config), on_paper(source)
     prompt, known = prompt_length(config.prompt_tokens, source, task, reward, config.split or "eval")
     lengths = Lengths(prompt, config.rollout.max_new_tokens or 48)
