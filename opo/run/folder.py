@@ -25,6 +25,7 @@ from opo.run.provenance import provenance
 from opo.system.atomic import replacing, write_text
 from opo.system.records import read_json, read_yaml
 
+CERTIFICATE = "certificate.json"  # the rollout-trainer mismatch check
 FAILED = "FAILED"  # a file that holds why the last job in this folder ended
 WRITTEN = ("config.yaml", "run.json", "DONE", FAILED)  # by opening a folder
 # keys that may differ when a run is resumed
