@@ -96,7 +96,7 @@ class GramAccumulator:
         self, contributions: Sequence[Contribution], rows: int, columns: int, scale: Tensor | None, dtype: torch.dtype
     ) -> Tensor:
         n, device = self.num_responses, contributions[0].device
-        step = max(1, min(rows, self.buffers.gradients_on(device) // (n * columns)))
+        step = max(1, min(rows, self.buffers.gradients_on(device.type) // (n * columns)))
         step -= step % 16 if step > 16 else 0
         if self._buffer.numel() < n * step * columns or self._buffer.dtype != dtype or self._buffer.device != device:
             self._buffer = torch.empty(n * step * columns, dtype=dtype, device=device)

@@ -219,7 +219,7 @@ def loop_grams(
     for p, name in parameters.items():
         scale = scales[name].flatten() if name in scales else None
         gram = grams.setdefault(group_of(name), torch.zeros(n, n, dtype=torch.float64, device=p.device))
-        step = max(1, USUAL.gradients_on(p.device) // n)
+        step = max(1, USUAL.gradients_on(p.device.type) // n)
         for low in range(0, p.numel(), step):
             part_ND = torch.stack([row[name].flatten()[low : low + step].double() for row in rows])
             gram += (lambda x: x @ x.T)(part_ND if scale is None else part_ND * scale[low : low + step])

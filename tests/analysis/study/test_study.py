@@ -15,7 +15,8 @@ from small import VOCABULARY, random_rollouts, small_gpt2, small_llama
 from studies import bandit_pool, bandit_study, config
 from torch import nn
 
-from analysis.claims.files import read_ledger
+from analysis.claims.files import read_ledger, write_ledgers
+from analysis.plots.study import write_figures
 from analysis.study.audits import audit_interval, audit_terms, audit_value, jackknifed_gain
 from analysis.study.config import VarianceConfig, load_config, study_name
 from analysis.study.pools import Measurement, PromptPool, measure_pool, sequences, token_norms
@@ -220,7 +221,9 @@ def test_rollouts_from_elsewhere_shards_and_resumption_agree(foreign: tuple[Path
         for name in ("opo", "length_weighted")
     )
     assert opo == pytest.approx(weighted)
+    write_figures(whole, tmp_path / "whole" / "figures")
     assert (tmp_path / "whole" / "figures" / "variance-model.svg").exists()
+    write_ledgers(whole, tmp_path / "whole")
     ledger = read_ledger(tmp_path / "whole", "model")
     assert ledger is not None
     effects = {claim["id"]: claim["effect"] for claim in ledger["claims"]}

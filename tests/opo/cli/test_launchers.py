@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -55,6 +56,23 @@ def test_two_tasks_of_submitit_are_one_run_of_two_ranks(tmp_path: Path, monkeypa
     for key in ("train/reward_mean", "length/tokens_mean", "train/entropy_mean_nats", "train/grad_norm"):
         assert two[0][key] == pytest.approx(one[0][key], rel=1e-4), key
     assert json.loads((ranks / "metrics.jsonl").read_text().splitlines()[-1])["time/ranks_wait_s"] > 0
+
+
+def test_jobs_that_a_cluster_starts_elsewhere_work_where_the_command_was_given(tmp_path: Path, monkeypatch) -> None:
+    work, elsewhere, seen = tmp_path / "work", tmp_path / "elsewhere", []
+    work.mkdir()
+    elsewhere.mkdir()
+    monkeypatch.chdir(work)
+
+    def train(config: dict[str, Any], folder: Path) -> None:
+        seen.append((Path.cwd(), folder))
+        os.chdir(elsewhere)  # where the next job finds itself
+
+    monkeypatch.setattr("opo.cli.train.train", train)
+    assert opo("train", "-m", "seed=0,1") == 0
+    runs = work / "runs" / "default"
+    assert seen == [(work, runs / "opo-arithmetic-s0"), (work, runs / "opo-arithmetic-s1")]
+    assert not list(elsewhere.iterdir())
 
 
 SBATCH = """#!/bin/bash

@@ -71,10 +71,12 @@ def assert_equal(one: Path, other: Path, tolerance: float = CLOSE) -> None:
 
 
 def test_two_ranks_are_one_process(policy: Path, tmp_path: Path) -> None:
-    """Replicated and sharded, and a run that goes on from one process's checkpoint."""
-    one, two, cut = (tmp_path / name for name in ("one", "two", "cut"))
+    """Replicated and sharded, and sharded where no batch has a gradient."""
+    one, two, cut, still = (tmp_path / name for name in ("one", "two", "cut", "still"))
+    equal_rewards = asked(policy, "opo", "sharded", task={"modulus": 1}, steps=2)
     run({one: asked(policy, "opo")}, 1)
-    run({two: asked(policy, "opo"), cut: asked(policy, "opo", "sharded")}, 2)
+    run({two: asked(policy, "opo"), cut: asked(policy, "opo", "sharded"), still: equal_rewards}, 2)
+    assert [row["train/grad_norm"] for row in rows(still)] == [0.0, 0.0]
     assert_equal(two, one)
     assert_equal(cut, one)
     record = json.loads((two / "certificate.json").read_text())
