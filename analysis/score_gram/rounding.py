@@ -31,7 +31,7 @@ class Rounding:
 
     @classmethod
     def of(cls, model: Any) -> Self:
-        config = getattr(model, "config", None)
+        config: Any = getattr(model, "config", None)
         config = config.get_text_config() if hasattr(config, "get_text_config") else config
         longest = max((p.shape[-1] for p in model.parameters() if p.dim() == 2), default=1)
         return cls(int(getattr(config, "num_hidden_layers", 1)), longest)

@@ -12,6 +12,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from analysis.variance.names import couples_prompts, known_names
+from opo.accounts import accounts
 from opo.catalogue import catalogue
 from opo.config.load import task_config
 from opo.config.read import read, shown
@@ -52,7 +53,11 @@ ESTIMATORS = (
 GROUP_SIZES = (2, 4, 8, 16)
 AtLeastFour = Annotated[int, Field(ge=4, le=LARGEST)]
 Resamples = Annotated[int, Field(ge=100, le=1_000_000)]
-NOT_IN_POOLS = ("greedy_rewards_P", "answers")  # what algorithms may need and a study does not keep
+NOT_IN_POOLS = (
+    "greedy_rewards_P",
+    "reference_rewards_P",
+    "answers",
+)  # what algorithms may need and a study does not keep
 NOT_IN_NAME = ("shard", "threads", "device", "memory_gib", "reward_timeout_s", "tracking", "hydra")
 
 
@@ -148,7 +153,7 @@ def load_config(values: Mapping[str, Any]) -> VarianceConfig:
     task = values.pop("task", None)
     config = read(VarianceConfig, sampling_alone(values))
     config.task = None if task is None else task_config(task)
-    for complaint in _complaints(config):
+    for complaint in complaints(config):
         raise UserError(complaint)
     return config
 
@@ -162,7 +167,8 @@ def sampling_alone(values: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _complaints(config: VarianceConfig) -> Iterator[str]:
+def complaints(config: VarianceConfig, here: bool = True) -> Iterator[str]:
+    """What its keys must satisfy together; with `here`, what the study needs on this machine is looked for too."""
     rollout = config.rollout
     for key, value, neutral in (("top_p", rollout.top_p, 1), ("top_k", rollout.top_k, 0)):
         if value != neutral:
@@ -181,6 +187,8 @@ def _complaints(config: VarianceConfig) -> Iterator[str]:
         if not match or int(match[1]) >= int(match[2]):
             yield f"shard={config.shard}: give WHICH/COUNT with WHICH from 0, such as 0/4"
     yield from _about_rollouts(config)
+    if not here:
+        return
     yield from usable_device(config)
     evaluated_policies(config.checkpoint, config.model)  # says itself what is wrong with a path or its weights
 
@@ -225,15 +233,18 @@ def _about_rollouts(config: VarianceConfig) -> Iterator[str]:
 def _about_estimators(config: VarianceConfig) -> Iterator[str]:
     """Each is known, weighs responses and has what it needs; prompts are coupled in batches of a given size."""
     algorithms = catalogue()
+    presets = {name: account for name, account in accounts().items() if name not in algorithms}
     names = [
         name for name in known_names() if name not in algorithms or not {*algorithms[name].needs} & {*NOT_IN_POOLS}
     ]
     for name in [*config.estimators, config.reference]:
         if name in algorithms and algorithms[name].token_level:
-            yield f"estimators has {name}: it weighs tokens, not responses; analysis.variance.token_level.compare_token_weights measures it"
+            yield f"estimators has {name}: it weighs tokens, not responses; opo zoo 'algorithms=[{name}]' measures it"
         elif name in algorithms and name not in names:
             need = next(need for need in algorithms[name].needs if need in NOT_IN_POOLS)
-            yield f"estimators has {name}: it needs {need}, which a study does not keep; analysis.variance.compare.compare takes it in its pools"
+            yield f"estimators has {name}: it needs {need}, which a study does not keep; opo zoo 'algorithms=[{name}]' measures it"
+        elif name in presets:
+            yield f"estimators has {name}: it is {presets[name].base} with parts or settings; opo zoo 'algorithms=[{name}]' measures it"
         elif name not in names:
             yield f"estimators has {shown(name)}: not one that weighs responses{near(name, names)}; allowed are {', '.join(names)}"
     if config.reference not in config.estimators:

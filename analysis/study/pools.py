@@ -7,7 +7,7 @@ one that was cut into shards is merged by putting the files in one folder.
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from analysis.score_gram.byproducts import Byproducts
 from analysis.score_gram.core import score_gram
-from analysis.score_gram.recompute import decoder_layers
+from analysis.study.passes import planned_passes
 from analysis.study.token_sums import mean_gap, token_sums
 from analysis.variance.between_prompts import Projection, pool_coefficients
 from opo.batch import Rollouts
@@ -68,13 +68,6 @@ class PromptPool:
             )
 
 
-class Plan(NamedTuple):
-    """How one pass of the model is fitted into memory."""
-
-    responses: int  # that are in the model at once when scores are measured
-    recompute: bool  # each decoder layer in the backward pass, then
-
-
 @dataclass(frozen=True)
 class Measurement:
     """How a pool is measured."""
@@ -83,22 +76,6 @@ class Measurement:
     token_responses: int  # how many responses of a prompt are measured token by token
     seed: int = 0  # of `token_norms`
     verify: bool = True  # compare one score of the prompt with autograd's: once a model is enough
-
-    def plan(self, policy: Policy, num_responses: int, length: int) -> Plan:
-        """All responses at once if they fit, else recomputing layers (a forward pass more), else in blocks besides.
-
-        Counted: inputs and outputs of every matrix, once for autograd and once captured, and attention weights.
-        """
-        config, layers = policy.causal_lm.config.get_text_config(), decoder_layers(policy.model)
-        attention = config.num_attention_heads * length
-        sides = sum(sum(p.shape) for layer in layers for p in layer.parameters() if p.dim() == 2)
-        every_side = sum(sum(p.shape) for p in policy.model.parameters() if p.dim() == 2)
-        budget = self.memory_gib * GIB / (8 * length)  # float32 numbers a token of one response, kept twice
-        whole = every_side + config.num_hidden_layers * attention
-        recompute = bool(layers) and num_responses * whole > budget
-        if recompute:  # the input of each layer, and one layer at work
-            whole = every_side - sides + len(layers) * config.hidden_size + sides / len(layers) + attention
-        return Plan(max(2, int(budget / whole)), recompute)
 
 
 def measure_pool(
@@ -111,7 +88,8 @@ def measure_pool(
             f"prompt {prompt_id}: {len(keep)} of {rollouts.group_size} responses have a reward; a pool needs two"
         )
     inputs = tuple(x[keep] for x in sequences(rollouts))
-    plan = measurement.plan(policy, len(rollouts.first_N[keep].unique()), inputs[0].shape[1])
+    distinct, budget = len(rollouts.first_N[keep].unique()), measurement.memory_gib * GIB
+    plan = planned_passes(policy.model, distinct, inputs[0].shape[1], budget)
     passes = {"responses_per_pass": plan.responses, "recompute": plan.recompute}
     gradient = Projection()
     byproducts = Byproducts(pool_coefficients(rollouts.rewards_PG[0, keep]), gradient.add)

@@ -8,7 +8,7 @@ at most `weight_cap`. alpha = beta = 1 is the group mean; alpha = beta = 3/2 wei
 does. Where all prompts have one success rate, v = 0 and f = 1.
 
 The group mean costs the factor 1 - 1/G; the weight of a prompt follows its own responses and those of the batch: biased for
-grad E[r], by design. All rewards of a group equal: zero. Rewards lie in [0, 1]: ValueError names the prompt where one does not.
+grad E[r], by design. All rewards of a group equal: zero gradient. Rewards lie in [0, 1]: ValueError names the prompt where one does not.
 Source: arXiv 2506.02864 and its code.
 """
 

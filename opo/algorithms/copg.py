@@ -10,7 +10,7 @@ only maximum, whichever policy sampled. Minimising the squared differences of R,
 same up to the factor 2 beta.
 
 At the first update it is leave-one-out of R, unbiased for grad E[r] - beta grad KL(pi || ref). Always needs a
-reference.
+reference. Equal rewards: away from its optimum the reference still pulls; at the reference zero gradient.
 Source: Flet-Berliac et al., arXiv 2406.19185.
 """
 

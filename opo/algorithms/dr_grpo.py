@@ -6,7 +6,7 @@ with rho_it = pi(y_it) / pi_old(y_it). The constant c (`denominator`) stands whe
 the source takes the token limit. It rescales the loss and nothing else: one leaves the loss on the scale of OPO's.
 
 At the first update after sampling unbiased for (1 - 1/G) grad E[r]; later ones carry the bias of the clip. All rewards
-equal: zero.
+equal: zero gradient.
 Source: Liu et al., "Understanding R1-Zero-like training", arXiv 2503.20783.
 """
 

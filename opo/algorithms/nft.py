@@ -12,7 +12,8 @@ rho)/(1 - q) is the ratio of. The maximum bounds the value; its gradient is pass
 only (rejection sampling).
 
 At the first update the weights are omega / (1 - q) (c_i - q): Dr. GRPO under error_rate, GRPO with the population's
-standard deviation under odds. NFT differs from them only at later updates. Groups that are
+standard deviation under odds. NFT differs from them only at later updates. Biased for grad E[c] by the factor 1 - 1/G, later by
+the ratios of single tokens. Groups that are
 all right or all wrong are left out. ValueError where floor is not positive. Rewards above `correct_above` count as
 correct.
 Source: Chen et al., arXiv 2505.18116.

@@ -8,8 +8,8 @@ For two responses i, j to one prompt with sequence ratios rho = pi(y) / pi_old(y
 Both are maximised. A constant added to all rewards of a prompt changes nothing, at every update, without a baseline.
 
 At the first update it is leave-one-out, unbiased for grad E[r]. The gradient and the two kinds of clipping are the
-source's; the exact form of the clipped losses is ours, since the source's could not be checked. A group with one
-scored response: zero.
+source's; the exact form of the clipped losses is ours, since the source's could not be checked. All rewards equal, or one
+scored response: zero gradient.
 Source: Wu et al., arXiv 2310.00212.
 """
 

@@ -4,7 +4,8 @@
 
 Unbiased for grad E[r]: the greedy response does not depend on the sampled ones. It costs one more response per prompt,
 and unlike the group baselines works with a group of one. A prompt whose greedy response could not be scored has zero
-advantages. Source: Li et al., arXiv 2310.10505.
+advantages. All rewards equal to the greedy one: zero gradient.
+Source: Li et al., arXiv 2310.10505.
 """
 
 from torch import Tensor

@@ -75,7 +75,7 @@ def run(arguments: list[str]) -> int:
 
         print(gallery(rest))
         return 0
-    if name == "runs":
+    if name in ("runs", "plan"):
         rest = [{"--json": "json=true", "--rank": "rank=true"}.get(argument, argument) for argument in rest]
     if name not in COMMANDS or find_spec("conf") is None or not config_file(name).exists():
         from opo.errors import near

@@ -64,6 +64,12 @@ COMMANDS = {
         "analysis.commands.runs:main",
         "analysis.config.runs:RunsConfig",
     ),
+    "plan": Command(
+        "memory a rank and hours of a training or a study before it is started",
+        "analysis.config.plan:load_config",
+        "analysis.commands.plan:main",
+        "opo.config.plan:PlanTrain",
+    ),
     "export": Command(
         "a training for verl, or a checkpoint as a model folder with a card",
         "opo.export.config:load_config",
@@ -84,7 +90,10 @@ COMMANDS = {
     ),
 }
 
-FIRST_WORD = {"export": "what"}  # command -> the key that its first word gives, as in `opo export verl`
+FIRST_WORD = {
+    "export": "what",
+    "plan": "planned",
+}  # command -> the key that its first word gives, as in `opo export verl`
 
 
 ON_RANKS = ("train", "variance", "evaluate", "doctor")  # commands that torchrun may start on several ranks

@@ -107,7 +107,11 @@ def bearable_batch(config: RunConfig) -> Iterator[str]:
 
 def enough_for_the_ranks(config: RunConfig) -> Iterator[str]:
     """Every rank has a prompt of each minibatch and, where the engine has GPUs of its own, as many as the others."""
-    _, ranks = rank_and_size()
+    yield from enough_for_ranks(config, rank_and_size()[1])
+
+
+def enough_for_ranks(config: RunConfig, ranks: int) -> Iterator[str]:
+    """The same for so many ranks."""
     devices, prompts = config.rollout.devices or [], config.rollout.num_prompts // config.algo.minibatches
     if ranks > 1 and isinstance(config.algo.filter, options.Curvature):
         yield "algo.filter=curvature: looks at every token of the batch in one process; allowed with ranks is another"
@@ -241,3 +245,11 @@ RULES: list[Rule] = [
     usable_task,
     bearable_batch,
 ]
+OF_THE_MACHINE: list[Rule] = [
+    enough_for_the_ranks,
+    tiny_alphabet,
+    usable_device,
+    usable_engine,
+    reachable_model,
+    usable_task,
+]  # these look for files, engines, devices and ranks; a plan may be for another machine

@@ -50,26 +50,7 @@ def load_policy(
     source = model_source(config)
     refuse_broken(Path(source), f"model.path={source}")
     tokenizer, model = _pretrained(source, DTYPES[config.dtype])
-    if config.lora_rank:
-        from peft import LoraConfig, get_peft_model
-
-        targets = config.lora_targets if isinstance(config.lora_targets, str) else list(config.lora_targets)
-        names = [name for name, _ in model.named_modules()]
-        for target in targets if isinstance(targets, list) else ():
-            if not any(name == target or name.endswith(f".{target}") for name in names):
-                raise UserError(f"model.lora_targets={config.lora_targets}: no module of this model is called {target}")
-        lora = LoraConfig(
-            r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=targets, task_type="CAUSAL_LM"
-        )
-        try:
-            with (
-                torch.random.fork_rng(),
-                warnings.catch_warnings(action="ignore"),
-            ):  # fresh adapters are random: the same ones on every rank and in every run
-                torch.manual_seed(seed_for(0, "adapters"))
-                model = get_peft_model(model, lora)
-        except ValueError as error:  # no module has such a name
-            raise UserError(f"model.lora_targets={config.lora_targets}: {_first_line(error)}") from error
+    model = with_adapters(model, config)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     policy = Policy(
@@ -81,6 +62,29 @@ def load_policy(
     if adapters is not None:
         restore_model(policy, adapters)
     return policy
+
+
+def with_adapters(model: Any, config: ModelConfig) -> Any:
+    """The model with fresh LoRA adapters where the config has a rank. Raises UserError for targets that are no modules of it."""
+    if not config.lora_rank:
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    targets = config.lora_targets if isinstance(config.lora_targets, str) else list(config.lora_targets)
+    names = [name for name, _ in model.named_modules()]
+    for target in targets if isinstance(targets, list) else ():
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            raise UserError(f"model.lora_targets={config.lora_targets}: no module of this model is called {target}")
+    lora = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=targets, task_type="CAUSAL_LM")
+    try:
+        with (
+            torch.random.fork_rng(),
+            warnings.catch_warnings(action="ignore"),
+        ):  # fresh adapters are random: the same ones on every rank and in every run
+            torch.manual_seed(seed_for(0, "adapters"))
+            return get_peft_model(model, lora)
+    except ValueError as error:  # no module has such a name
+        raise UserError(f"model.lora_targets={config.lora_targets}: {_first_line(error)}") from error
 
 
 def refuse_broken(folder: Path, where: str) -> None:

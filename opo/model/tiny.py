@@ -42,9 +42,9 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS)
 
 
-def tiny_model(config: TinyConfig, vocabulary: int, generator: torch.Generator) -> LlamaForCausalLM:
-    """The architecture with weights drawn from `generator`: normal, ones in the norms."""
-    shape = LlamaConfig(
+def tiny_shape(config: TinyConfig, vocabulary: int) -> LlamaConfig:
+    """The architecture."""
+    return LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
@@ -57,7 +57,11 @@ def tiny_model(config: TinyConfig, vocabulary: int, generator: torch.Generator) 
         eos_token_id=1,
         bos_token_id=None,
     )
-    model = LlamaForCausalLM(shape)
+
+
+def tiny_model(config: TinyConfig, vocabulary: int, generator: torch.Generator) -> LlamaForCausalLM:
+    """The architecture with weights drawn from `generator`: normal, ones in the norms."""
+    model = LlamaForCausalLM(tiny_shape(config, vocabulary))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:

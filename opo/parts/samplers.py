@@ -1,6 +1,7 @@
 """Samplers: which prompts a batch asks, and which weights answer."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -15,6 +16,8 @@ from opo.model.policy import Policy
 from opo.parts import options
 from opo.rollout.collect import Collected, Collector, joined
 from opo.system.seeding import generator_for
+
+HALVINGS = 6  # of the step that passes the limit
 
 
 class PromptCurriculum(options.PromptCurriculum):
@@ -101,7 +104,7 @@ class SamplingErrorCorrection(options.SamplingErrorCorrection):
     """PROPS: half of a group from the policy, the other half from a behaviour policy that fills in what the first half lacks.
 
         phi starts at theta and minimises mean_t max(rho_t, clip(rho_t, 1 - clip, 1 + clip)),  rho = pi_phi / pi_theta,
-        over the first half's tokens, for `epochs` steps or until KL(theta || phi) passes `kl_limit`
+        over the first half's tokens, for `epochs` steps or until KL(theta || phi) reaches `kl_limit` (the step that passes it is halved)
 
     It pushes down what was drawn too often. The whole group is then taken as if the policy had sampled it, which makes its frequencies
     nearer to their expectation, and no longer independent: a biased estimate at any finite number of epochs. No step of such a run is
@@ -141,12 +144,29 @@ class SamplingErrorCorrection(options.SamplingErrorCorrection):
             held_NT = torch.maximum(ratio_NT, ratio_NT.clamp(1 - self.clip, 1 + self.clip))
             return torch.where(mask_NT, held_NT, 0.0).sum() / mask_NT.sum()
 
+        def divergence(logprobs_NT: Tensor) -> float:
+            change_NT = torch.where(mask_NT, logprobs_NT - target_NT, 0.0)
+            return float((change_NT.exp() - 1 - change_NT)[mask_NT].mean())
+
+        now_NT = target_NT
         for _ in range(self.epochs):
-            now_NT = behaviour.measure(rollouts, prompts).logprobs_NT
-            change_NT = torch.where(mask_NT, now_NT - target_NT, 0.0)
-            if float((change_NT.exp() - 1 - change_NT)[mask_NT].mean()) > self.kl_limit:
-                break
+            before = [p.detach().clone() for p in behaviour.parameters()]
             accumulate(behaviour, rollouts, prompts, token_weights(loss, now_NT))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            now_NT = behaviour.measure(rollouts, prompts).logprobs_NT
+            if divergence(now_NT) > self.kl_limit:
+                self._shorten(behaviour, before, lambda: divergence(behaviour.measure(rollouts, prompts).logprobs_NT))
+                break
         return behaviour
+
+    @torch.no_grad()
+    def _shorten(self, behaviour: Policy, before: list[Tensor], divergence: Callable[[], float]) -> None:
+        """Halve the last step until it keeps the limit; after `HALVINGS` take it back: too far a step would fill in what there is enough of."""
+        for _ in range(HALVINGS):
+            for p, start in zip(behaviour.parameters(), before, strict=True):
+                p.lerp_(start, 0.5)
+            if divergence() <= self.kl_limit:
+                return
+        for p, start in zip(behaviour.parameters(), before, strict=True):
+            p.copy_(start)

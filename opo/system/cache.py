@@ -19,14 +19,19 @@ def cache_folder() -> Path:
     return Path(os.environ.get("OPO_CACHE") or Path.home() / ".cache" / "opo")
 
 
+def folder_of(kind: str, recipe: dict[str, Any]) -> Path:
+    """Where what this recipe makes is kept."""
+    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+    return cache_folder() / f"{kind}-{digest}"
+
+
 def made_once(kind: str, recipe: dict[str, Any], make: Callable[[Path], None]) -> Path:
     """The folder that `make(folder)` fills, kept under the hash of `recipe`; appears whole or not at all.
 
     Of two processes that want it at the same time one makes it and the other waits. Raises UserError where a
     file of it is no longer as it was made.
     """
-    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
-    target = cache_folder() / f"{kind}-{digest}"
+    target = folder_of(kind, recipe)
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.parent / f".{target.name}.lock"):

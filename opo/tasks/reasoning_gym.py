@@ -156,6 +156,8 @@ def _warnings(config: ReasoningGymConfig) -> Iterator[str]:
             yield f"task.dataset={name}: its scorer gives the full mark to wrong answers ({kinds})"
         if survey and not config.binary and float(survey["floor"] or 0) > 0:
             yield f"task.dataset={name}: with task.binary=false a wrong answer earns up to {survey['floor']}"
+        if survey and not config.binary and float(survey.get("around") or 0) > 0:
+            yield f"task.dataset={name}: with task.binary=false the right answer among other text earns up to {survey['around']}"
         if survey and config.answer == "number" and survey["number"] != "1" and OPEN_TAG not in config.question:
             yield (
                 f"task.dataset={name}: its answers are not the last number of a text; set task.answer=text, or ask for {OPEN_TAG} "

@@ -86,6 +86,7 @@ def _train(config: RunConfig, folder: SharedFolder, world: World) -> None:
             progress.show(step, metrics, batch)
             if interrupt.heard() or last or (config.checkpoint.every and step % config.checkpoint.every == 0):
                 learner.save(folder, config.checkpoint.keep)
+                folder.seal()
             if not last:
                 interrupt.leave(path, step)
     folder.finish(learner.step)

@@ -14,11 +14,14 @@ import pytest
 import yaml
 from run_folders import fake_policy
 
+from analysis.study.config import VarianceConfig
+from analysis.study.config import load_config as load_study
 from opo.algorithms import ALGORITHMS
 from opo.cli import take_apart
 from opo.cli.compose import composed as composed_of
 from opo.cli.launch import check
 from opo.config.load import load_config
+from opo.config.plan import load_config as load_plan
 from opo.config.read import read
 from opo.config.rules import RULES
 from opo.config.schema import AlgoConfig, ModelConfig, RolloutConfig, RunConfig, TrackingConfig, to_dict
@@ -61,8 +64,12 @@ def test_every_choice_composes_and_is_accepted(group: str, choice: str, tmp_path
             *(f"task.path={tmp_path}/questions.jsonl", "reward.function=own_task:plain"),
             *("model=pretrained", f"model.path={tmp_path}"),
         ],
+        ("experiment", "opo_paper"): [f"model.path={tmp_path}", f"task.path={tmp_path}/questions.jsonl"],
         ("task", "reasoning_gym"): ["model=pretrained", f"model.path={tmp_path}"],
-        ("task", "chain_sum"): ["model=pretrained", f"model.path={tmp_path}"],
+        **{
+            ("task", name): ["model=pretrained", f"model.path={tmp_path}"]
+            for name in ("chain_sum", "worked_sums", "products", "letter_counting")
+        },
     }
     fake_policy(tmp_path)
     rows = [f'{{"question": "What is {n} + {n}?", "answer": "{2 * n}"}}' for n in range(40)]
@@ -83,14 +90,26 @@ def test_every_algorithm_and_task_has_its_file() -> None:
 @pytest.mark.parametrize("file", WITH_COMMAND, ids=lambda file: file.stem)
 def test_the_command_in_a_file_is_accepted(file: Path) -> None:
     comments = "\n".join(line for line in file.read_text().splitlines() if line.startswith("#"))
-    found = re.search(r"opo train (.+)", comments)
+    found = re.search(r"opo (train|plan train|variance) (.+)", comments)
     assert found, f"{file} does not say which command runs it"
-    assert f"{file.parent.name}={file.stem}" in found.group(1)
-    configs = jobs_of(found.group(1))
+    assert f"{file.parent.name}={file.stem}" in found.group(2)
+    if found.group(1) == "plan train":  # its model or its data have to be fetched first
+        check(take_apart("plan", ["train", *shlex.split(found.group(2))])[0], load_plan)
+        return
+    if found.group(1) == "variance":
+        studies: list[VarianceConfig] = []
+        check(take_apart("variance", shlex.split(found.group(2)))[0], lambda values: studies.append(load_study(values)))
+        assert len(studies) == 3
+        return
+    configs = jobs_of(found.group(2))
     axes = yaml.safe_load(file.read_text()).get("hydra", {}).get("sweeper", {}).get("params", {})
     if axes:  # a sweep: every combination once, one thread per job
         assert len({json.dumps(to_dict(config), sort_keys=True) for config in configs}) == len(configs)
-        assert len(configs) == math.prod(len(values.split(",")) for values in axes.values())
+        given = {override.partition("=")[0] for override in shlex.split(found.group(2))}
+        listed = [values for axis, values in axes.items() if axis not in given]
+        if "glob(" not in "".join(listed):
+            assert len(configs) == math.prod(len(values.split(",")) for values in listed)
+        assert len(configs) > 1
         assert {config.threads for config in configs} == {1}
     assert configs
 

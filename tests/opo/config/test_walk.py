@@ -13,6 +13,7 @@ import pytest
 from analysis.config.audit import AuditConfig
 from analysis.config.doctor import DoctorConfig
 from analysis.config.evaluate import EvaluateConfig
+from analysis.config.plan import PlanVariance
 from analysis.config.report import ReportConfig
 from analysis.config.verify import VerifyConfig
 from analysis.config.zoo import ZooConfig
@@ -22,6 +23,7 @@ from opo.cli import COMMANDS, load, take_apart
 from opo.cli.compose import composed
 from opo.cli.launch import check
 from opo.config.describe import Interval, Key, bare, interval, keys_of
+from opo.config.plan import PlanTrain
 from opo.config.schema import RunConfig
 from opo.config.track import TrackConfig
 from opo.errors import UserError
@@ -38,10 +40,20 @@ SCHEMAS = {
     "report": ReportConfig,
     "track": TrackConfig,
     "export": VerlExport,
+    "plan train": PlanTrain,
+    "plan variance": PlanVariance,
     "doctor": DoctorConfig,
 }
-GROUPS = {"train": {"task"}, "variance": {"task", "model"}, "evaluate": {"task", "model"}, "doctor": {"task"}}
+GROUPS = {"train": {"task"}, "variance": {"task", "model"}, "evaluate": {"task", "model"}, "doctor": {"task"}} | {
+    "plan train": {"task"},
+    "plan variance": {"task", "model"},
+}
 GIVEN = {"model": {"name": "tiny"}, "task": {"name": "arithmetic"}}
+
+
+def name_of(command: str) -> str:
+    """`plan` of `plan train`."""
+    return command.partition(" ")[0]
 
 
 def numbers(kind: type, prefix: str = "") -> list[tuple[Key, Interval]]:
@@ -81,13 +93,16 @@ def cases() -> Iterator[tuple[str, dict[str, Any], str, Any]]:
 
 @pytest.fixture(scope="module")
 def defaults() -> dict[str, dict[str, Any]]:
-    return {command: composed(command) for command in SCHEMAS}
+    return {
+        command: composed(name_of(command), [f"planned={command.split()[-1]}"] if " " in command else [])
+        for command in SCHEMAS
+    }
 
 
 def test_every_number_is_refused_just_outside_its_range_by_every_command(defaults: dict[str, dict[str, Any]]) -> None:
     checked = 0
     for command, groups, key, value in cases():
-        judge, values = load(COMMANDS[command].judge), {**defaults[command], **groups}
+        judge, values = load(COMMANDS[name_of(command)].judge), {**defaults[command], **groups}
         *path, last = key.split(".")
         node = values
         for name in path:
@@ -112,6 +127,8 @@ def test_every_number_is_refused_just_outside_its_range_by_every_command(default
         ("train optim.learning_rate=1e308", "optim.learning_rate=1e+308: allowed is at least 0 and at most 1"),
         ("evaluate rollout.temperature=0", "rollout.temperature=0: allowed is above 0"),
         ("variance estimators=[opoo]", "estimators has opoo: not one that weighs responses (did you mean opo?)"),
+        ("plan train ranks=0", "ranks=0: allowed is at least 1"),
+        ("plan variance ratio=1", "ratio=1.0: no number of prompts"),
         ("doctor device=foo", "device=foo: allowed is auto, cpu, cuda or cuda:N"),
     ],
 )
@@ -223,7 +240,8 @@ def test_a_thousand_overrides_are_legal_or_one_line(tmp_path: Path, monkeypatch:
         command = rng.choice(list(SCHEMAS))
         overrides = [fuzzed(rng, keys[command]) for _ in range(rng.choice((1, 1, 2)))] + ["-m"] * (rng.random() < 0.2)
         try:
-            check(take_apart(command, overrides)[0], load(COMMANDS[command].judge))
+            name, *word = command.split()
+            check(take_apart(name, [*word, *overrides])[0], load(COMMANDS[name].judge))
         except UserError as error:
             refused += 1
             longest = max(longest, len(str(error)))
