@@ -4,10 +4,10 @@ A value passes through about 12 rounded operations in each of D layers on the wa
 back to a gradient. Roundings are off by up to u = eps / 2 each, independently as far as is known, so that n of them add up to u sqrt(n / 3)
 (one standard deviation; Higham and Mary 2019). An inner product of K terms is K roundings where its sum is kept in the precision of its
 factors, float32; bfloat16 products are summed in float32 and rounded once. A float64 model rounds to float32 inside its layers
-(RMSNorm, rotary angles, ALiBi of transformers), once an operation. Three standard deviations are allowed:
+(RMSNorm, rotary angles, ALiBi of transformers), once an operation. Five standard deviations are allowed, since the largest of many is looked at:
 
-    gradient   3 u sqrt(24 D K / 3), relative to its norm
-    log pi     3 u sqrt(12 D K / 3) max |log pi|, in nats; a mean of absolute differences a third of that
+    gradient   5 u sqrt(24 D K / 3), relative to its norm
+    log pi     5 u sqrt(12 D K / 3) max |log pi|, in nats; a mean of absolute differences a third of that
 """
 
 import math
@@ -51,4 +51,4 @@ class Rounding:
 
     def _forward(self, dtype: str) -> float:
         terms = self.terms if dtype == "float32" else 1
-        return 3 * UNIT[dtype] * math.sqrt(OPERATIONS * self.layers * terms / 3)
+        return 5 * UNIT[dtype] * math.sqrt(OPERATIONS * self.layers * terms / 3)
