@@ -81,7 +81,7 @@ class World:
         except RuntimeError as error:
             reason = (str(error).splitlines() or [""])[0]
             raise StoppedRun(
-                f"rank {self.rank} of {self.size} did not meet the others within {MEETING.seconds // 60} minutes ({reason})"
+                f"the {self.size} ranks did not meet within {MEETING.seconds // 60} minutes ({reason})"
             ) from error
         store.set_timeout(LIMIT)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=LIMIT)
