@@ -29,7 +29,7 @@ CERTIFICATE = "certificate.json"  # the rollout-trainer mismatch check
 FAILED = "FAILED"  # a file that holds why the last job in this folder ended
 WRITTEN = ("config.yaml", "run.json", "DONE", FAILED)  # by opening a folder
 # keys that may differ when a run is resumed
-FREE = ("tracking", "checkpoint", "study", "threads", "device", "parallel")
+FREE = ("tracking", "checkpoint", "study", "threads", "device", "parallel", "reward.workers")
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,12 @@ def _refuse_another(path: Path, before: dict[str, Any], config: dict[str, Any]) 
     """Raise UserError where `config` does not belong to the folder that `before` made."""
     old, new = leaves(before), leaves(config)
     for key in [*new, *(key for key in old if key not in new)]:
-        if key.partition(".")[0] in FREE or key == "steps" or (key in old and key in new and old[key] == new[key]):
+        if (
+            key in FREE
+            or key.partition(".")[0] in FREE
+            or key == "steps"
+            or (key in old and key in new and old[key] == new[key])
+        ):
             continue
         shown = [repr(values[key]) if key in values else "absent" for values in (old, new)]
         raise UserError(

@@ -36,6 +36,8 @@ def test_paths_are_those_of_the_project(tmp_path: Path, monkeypatch: pytest.Monk
         notebook.find("runs/other")
     with pytest.raises(UserError, match=r"runs/mine: no variance study here"):
         notebook.study("runs/mine")
+    with pytest.raises(UserError, match=r"wandb:mine: give wandb:ENTITY/PROJECT"):
+        notebook.runs("wandb:mine")  # no path: `analysis.runs.load` reads it
 
 
 def test_a_policy_is_known_by_its_name_and_by_its_label() -> None:
