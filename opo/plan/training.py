@@ -244,7 +244,7 @@ def head_bytes(model: Any, tokens: int) -> float:
 
 
 def gathered_bytes(model: Any) -> float:
-    """FSDP2: the weights and gradients of one layer, and of what is in no layer, whole on every rank while they are used."""
+    """FSDP2: one layer, and what is in no layer, whole on every rank while used: weights and gradients, each also as one message."""
     lists = [m for m in decoder_of(model).modules() if isinstance(m, nn.ModuleList)]
     layers = [size_of(layer.parameters()) for layer in max(lists, key=len)] if lists else [0]
-    return 2.0 * (max(layers) + size_of(model.parameters()) - sum(layers))
+    return 4.0 * (max(layers) + size_of(model.parameters()) - sum(layers))
