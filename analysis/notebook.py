@@ -15,7 +15,7 @@ from rich import box
 from rich.table import Table
 
 from analysis.plots.style import figure_of, styled
-from analysis.runs.load import Runs
+from analysis.runs.load import Runs, run_folders
 from analysis.runs.load import load as load_runs
 from analysis.study.result import Study
 from analysis.study.result import load as load_study
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 # progress bars of transformers fall back to text where ipywidgets is missing, and nothing of theirs is shown here
 warnings.filterwarnings("ignore", message="IProgress not found")
 
+WIDEST_TEXT = 60  # characters of a column of text
 RESOLUTION = 200  # pixels an inch, shown at half the size: sharp on any screen
 
 
@@ -65,15 +66,22 @@ def study_folder(path: str) -> Path:
 
 
 def runs(path: str) -> Runs:
-    """All runs at or below a folder."""
-    return load_runs(find(path))
+    """All runs at or below a folder, or of any other place that `analysis.runs.load` knows."""
+    return load_runs(path if _is_remote(path) else find(path))
 
 
 def ranking(path: str) -> "Ranking":
-    """The finished runs at or below a folder, ranked as after a sweep. Raises UserError where none has a reward."""
-    from analysis.commands.ranking import rank
+    """The finished runs of a place, ranked as after a sweep. Raises UserError where none has a reward."""
+    from analysis.commands import ranking as command
+    from analysis.runs.ranking import ranking
 
-    if (ranked := rank(find(path))) is None:
+    if not _is_remote(path) and any(run_folders(find(path))):
+        ranked = command.rank(find(path))
+    else:
+        found = runs(path)
+        done = found.runs.filter("done")
+        ranked = ranking(Runs(found.metrics.join(done.select("run"), on="run", how="semi"), done), in_order=True)
+    if ranked is None:
         raise UserError(f"{path}: no finished run with a reward yet, so there is no ranking")
     return ranked
 
@@ -90,6 +98,10 @@ def with_estimators(
     return with_estimators(study_folder(path), functions, policy, group_size)
 
 
+def _is_remote(path: str) -> bool:
+    return path.startswith("wandb:")
+
+
 def audit(rollouts: str | Sequence[str], options: Sequence[str] = ()) -> dict[str, Any]:
     """What `opo audit rollouts=...` finds; of the options, keys of `opo variance`, those that it shares: `reward.*` and `step`."""
     from analysis.commands.audit import audited, load_config
@@ -100,14 +112,19 @@ def audit(rollouts: str | Sequence[str], options: Sequence[str] = ()) -> dict[st
 
 def measure(rollouts: str | Sequence[str], model: str, *options: str) -> Study:
     """The study of `opo variance rollouts=... model=... OPTIONS`, in the folder that the command writes; what is there is not measured again."""
+    from analysis.claims.files import write_ledgers
+    from analysis.plots.study import write_figures
     from analysis.study.config import load_config, study_name
     from analysis.study.run import run_study
 
     path = project() / Path(model).expanduser()
     chosen = rewritten(f"model={quoted(str(path))}" if path.exists() else f"model={model}")
     overrides = [_rollouts(rollouts), *chosen, *options]
-    made = run_study(load_config(composed("variance", overrides)), project() / "runs/variance" / study_name(overrides))
+    folder = project() / "runs/variance" / study_name(overrides)
+    made = run_study(load_config(composed("variance", overrides)), folder)
     assert made is not None  # without shards the result is there at the end
+    write_figures(made, folder / "figures")
+    write_ledgers(made, folder)
     return made
 
 
@@ -130,12 +147,12 @@ def policies(study: Study) -> Table:
     """The policies of a study: what `POLICY` can be."""
     columns = ("label", "step", "prompts", "responses", "reward_mean", "length_mean", "constant_prompts")
     rows = pl.DataFrame([{column: policy.get(column) for column in columns} for policy in study.policies])
-    return table(rows.rename({"label": "policy", "constant_prompts": "prompts with equal rewards"}))
+    return table(rows.rename({"label": "policy", "constant_prompts": "equal rewards"}))
 
 
 def table(frame: pl.DataFrame) -> Table:
     """A table with numbers to three digits, and the columns `value`, `low` and `high` as one: the estimate with its 95 % interval."""
-    shown = Table(box=box.SIMPLE_HEAD)
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     merged = {"value", "low", "high"} <= set(frame.columns)
     columns = [column for column in frame.columns if not (merged and column in ("low", "high"))]
     for column in columns:
@@ -143,6 +160,7 @@ def table(frame: pl.DataFrame) -> Table:
         shown.add_column(
             "value [95 %]" if merged and column == "value" else column.replace("_", " "),
             justify="right" if right else "left",
+            max_width=None if right else WIDEST_TEXT,
         )
     for row in frame.iter_rows(named=True):
         estimate = interval_text(row["value"], row["low"], row["high"]) if merged else ""

@@ -42,6 +42,9 @@ class Rollouts:
     answer_gains_NT: Tensor | None = None  # by how much the tokens up to each place made the reference answer likelier
     answers: list[list[str | None]] | None = None  # extracted answers, P lists of G
     finished_PG: Tensor | None = None  # bool, true where the response ended by itself, not at the token limit
+    present_NT: Tensor | None = (
+        None  # bool, true also on tokens between turns that the policy did not produce; None: mask_NT
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rewards_PG", levelled(self.rewards_PG))
@@ -144,7 +147,9 @@ class Rollouts:
         Duplicates have the same log-probabilities, so only the first goes through the model.
         """
         first_index: dict[tuple[int, bytes], int] = {}
-        rows = self.tokens_NT.masked_fill(~self.mask_NT, -1).cpu().numpy()
+        present_NT = self.mask_NT if self.present_NT is None else self.present_NT
+        marked_NT = torch.where(self.mask_NT, self.tokens_NT, -2 - self.tokens_NT)
+        rows = marked_NT.masked_fill(~present_NT, -1).cpu().numpy()
         return torch.tensor(
             [first_index.setdefault((n // self.group_size, row.tobytes()), n) for n, row in enumerate(rows)]
         )
@@ -156,7 +161,8 @@ class Rollouts:
     def select(self, prompts: list[int]) -> Self:
         """The same record of these prompts alone, in this order; padding is cut to the longest response left."""
         rows = self.rows_of(prompts)
-        width = int(self.lengths_N[rows].max())
+        present_NT = self.mask_NT if self.present_NT is None else self.present_NT
+        width = int(present_NT[rows].any(0).sum())
         picked: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)

@@ -132,12 +132,20 @@ def clipped_loss(
     aggregation: Aggregation,
     *,
     keep_N: Tensor | None = None,
+    share_N: Tensor | None = None,
+    clip_dual: float | None = None,
 ) -> Tensor:
-    """PPO's clipped surrogate with one ratio per token, aggregated, to be minimised; advantages are (N,) or (N, T)."""
-    ratio_NT = log_ratio(logprobs_NT, rollouts).exp()
-    return -aggregate(
-        clipped(ratio_NT, per_token(advantages.detach()), clip_low, clip_high), rollouts, aggregation, keep_N
-    )
+    """PPO's clipped surrogate with one ratio per token, aggregated, to be minimised; advantages are (N,) or (N, T).
+
+    `share_N` weighs the responses. Where an advantage is negative, `clip_dual` A bounds the surrogate from below (Ye et al., arXiv
+    1912.09729): a ratio above `clip_dual` gives no gradient.
+    """
+    advantages = per_token(advantages.detach())
+    surrogate_NT = clipped(log_ratio(logprobs_NT, rollouts).exp(), advantages, clip_low, clip_high)
+    if clip_dual is not None:
+        surrogate_NT = torch.where(advantages < 0, torch.maximum(surrogate_NT, clip_dual * advantages), surrogate_NT)
+    weighed_NT = surrogate_NT if share_N is None else per_token(share_N) * surrogate_NT
+    return -aggregate(weighed_NT, rollouts, aggregation, keep_N)
 
 
 def pair_differences(values_PG: Tensor) -> Tensor:

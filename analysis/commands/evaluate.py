@@ -89,7 +89,7 @@ def _measure(
     """Every measure at every prompt, the responses, and with what they were made; all policies are asked the same prompts."""
     weights = one.weights
     rollout = weights.rollout(config.rollout, config.responses)
-    task = make_task(weights.task(config.task), weights.reward_function(config.reward.function))
+    task = make_task(weights.task(config.task), weights.reward_functions(config.reward))
     policy = load_policy(weights.source, rollout.temperature, config.device, weights.adapters)
     policy = replace(policy, world=world)
     reward = RewardConfig(timeout_s=config.reward_timeout_s)

@@ -5,7 +5,8 @@ from typing import Any
 
 import yaml
 
-from analysis.claims.files import read_ledger
+from analysis.claims.files import read_ledger, write_ledgers
+from analysis.plots.study import write_figures
 from analysis.report.terminal import ledger_table, wide_console
 from analysis.study.config import load_config
 from analysis.study.run import run_study
@@ -30,6 +31,8 @@ def main(values: dict[str, Any], folder: Path) -> None:
         study = run_study(config, folder, world)
     if study is None:
         return
+    write_figures(study, folder / "figures")
+    write_ledgers(study, folder)
     if study.imported is not None:
         say(study.imported["text"])
     for policy in dict.fromkeys((study.policies[0]["name"], study.last_policy)):

@@ -21,7 +21,7 @@ from analysis.report.terminal import wide_console
 from analysis.study.tables import estimate_text
 from analysis.zoo.measure import POLICIES, measure
 from analysis.zoo.results import results
-from analysis.zoo.rows import Row, row_of
+from analysis.zoo.rows import Row, all_rows, row_of
 from opo.cli.compose import run_name
 from opo.cli.readme import MEASURED, to_measured
 from opo.system.atomic import write_text
@@ -99,9 +99,9 @@ def run_folder(folder: Path, config: ZooConfig, row: Row, seed: int) -> Path:
 def remembered(config: ZooConfig, folder: Path) -> list[Row]:
     """The rows of this command and of those before it in the same folder, which are kept in zoo.json."""
     file = folder / "zoo.json"
-    known = [
-        Row(entry["algorithm"], tuple(entry["changes"])) for entry in (read_json(file)["rows"] if file.exists() else [])
-    ]
+    entries = read_json(file)["rows"] if file.exists() else []
+    there = all_rows()  # a file of conf/algo may be gone by now
+    known = [Row(entry["algorithm"], tuple(entry["changes"])) for entry in entries if entry["algorithm"] in there]
     rows = list(dict.fromkeys([*known, *config.rows]))
     record = {
         "config": asdict(replace(config, algorithms=None, combinations=[])),

@@ -11,19 +11,12 @@ from analysis.study.config import Resamples, StudyRollout, sampling_alone
 from opo.config.load import task_config
 from opo.config.read import read
 from opo.config.rules import usable_device
-from opo.config.schema import ModelConfig, WandbConfig
+from opo.config.schema import ModelConfig, OwnReward, WandbConfig
 from opo.errors import UserError
 from opo.keys import STRICT, AtLeastTwo, Count, Device, Positive, Seed, Split, Threads
 from opo.run.policies import evaluated_policies
 
 MAX_RESPONSES = 1000  # responses to a prompt, beyond which binomials leave float64
-
-
-@dataclass(config=STRICT)
-class OwnReward:
-    """Whose reward is measured."""
-
-    function: str | None = None  # module:name of a reward of one's own; null: the run's, else the task's
 
 
 @dataclass(config=STRICT)
@@ -39,7 +32,7 @@ class EvaluateConfig:
     ks: Annotated[list[Count], Field(min_length=1)] = field(default_factory=lambda: [1, 4, 16])  # of pass@k and maj@k
     split: Split = "eval"
     num_bootstrap: Resamples = 2000
-    reward: OwnReward = field(default_factory=OwnReward)
+    reward: OwnReward = field(default_factory=OwnReward)  # null: the run's, else the task's
     reward_timeout_s: Positive = 10.0
     tracking: WandbConfig = field(default_factory=WandbConfig)
     seed: Seed = 0

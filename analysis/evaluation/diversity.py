@@ -1,8 +1,9 @@
 """Diversity of a group of responses, and repetition within a response. A token is anything hashable."""
 
-import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
+from functools import partial
+from typing import Any
 
 Tokens = Sequence[Hashable]
 
@@ -30,29 +31,17 @@ def repetition_n(responses: Sequence[Tokens], n: int) -> float | None:
 
 
 def self_bleu(responses: Sequence[Tokens], max_n: int = 4) -> float | None:
-    """Mean BLEU of each response against the others of its group (Zhu et al. 2018, arXiv 1802.01886): one where all are equal.
+    """Mean sentence BLEU of each response against the others of its group (Zhu et al. 2018, arXiv 1802.01886): one where all are equal.
 
-    BLEU = min(1, exp(1 - r/l)) exp(mean_n log p_n), with p_n the share of the response's n-grams that one other
-    response has as often, n up to max_n or the response's length l, r the length among the others nearest to l (the
-    shorter of two); no match counts as 0.1 matches (Chen and Cherry 2014, method 1). None for fewer than two responses;
+    nltk's, with orders up to max_n (or the response's length, where that is below four) and 0.1 matches counted for an order that has
+    none (Chen and Cherry 2014, method 1); 0 for a response that shares no token with the others. None for fewer than two responses;
     empty ones are left out.
     """
-    responses = [response for response in responses if len(response)]
-    if len(responses) < 2:
+    from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu  # a second to import
+
+    given = [list(response) for response in responses if len(response)]
+    if len(given) < 2:
         return None
-    orders = [[ngrams(response, n) for n in range(1, max_n + 1)] for response in responses]
-    lengths = [len(response) for response in responses]
-    return sum(_bleu(orders, lengths, i) for i in range(len(responses))) / len(responses)
-
-
-def _bleu(orders: list[list[Counter[tuple[Hashable, ...]]]], lengths: list[int], i: int) -> float:
-    length = lengths[i]
-    nearest = min((abs(other - length), other) for j, other in enumerate(lengths) if j != i)[1]
-    logs = []
-    for n, own in enumerate(orders[i]):
-        if not own:
-            break
-        references = [counts[n] for j, counts in enumerate(orders) if j != i]
-        matches = sum(min(count, max(r[gram] for r in references)) for gram, count in own.items())
-        logs.append(math.log((matches or SMOOTHING) / own.total()))
-    return math.exp(min(0.0, 1 - nearest / length) + sum(logs) / len(logs))
+    options: Any = {"weights": (1 / max_n,) * max_n, "smoothing_function": SmoothingFunction(epsilon=SMOOTHING).method1}
+    bleu: Any = partial(sentence_bleu, auto_reweigh=True, **options)
+    return sum(float(bleu(given[:i] + given[i + 1 :], given[i])) for i in range(len(given))) / len(given)

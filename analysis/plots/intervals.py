@@ -54,12 +54,23 @@ def draw_intervals(
     ax.set_ylim(-0.6, len(rows) - 0.4)
 
 
+def log_span(rows: pl.DataFrame) -> tuple[float, float] | None:
+    """Limits of a log scale, where estimates above zero span more than a factor of eight with their intervals; None: a linear one serves.
+
+    An interval may reach down to zero, which such a scale does not show: `draw_intervals` ends it with an arrow.
+    """
+    points = [value for value in rows["value"] if value is not None]
+    above = [v for column in ("value", "low", "high") for v in rows[column] if v is not None and v > 0]
+    if not points or min(points) <= 0 or max(above) / min(above) <= 8:
+        return None
+    return max(min(above), min(points) / 8) / 1.2, max(above) * 1.2
+
+
 def log_when_wide(ax: Axes, rows: pl.DataFrame, axis: str) -> None:
-    """A log scale, with ticks written as numbers, where positive values span more than a factor of eight."""
-    known = [v for column in ("value", "low", "high") for v in rows[column] if v is not None]
-    if known and min(known) > 0 and max(known) / min(known) > 8:
+    """The log scale of `log_span`, with ticks written as numbers."""
+    if (span := log_span(rows)) is not None:
         (ax.set_xscale if axis == "x" else ax.set_yscale)("log")
-        (ax.set_xlim if axis == "x" else ax.set_ylim)(min(known) / 1.2, max(known) * 1.2)
+        (ax.set_xlim if axis == "x" else ax.set_ylim)(*span)
         plain_log_ticks(ax, axis)
 
 

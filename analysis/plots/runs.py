@@ -67,6 +67,8 @@ def training_curves(
     ax.set(xlabel=AXIS_LABELS.get(x, x), ylabel=AXIS_LABELS.get(metric, metric) + smooth)
     low, high = _span(ax)
     ax.set_ylim(low, high)
+    if x == "train/tokens":
+        ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.grid(axis="y")
     ax.legend(loc="best")
     return ax

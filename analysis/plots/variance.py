@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 
-from analysis.plots.intervals import draw_intervals, log_when_wide, plain_log_ticks
+from analysis.plots.intervals import draw_intervals, log_span, log_when_wide, plain_log_ticks
 from analysis.plots.style import FAINT, INK, axes, colour, is_hollow, marker, styled
 from analysis.study.result import Study
 from analysis.variance.text import interval_text
@@ -45,7 +45,7 @@ def forest(study: Study, policy: str | None = None, group_size: int | None = Non
     rows = rows.sort("value", descending=True, nulls_last=False)
     names = rows["estimator"].to_list()
     ax = axes(ax, 7.4, 1.1 + 0.34 * len(names))
-    draw_intervals(ax, rows)
+    draw_intervals(ax, rows, span=log_span(rows))
     ax.set_yticks(range(len(names)), names)
     ax.set_xlabel(LABELS["relative_variance"])
     log_when_wide(ax, rows, "x")
@@ -177,7 +177,9 @@ def norm_against_length(study: Study, policy: str | None = None, ax: Axes | None
     keep = norm2 > 0
     length, norm2 = length[keep], norm2[keep]
     ax = axes(ax)
-    ax.scatter(length, norm2, s=9, color=WITHIN, alpha=0.45, linewidths=0, rasterized=len(length) > 3000)
+    places_M2, counts_M = np.unique(np.stack([length, norm2.round(12)], axis=1), axis=0, return_counts=True)
+    sizes_M = 9 * np.sqrt(counts_M)  # a response that was drawn several times is one larger point
+    ax.scatter(*places_M2.T, s=sizes_M, color=WITHIN, alpha=0.45, linewidths=0, rasterized=len(counts_M) > 3000)
     span = np.geomspace(length.min(), length.max(), 50)
     centre = (np.exp(np.log(length).mean()), np.exp(np.log(norm2).mean()))
 
@@ -191,6 +193,7 @@ def norm_against_length(study: Study, policy: str | None = None, ax: Axes | None
             ax.fill_between(span, power(fit["low"]), power(fit["high"]), color=FITTED, alpha=0.2, linewidth=0)
     ax.plot(span, power(1.0), color=INK, linestyle="--", linewidth=1.2, label="exponent 1 (norm² ∝ length)")
     ax.set(xscale="log", yscale="log", xlabel="response length, tokens", ylabel="squared score norm ‖z‖²")
+    ax.set_ylim(norm2.min() / 2, norm2.max() * 2)  # the band may reach much further
     plain_log_ticks(ax, "x")
     ax.legend(loc="best")
     return ax

@@ -31,9 +31,7 @@ def with_groups(runs: Runs) -> pl.DataFrame:
     `COMPARED` with exactly one update per rollout batch (PPO with any number), or `off_policy`: GRPO with several; null for any other group, and where
     several groups would play the same part.
     """
-    table = runs.runs
-    # a key of the config has a dot; columns without one are labels and what came of the run
-    keys = [key for key in table.columns if "." in key and not key.startswith(OF_THE_MACHINE)]
+    table, keys = runs.runs, _keys(runs.runs)
     identity = {
         row["run"]: tuple(str(row[key]) for key in ("algo", "task", "model", *keys))
         for row in table.iter_rows(named=True)
@@ -43,6 +41,18 @@ def with_groups(runs: Runs) -> pl.DataFrame:
         pl.col("run").replace_strict({run: labels[key] for run, key in identity.items()}).alias("group"),
         pl.col("run").replace_strict({run: part.get(key) for run, key in identity.items()}, return_dtype=pl.String).alias("role"),
     )  # fmt: skip
+
+
+def _keys(table: pl.DataFrame) -> list[str]:
+    """The keys of the config in which runs differ and which change what is learned."""
+    # a key of the config has a dot; columns without one are labels and what came of the run
+    return [key for key in table.columns if "." in key and not key.startswith(OF_THE_MACHINE)]
+
+
+def configuration_keys(runs: Runs) -> list[str]:
+    """The keys of the config that tell groups apart; the algorithm's name at least."""
+    names = [f"{group}.name" for group in ("algo", "task", "model") if runs.runs[group].n_unique() > 1]
+    return [*dict.fromkeys([*(names or ["algo.name"]), *_keys(runs.runs)])]
 
 
 def pair_by_updates(runs: Runs) -> tuple[str, str]:

@@ -1,17 +1,17 @@
-"""Run folders as tidy tables: one row per step, one row per run. Reads only what is on disk; runs may still be training."""
+"""Runs as tidy tables: one row per step, one row per run; the same from run folders, W&B's offline files and the service."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from analysis.runs.places import OneRun, run_folders, runs_at
 from opo.errors import UserError
-from opo.run.folder import leaves, steps_done
-from opo.run.metrics import read_rows
-from opo.system.records import read_json, read_yaml
-from opo.train.mismatch import FILE
+from opo.run.folder import leaves
+
+__all__ = ["LABELS", "Runs", "load", "run_folders"]
 
 LABELS = ("run", "study", "algo", "task", "model", "seed")
 
@@ -28,67 +28,58 @@ class Runs:
     runs: pl.DataFrame
 
 
-def load(*paths: Path | str) -> Runs:
-    """All runs at or below these folders, in the order of their names.
+def load(*places: Path | str) -> Runs:
+    """All runs of these places, in the order of their names: folders at or above run folders, W&B's offline files or folders with some,
+    and `wandb:ENTITY/PROJECT` or `wandb:ENTITY/PROJECT/STUDY` for the service (`analysis.runs.places`).
 
-    Raises UserError where a folder holds no run, or a metrics.jsonl a line that is no row (a last one still being
+    Raises UserError where a place holds no run, or a metrics.jsonl a line that is no row (a last one still being
     written is fine).
     """
-    folders_by_name: dict[Path, str] = {}
-    for path in map(Path, paths):
-        folders = sorted(run_folders(path))
-        if not folders:
-            raise UserError(f"{path}: no run is here (a folder with config.yaml and run.json)")
-        for folder in folders:
-            name = str(folder.relative_to(path)) if folder != path else path.resolve().name
-            taken = name in folders_by_name.values() and folder not in folders_by_name
-            folders_by_name[folder] = str(folder) if taken else name
+    found: dict[str, OneRun] = {}
+    for run in (run for place in places for run in runs_at(place)):
+        taken = run.name in {other.name for other in found.values() if other.path != run.path}
+        found[run.path] = replace(run, name=run.path) if taken else run
+    if not found:
+        raise UserError(f"{' and '.join(map(str, places))}: no training is here")
     metrics: list[dict[str, Any]] = []
     runs: list[dict[str, Any]] = []
-    configs: list[dict[str, Any]] = []
-    for folder, name in folders_by_name.items():
-        config = read_yaml(folder / "config.yaml")
-        labels = _labels(folder, name, config)
-        rows = [labels | {"step": row["train/step"]} | row for row in read_rows(folder / "metrics.jsonl")]
-        done = steps_done(folder)
-        if done is not None and len(rows) < done:
-            raise UserError(
-                f"{folder / 'metrics.jsonl'}: holds {len(rows)} of the {done} steps that DONE says; restore it from a copy"
-            )
+    for run in found.values():
+        labels = _labels(run)
+        rows = [labels | {"step": int(row["train/step"])} | row for row in run.rows]
         metrics += rows
         runs.append(
             labels
             | {
-                "path": str(folder),
-                "steps": config.get("steps"),
+                "path": run.path,
+                "steps": run.config.get("steps"),
                 "steps_done": rows[-1]["step"] if rows else 0,
-                "done": done is not None,
-                "updates_per_rollout": int(config["algo"].get("updates_per_rollout", 1)),
-                "on_policy": certificate(folder),
-                "wandb_run_id": read_json(folder / "run.json").get("wandb_run_id"),
+                "done": run.done,
+                "updates_per_rollout": int(run.config["algo"].get("updates_per_rollout", 1)),
+                "on_policy": certificate(run.certificate),
+                "wandb_run_id": run.wandb_id,
             }
         )
-        configs.append(leaves(config))
+    configs = [leaves(run.config) for run in found.values()]
     return Runs(_metrics_table(metrics), pl.DataFrame(runs).hstack(_differing(configs)))
 
 
-def _labels(folder: Path, name: str, config: dict[str, Any]) -> dict[str, Any]:
+def _labels(run: OneRun) -> dict[str, Any]:
     """What a run is called by. Raises UserError where its config was cut."""
+    config = run.config
     try:
         labels = {group: config[group]["name"] for group in ("algo", "task", "model")}
-        return {"run": name, "study": config["study"]} | labels | {"seed": config["seed"]}
+        return {"run": run.name, "study": config["study"]} | labels | {"seed": config["seed"]}
     except (KeyError, TypeError) as error:
-        raise UserError(f"{folder / 'config.yaml'}: damaged, it lacks {error}; restore it from a copy") from error
+        file = Path(run.path) / "config.yaml" if Path(run.path).is_dir() else run.path
+        raise UserError(f"{file}: damaged, it lacks {error}; restore it from a copy") from error
 
 
-def certificate(folder: Path) -> str:
-    """The result of the run's mismatch check: `exact`, `N updates per rollout` (sampled on-policy, then updated N times), `corrected in N of M
+def certificate(record: Mapping[str, Any] | None) -> str:
+    """The result of a run's mismatch check: `exact`, `N updates per rollout` (sampled on-policy, then updated N times), `corrected in N of M
     steps` (by truncated importance sampling), `breached`, or `-`.
     """
-    file = folder / FILE
-    if not file.exists():
+    if record is None:
         return "-"
-    record = read_json(file)
     if record["exactly_on_policy"]:
         return "exact"
     if record.get("sampled_on_policy"):
@@ -98,16 +89,6 @@ def certificate(folder: Path) -> str:
         if record["corrected"]
         else "breached"
     )
-
-
-def run_folders(path: Path) -> Iterator[Path]:
-    """`path` itself if it is a run folder, else those below it; nothing below a run folder is searched."""
-    if (path / "config.yaml").is_file() and (path / "run.json").is_file():
-        yield path
-    elif path.is_dir():
-        for child in path.iterdir():
-            if child.is_dir() and not child.name.startswith("."):
-                yield from run_folders(child)
 
 
 def _metrics_table(rows: list[dict[str, Any]]) -> pl.DataFrame:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from analysis.score_gram.buffers import USUAL, Buffers
 from analysis.score_gram.layers import Contribution, Lookup, Outer, as_matrix, row_blocks
 from analysis.score_gram.pairs import Tokens, pair_gram, table_cost, tied_gram
 from analysis.score_gram.shared_prefix import split_by_span
@@ -17,8 +18,14 @@ class GramAccumulator:
     `scales` holds P^{-1/2} of a diagonal metric P by parameter name; `squared_norms[name]` are each parameter's diagonal.
     """
 
-    def __init__(self, num_responses: int, group_of: Callable[[str], str], scales: Mapping[str, Tensor]) -> None:
-        self.num_responses, self.group_of, self.scales = num_responses, group_of, scales
+    def __init__(
+        self,
+        num_responses: int,
+        group_of: Callable[[str], str],
+        scales: Mapping[str, Tensor],
+        buffers: Buffers = USUAL,
+    ) -> None:
+        self.num_responses, self.group_of, self.scales, self.buffers = num_responses, group_of, scales, buffers
         self.grams: dict[str, Tensor] = {}
         self.squared_norms: dict[str, Tensor] = {}
         self._buffer = torch.empty(0)
@@ -89,7 +96,7 @@ class GramAccumulator:
         self, contributions: Sequence[Contribution], rows: int, columns: int, scale: Tensor | None, dtype: torch.dtype
     ) -> Tensor:
         n, device = self.num_responses, contributions[0].device
-        step = max(1, min(rows, chunk_elements(device) // (n * columns)))
+        step = max(1, min(rows, self.buffers.gradients_on(device.type) // (n * columns)))
         step -= step % 16 if step > 16 else 0
         if self._buffer.numel() < n * step * columns or self._buffer.dtype != dtype or self._buffer.device != device:
             self._buffer = torch.empty(n * step * columns, dtype=dtype, device=device)
@@ -102,11 +109,6 @@ class GramAccumulator:
 def read_ids(lookups: Sequence[Lookup]) -> Tensor:
     """Rows of the table that were read, sorted."""
     return torch.cat([contribution.ids_NT.flatten() for contribution in lookups]).unique()
-
-
-def chunk_elements(device: torch.device) -> int:
-    """Numbers in one buffer of gradients: what stays in the cache of a CPU, what fills a GPU."""
-    return 2**26 if device.type == "cuda" else 2**20
 
 
 def add_product(gram_NN: Tensor, block_ND: Tensor) -> None:

@@ -13,7 +13,8 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from analysis.score_gram.accumulate import GramAccumulator, chunk_elements
+from analysis.score_gram.accumulate import GramAccumulator
+from analysis.score_gram.buffers import USUAL, Buffers
 from analysis.score_gram.byproducts import ByproductCollector, Byproducts
 from analysis.score_gram.capture import Capture, frozen
 from analysis.score_gram.grouping import Split, grouping
@@ -59,6 +60,7 @@ def score_gram(
     recompute: bool = False,
     verify: bool = True,
     byproducts: Byproducts | None = None,
+    buffers: Buffers = USUAL,
 ) -> Any:
     """(N, N) float64 Gram matrix of the scores of N responses over all parameters with requires_grad.
 
@@ -75,7 +77,7 @@ def score_gram(
     Responses that are equal, or equal but for a factor of their weights, go through the model once.
     method="loop" is the slow reference, one backward pass per response. verify=True compares the norm of each parameter's
     score for the shortest response with autograd's: a layer that is not captured exactly is refused by name.
-    byproducts: filled on the way, at little cost (not by the loop).
+    byproducts: filled on the way, at little cost (not by the loop). buffers: how much is held at once.
 
     Raises ValueError for shapes, masks, values and layers that it cannot treat exactly.
     """
@@ -93,9 +95,9 @@ def score_gram(
         collector = None if byproducts is None else ByproductCollector(byproducts, m, of_N, factor_N)
         for places in passes(m, responses_per_pass or m):
             part = rows.select(places)
-            accumulator = GramAccumulator(len(part), group_of, scales)
+            accumulator = GramAccumulator(len(part), group_of, scales, buffers)
             both = accumulator if collector is None else collector.beside(accumulator, places)
-            head = accumulate_scores(model, part, parameters, both, recompute)
+            head = accumulate_scores(model, part, parameters, both, recompute, buffers)
             if collector is not None:
                 collector.keep_hidden(head, places)
             if verify and not grams:
@@ -131,6 +133,7 @@ def accumulate_scores(
     parameters: dict[nn.Parameter, str],
     accumulator: Receiver,
     recompute: bool = False,
+    buffers: Buffers = USUAL,
 ) -> HeadScores:
     """One forward and one backward pass over the batch; every parameter's per-response gradients go to the accumulator."""
     inner, dtype = causal_model(model), working_dtype(model)
@@ -156,7 +159,7 @@ def accumulate_scores(
             stack.enter_context(recomputed_layers(inner, capture, shape, sharing))
         with sharing, capture.batch(*shape):
             hidden_NLD = lm_head.hidden(model_inputs(inner, context), capture.discover_head)
-        head = HeadScores(lm_head, terms, batch.temperature, dtype)
+        head = HeadScores(lm_head, terms, batch.temperature, dtype, buffers)
         grad_NLD = head.backward(hidden_NLD, capture)
         if hidden_NLD.requires_grad:
             hidden_NLD.backward(grad_NLD)
@@ -216,7 +219,7 @@ def loop_grams(
     for p, name in parameters.items():
         scale = scales[name].flatten() if name in scales else None
         gram = grams.setdefault(group_of(name), torch.zeros(n, n, dtype=torch.float64, device=p.device))
-        step = max(1, chunk_elements(p.device) // n)
+        step = max(1, USUAL.gradients_on(p.device.type) // n)
         for low in range(0, p.numel(), step):
             part_ND = torch.stack([row[name].flatten()[low : low + step].double() for row in rows])
             gram += (lambda x: x @ x.T)(part_ND if scale is None else part_ND * scale[low : low + step])

@@ -12,14 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from analysis.score_gram.buffers import USUAL, Buffers
 from analysis.score_gram.capture import Capture, replaced_forward
 from analysis.score_gram.inputs import Batch, logits_of
 from analysis.score_gram.layers import RecomputedOuter, linear, rule_of
-
-CHUNK_LOGITS = 2**22  # logits computed at once
-KEPT_LOGITS = (
-    2**26
-)  # gradients of logits kept at once; more of them are computed again for each slice of the vocabulary
 
 
 @dataclass(frozen=True)
@@ -88,8 +84,21 @@ def with_hidden(output: Any, hidden: Tensor) -> Any:
 class HeadScores:
     """Log-probabilities of the terms, their gradient at the hidden states, and the head's own part of the scores."""
 
-    def __init__(self, lm_head: LanguageModelHead, terms: Terms, temperature: float, dtype: torch.dtype) -> None:
-        self.lm_head, self.terms, self.temperature, self.dtype = lm_head, terms, temperature, dtype
+    def __init__(
+        self,
+        lm_head: LanguageModelHead,
+        terms: Terms,
+        temperature: float,
+        dtype: torch.dtype,
+        buffers: Buffers = USUAL,
+    ) -> None:
+        self.lm_head, self.terms, self.temperature, self.dtype, self.buffers = (
+            lm_head,
+            terms,
+            temperature,
+            dtype,
+            buffers,
+        )
 
     def backward(self, hidden_NLD: Tensor, capture: Capture) -> Tensor:
         """Gradient of the summed log-probabilities at the hidden states; `capture` sees the head's layers.
@@ -104,7 +113,7 @@ class HeadScores:
         self.log_mass_NS = torch.full(place_NS.shape, torch.inf, dtype=self.dtype, device=place_NS.device)
         grad_NSD = torch.zeros_like(self.hidden_NSD)
         vocabulary = self.lm_head.logits(self.hidden_NSD[:1, :1]).shape[-1]
-        for n, s in self._chunks(max(1, CHUNK_LOGITS // vocabulary)):
+        for n, s in self._chunks(max(1, self.buffers.logits // vocabulary)):
             hidden = self.hidden_NSD[n, s].clone().requires_grad_()
             with capture.batch(*hidden.shape[:2], first=n.start, mode="head"):
                 logits = self.lm_head.logits(hidden)
@@ -142,7 +151,9 @@ class HeadScores:
         """Trainable layers of the head whose output gradients are too many to be kept."""
         places = self.terms.place_NS.numel()
         layers = [m for m in capture.discovered if isinstance(m, nn.Linear) and rule_of(m) is linear]
-        return [m for m in layers if "weight" in capture.owners[m] and places * m.out_features > KEPT_LOGITS]
+        return [
+            m for m in layers if "weight" in capture.owners[m] and places * m.out_features > self.buffers.kept_logits
+        ]
 
     def _recompute_later(self, layer: nn.Linear, capture: Capture) -> None:
         """Register the contribution of a wide layer's weight, whose output gradients are recomputed slice by slice of its outputs."""

@@ -12,11 +12,12 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from analysis.variance.names import couples_prompts, known_names
+from opo.accounts import accounts
 from opo.catalogue import catalogue
 from opo.config.load import task_config
 from opo.config.read import read, shown
 from opo.config.rules import usable_device
-from opo.config.schema import ModelConfig, WandbConfig
+from opo.config.schema import ModelConfig, OwnReward, WandbConfig
 from opo.errors import UserError, near
 from opo.keys import (
     LARGEST,
@@ -52,7 +53,11 @@ ESTIMATORS = (
 GROUP_SIZES = (2, 4, 8, 16)
 AtLeastFour = Annotated[int, Field(ge=4, le=LARGEST)]
 Resamples = Annotated[int, Field(ge=100, le=1_000_000)]
-NOT_IN_POOLS = ("greedy_rewards_P", "answers")  # what algorithms may need and a study does not keep
+NOT_IN_POOLS = (
+    "greedy_rewards_P",
+    "reference_rewards_P",
+    "answers",
+)  # what algorithms may need and a study does not keep
 NOT_IN_NAME = ("shard", "threads", "device", "memory_gib", "reward_timeout_s", "tracking", "hydra")
 
 
@@ -68,12 +73,11 @@ class StudyRollout:
 
 
 @dataclass(config=STRICT)
-class RewardColumns:
-    """Which columns of rollouts from elsewhere are the reward; neither: the format's own."""
+class RewardColumns(OwnReward):
+    """Which columns of rollouts from elsewhere are the reward (neither: the format's own), or whose reward scores what is sampled."""
 
     column: str | None = None
     columns: dict[str, float] | None = None  # name -> weight, summed
-    function: str | None = None  # of a task: module:name of a reward of one's own; null: the run's
 
     @property
     def choice(self) -> "RewardChoice":
@@ -229,15 +233,18 @@ def _about_rollouts(config: VarianceConfig) -> Iterator[str]:
 def _about_estimators(config: VarianceConfig) -> Iterator[str]:
     """Each is known, weighs responses and has what it needs; prompts are coupled in batches of a given size."""
     algorithms = catalogue()
+    presets = {name: account for name, account in accounts().items() if name not in algorithms}
     names = [
         name for name in known_names() if name not in algorithms or not {*algorithms[name].needs} & {*NOT_IN_POOLS}
     ]
     for name in [*config.estimators, config.reference]:
         if name in algorithms and algorithms[name].token_level:
-            yield f"estimators has {name}: it weighs tokens, not responses; analysis.variance.token_level.compare_token_weights measures it"
+            yield f"estimators has {name}: it weighs tokens, not responses; opo zoo 'algorithms=[{name}]' measures it"
         elif name in algorithms and name not in names:
             need = next(need for need in algorithms[name].needs if need in NOT_IN_POOLS)
-            yield f"estimators has {name}: it needs {need}, which a study does not keep; analysis.variance.compare.compare takes it in its pools"
+            yield f"estimators has {name}: it needs {need}, which a study does not keep; opo zoo 'algorithms=[{name}]' measures it"
+        elif name in presets:
+            yield f"estimators has {name}: it is {presets[name].base} with parts or settings; opo zoo 'algorithms=[{name}]' measures it"
         elif name not in names:
             yield f"estimators has {shown(name)}: not one that weighs responses{near(name, names)}; allowed are {', '.join(names)}"
     if config.reference not in config.estimators:

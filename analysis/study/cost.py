@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.config.plan import PlanVariance
-from analysis.score_gram.accumulate import chunk_elements
-from analysis.score_gram.head import CHUNK_LOGITS, KEPT_LOGITS
+from analysis.score_gram.buffers import USUAL
 from analysis.score_gram.layers import SUM_ROWS
 from analysis.score_gram.pairs import PRODUCTS, TABLE
 from analysis.study.passes import Passes, planned_passes, row_bytes
@@ -44,7 +43,7 @@ PASSES = 5  # over all responses, of a forward pass's arithmetic: sampling, forw
 def plan_study(config: PlanVariance) -> Plan:
     """Memory of one rank, hours and prompts of a study. Raises UserError where the model's shape cannot be known."""
     source = replace(config.model or ModelConfig(), compute="float32")
-    task, reward = config.task or ArithmeticConfig(), config.reward.function
+    task, reward = config.task or ArithmeticConfig(), config.reward.functions
     machine, model = machine_of(config), on_paper(source)
     prompt, known = prompt_length(config.prompt_tokens, source, task, reward, config.split or "eval")
     lengths = Lengths(prompt, config.rollout.max_new_tokens or 48)
@@ -108,20 +107,14 @@ def _gram_parts(model: Any, passes: Passes, responses: int, lengths: Lengths, ma
     count, length = min(responses, passes.responses), lengths.prompt + lengths.response
     logits = count * lengths.response * vocabulary_of(model)
     # kept as they are and once more in the order of tokens, or made again by slices of the vocabulary
-    kept = 2 * 4 * logits if logits <= KEPT_LOGITS else 2 * 4 * SUM_ROWS
+    kept = 2 * 4 * logits if logits <= USUAL.kept_logits else 2 * 4 * SUM_ROWS
     table = 2 * 4 * min(TABLE, count * count * length * model.config.get_text_config().hidden_size)
     return {
         "activations": count * row_bytes(model, length, passes.recompute),
         "gradients of logits": float(kept),
-        "Gram buffers": 4.0 * (2 * PRODUCTS + chunk_elements_of(machine) + 3 * CHUNK_LOGITS) + table,
+        "Gram buffers": 4.0 * (2 * PRODUCTS + USUAL.gradients_on(machine.kind) + 3 * USUAL.logits) + table,
         "sum of scores": 2.0 * max(p.numel() * p.element_size() for p in model.parameters()),
     }
-
-
-def chunk_elements_of(machine: Machine) -> int:
-    import torch
-
-    return chunk_elements(torch.device(machine.kind))
 
 
 def _passes_sentence(passes: Passes, responses: int) -> str:

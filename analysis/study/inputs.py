@@ -27,8 +27,8 @@ def contents(config: VarianceConfig, stage: EvaluatedPolicy) -> dict[str, str]:
     task = config.task if config.task is not None else (stage.weights[0].run or {}).get("task")
     if not config.rollouts:
         files += [Path(text) for text in _texts(task) if _is_file(text)]
-        own = stage.weights[0].reward_function(config.reward.function)
-        files += [source_file(text, "task") for text in (*_texts(task), own or "") if is_reference(text)]
+        own = stage.weights[0].reward_functions(config.reward) or {}
+        files += [source_file(text, "task") for text in (*_texts(task), *own) if is_reference(text)]
     return digests | {str(file): digest(file) for file in files}
 
 

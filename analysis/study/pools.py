@@ -133,7 +133,8 @@ def sequences(rollouts: Rollouts) -> tuple[Tensor, Tensor, Tensor]:
     prompt = torch.tensor(rollouts.prompt_ids[0]).expand(rollouts.group_size, -1)
     ids_NL = torch.cat([prompt, rollouts.tokens_NT], 1)
     response_NL = torch.cat([torch.zeros_like(prompt, dtype=torch.bool), rollouts.mask_NT], 1)
-    attended_NL = torch.cat([torch.ones_like(prompt, dtype=torch.bool), rollouts.mask_NT], 1)
+    present_NT = rollouts.mask_NT if rollouts.present_NT is None else rollouts.present_NT
+    attended_NL = torch.cat([torch.ones_like(prompt, dtype=torch.bool), present_NT], 1)
     return ids_NL, attended_NL.long(), response_NL.long()
 
 

@@ -182,6 +182,16 @@ class Study:
         }
         return self._some(self.comparisons.filter(measure=measure, **where), f"a comparison at {where}")
 
+    def ratio(self, estimator: str, policy: str | None = None, group_size: int | None = None) -> dict[str, Any]:
+        """One row of `compare`: an estimator's relative variance over the reference's. Raises UserError where there is none."""
+        rows = self.compare(policy, group_size)
+        if (found := rows.filter(estimator=estimator)).is_empty():
+            compared = ", ".join(rows["estimator"])
+            raise UserError(
+                f"estimator {estimator!r}: not compared with {self.settings['reference']}; there are {compared}"
+            )
+        return found.row(0, named=True)
+
     def audit(self, measure: str, policy: str | None = None, scope: str = "all") -> dict[str, Any]:
         """One number of the audits with its interval."""
         where = {"policy": self.named(policy), "scope": scope, "measure": measure}

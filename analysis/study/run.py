@@ -11,14 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from analysis.claims.files import write_ledgers
 from analysis.study.config import VarianceConfig
 from analysis.study.external.imported import Imported
 from analysis.study.inputs import contents
 from analysis.study.pools import Measurement, PoolFolder, PromptPool, measure_pool
 from analysis.study.provenance import note_measurement, records
 from analysis.study.result import Study
-from analysis.study.tables import analyse, meter_pools, write_figures
+from analysis.study.tables import analyse, meter_pools
 from analysis.variance.pool import Pool
 from opo.config.schema import RewardConfig
 from opo.errors import UserError
@@ -75,7 +74,7 @@ def measure(config: VarianceConfig, folder: Path, external: Imported | None = No
 
 
 def conclude(config: VarianceConfig, folder: Path, external: Imported | None = None) -> Study:
-    """From pools to result.json, parquet, ledgers and figures."""
+    """From pools to result.json and parquet."""
     numbers, planned = prompt_numbers(config, external), evaluated_policies(config.checkpoint, config.model)
     folders = {
         evaluated.name: PoolFolder(folder / "pools" / evaluated.name, setting_of(config, evaluated))
@@ -87,8 +86,6 @@ def conclude(config: VarianceConfig, folder: Path, external: Imported | None = N
         temperature = planned[0].weights[0].rollout(config.rollout, config.num_responses).temperature
         study = replace(study, imported=external.told(pools_of[planned[0].name], temperature))
     study.save(folder)
-    write_figures(study, folder / "figures")
-    write_ledgers(study, folder)
     return study
 
 
@@ -160,7 +157,7 @@ def _measure(
             measurement = later
         return
     task, reward = (
-        make_task(weights.task(config.task), weights.reward_function(config.reward.function)),
+        make_task(weights.task(config.task), weights.reward_functions(config.reward)),
         RewardConfig(timeout_s=config.reward_timeout_s),
     )
     with open_collector(policy, task, model, rollout, reward) as collector:

@@ -1,7 +1,6 @@
 """Tables of a study from its pools: every estimator at every group size, comparisons, audits, and their figures."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,9 +8,6 @@ import polars as pl
 from rich import box
 from rich.table import Table as RichTable
 
-from analysis.plots import variance as figures
-from analysis.plots.audits import audit_by_part, audits_over_training
-from analysis.plots.style import save
 from analysis.study.audits import audit_interval, audit_terms, audit_value
 from analysis.study.config import VarianceConfig
 from analysis.study.pools import PromptPool
@@ -225,8 +221,8 @@ def moments_table(study: Study, policy_name: str | None = None, group_size: int 
     policy, size = study.policy(policy_name), group_size or study.default_group_size
     shown = ("relative_variance", "bias")
     title = f"{policy['label']}: G = {size}, {policy.get('prompts_at', {}).get(str(size), policy['prompts'])} prompts x {policy['responses']} responses, 95 % intervals over prompts"
-    table = RichTable(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for column in ("estimator", "relative variance", "bias", f"over {study.settings['reference']}'s"):
+    table = RichTable(title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True)
+    for column in ("estimator", "relative variance", "bias", f"ratio to {study.settings['reference']}"):
         table.add_column(column, justify="left" if column == "estimator" else "right")
     ratios = {row["estimator"]: row for row in study.compare(policy["name"], size).iter_rows(named=True)}
     cells = {
@@ -242,23 +238,3 @@ def moments_table(study: Study, policy_name: str | None = None, group_size: int 
 def estimate_text(row: Mapping[str, Any]) -> str:
     """The estimate of one row of a table."""
     return interval_text(row["value"], row["low"], row["high"])
-
-
-def write_figures(study: Study, folder: Path) -> None:
-    """Every figure of a study as SVG and PNG."""
-    several = len({policy["step"] for policy in study.policies if policy["step"] is not None}) > 1
-    for policy in study.policies:
-        name = policy["name"]
-        save(figures.forest(study, name), folder, f"variance-{name}")
-        save(figures.ratio_forest(study, name), folder, f"variance-ratio-{name}")
-        save(figures.norm_against_length(study, name), folder, f"norm-length-{name}")
-        if not study.equal_variance.filter(policy=name).is_empty():
-            save(figures.equal_variance(study, name), folder, f"equal-variance-{name}")
-        save(figures.within_between(study, name), folder, f"within-between-{name}")
-        if len(study.settings["group_sizes"]) > 1:
-            save(figures.against_group_size(study, name), folder, f"group-size-{name}")
-    if several:
-        save(figures.over_training(study), folder, "variance-over-training")
-        save(audits_over_training(study), folder, "audits-over-training")
-    for measure in ("norm_length_exponent", "norm2_share"):
-        save(audit_by_part(study, measure), folder, f"{measure.replace('_', '-')}-by-part")

@@ -47,8 +47,10 @@ from opo.parts.options import PromptCurriculum
 from opo.rollout.collect import Collected, Collector, open_collector
 from opo.run.checkpoint import checkpoints
 from opo.system.atomic import write_text
+from opo.system.pace import Pace
 from opo.system.records import read_json
 from opo.system.seeding import generator_for, seed_for
+from opo.system.terminal import say
 from opo.system.threads import use_machine
 from opo.tasks import make_task
 from opo.train.critic import update_critic
@@ -75,14 +77,17 @@ def measure(config: ZooConfig, folder: Path, policy_name: str, middle: Path, whi
     bench = Bench.of(config, middle if policy_name == "middle" else None, next(iter(wanted.values())))
     with bench, tempfile.TemporaryDirectory() as scratch:
         learners = {row: bench.learner(row_config, Path(scratch)) for row, row_config in wanted.items()}
-        for number, mine in missing.items():
-            if mine:
-                measured = bench.record(number, {row: learners[row] for row, _ in mine})
-                add(
-                    files[number],
-                    {row.name: {"digest": digest(run)} | measured[row.name] for row, run in mine}
-                    | {REFERENCE: measured[REFERENCE]},
-                )
+        todo = [(number, mine) for number, mine in missing.items() if mine]
+        pace = Pace(len(todo))
+        for done, (number, mine) in enumerate(todo, 1):
+            measured = bench.record(number, {row: learners[row] for row, _ in mine})
+            add(
+                files[number],
+                {row.name: {"digest": digest(run)} | measured[row.name] for row, run in mine}
+                | {REFERENCE: measured[REFERENCE]},
+            )
+            if pace.due(done):
+                say(f"{policy_name}: batch {done}/{pace.total}  {pace.line(done, 'batch')}")
 
 
 def run_config(config: ZooConfig, row: Row) -> RunConfig:
@@ -141,7 +146,7 @@ class Bench:
         return cls(config, run, model, start, start if middle is None else loaded(model))
 
     def __enter__(self) -> "Bench":
-        task = make_task(self.run.task, self.run.reward.function)
+        task = make_task(self.run.task, self.run.reward.functions)
         self.opened = open_collector(self.policy, task, self.model, self.run.rollout, self.run.reward)
         self.collector = self.opened.__enter__()
         return self

@@ -22,7 +22,7 @@ from torch import Tensor
 from opo.algorithms import algorithm
 from opo.batch import Rollouts
 from opo.keys import Aggregation, Fraction, NonNegative
-from opo.losses import aggregate, clipped, log_ratio, standardized_advantages, z_scores
+from opo.losses import clipped_loss, standardized_advantages, z_scores
 
 
 @algorithm(needs=("answers",), couples_prompts=True, aggregation="aggregation", unbiased_for="no")
@@ -44,16 +44,13 @@ def copo(
     global_P = z_scores(rollouts.returns_PG.nanmean(1)[None], std_eps)[0]
     blend_P = torch.sigmoid(sharpness * (answer_entropy(rollouts) - threshold))
     global_N, blend_N = (x_P.repeat_interleave(rollouts.group_size) for x_P in (global_P, blend_P))
-
-    ratio_NT = log_ratio(logprobs_NT, rollouts).exp()
-
-    def surrogate(advantages_N: Tensor) -> Tensor:
-        advantages_N1 = advantages_N[:, None]
-        bounded_NT = clipped(ratio_NT, advantages_N1, clip_low, clip_high)
-        return torch.where(advantages_N1 < 0, torch.maximum(bounded_NT, clip_dual * advantages_N1), bounded_NT)
-
-    blended_NT = blend_N[:, None] * surrogate(local_N) + (1 - blend_N[:, None]) * surrogate(global_N)
-    return -aggregate(blended_NT, rollouts, aggregation)
+    inside, between = (
+        clipped_loss(
+            logprobs_NT, advantages_N, rollouts, clip_low, clip_high, aggregation, share_N=share_N, clip_dual=clip_dual
+        )
+        for advantages_N, share_N in ((local_N, blend_N), (global_N, 1 - blend_N))
+    )
+    return inside + between
 
 
 def answer_entropy(rollouts: Rollouts) -> Tensor:

@@ -21,7 +21,7 @@ from opo.cli.launchers import expect_schemas
 from opo.config.read import shown
 from opo.errors import UserError
 
-NOT_IN_NAME = {"algo", "task", "seed", "steps", "tokens", "study", "sweep", "threads", "device"}
+NOT_IN_NAME = {"algo", "task", "seed", "steps", "tokens", "study", "sweep", "threads", "device", "reward.workers"}
 GROUPS_NOT_IN_NAME = {"tracking", "checkpoint", "parallel", "hydra"}
 LONGEST_NAME = 200  # file systems allow 255 bytes
 

@@ -8,7 +8,7 @@ import os
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from opo.cli import quoted
 from opo.cli.compose import compose_job, composing, parse, plain
 from opo.cli.hydra_errors import one_line
 from opo.cli.jobs import Announce, Failure, Record, Stopped
@@ -46,7 +47,7 @@ class Invocation:
 def check(invocation: Invocation, judge: Callable[[dict[str, Any]], Any] | None) -> list[str]:
     """Compose and validate every job of the command line; raises UserError before anything is written.
 
-    Returns overrides to add: an axis of a sweep file that the command line sets too is dropped there.
+    Returns overrides to add: a sweep's folder as a whole path, and an axis of a sweep file that the command line sets too is dropped there.
     """
     root, lines = invocation.root, invocation.overrides
     with composing(invocation.config_path):
@@ -58,7 +59,10 @@ def check(invocation: Invocation, judge: Callable[[dict[str, Any]], Any] | None)
             raise UserError("-m: a sweep starts its jobs in one process; torchrun takes one job")
         if several:
             refuse_unusable(whole.hydra.runtime.choices["hydra/launcher"], whole.hydra.launcher)
-        if not several:
+            here = [
+                f"hydra.sweep.dir={quoted(str(Path(_own(whole, 'sweep.dir')).absolute()))}"
+            ]  # wherever a cluster starts its jobs
+        else:
             if len(fixed) < len(given):
                 whole = compose_job(root, lines)  # several values without -m are refused here
             if judge is not None:
@@ -69,13 +73,13 @@ def check(invocation: Invocation, judge: Callable[[dict[str, Any]], Any] | None)
                 judge(
                     plain(whole, root)
                 )  # the sweeper chooses its values as it goes; each job is judged when it starts
-            return []
+            return here
         axes = dict(whole.hydra.sweeper.params or {})
         replaced = [key for key in axes if key in {override.key_or_group for override in given}]
         swept = [parse(f"{key}={value}") for key, value in axes.items() if key not in replaced]
         if judge is not None:
             _judge_each(root, _product([*swept, *given]), judge)
-    return [f"~hydra.sweeper.params.{key}" for key in replaced]
+    return [*here, *(f"~hydra.sweeper.params.{key}" for key in replaced)]
 
 
 def _judge_each(root: str, jobs: Sequence[list[str]], judge: Callable[[dict[str, Any]], Any]) -> None:
@@ -143,15 +147,21 @@ def launch(
     from opo.train.interrupt import Interrupt  # torch, which a refusal should not wait for
 
     processes.use()
+    where = Path.cwd()
 
     def task(config: DictConfig) -> None:
         own = HydraConfig.get()
+        if Path.cwd() != where:  # a cluster started the job elsewhere: paths are meant from where the command was given
+            os.chdir(where)
         folder, several = Path(own.runtime.output_dir), own.mode == RunMode.MULTIRUN
         Interrupt.any_heard = False  # by a job before in this process
         try:
             with storage_faults_in_one_sentence(folder):
                 entry(plain(config, root), folder)
         except (UserError, StoppedRun) as error:
+            if isinstance(error, UserError):
+                with suppress(OSError):  # Hydra made it, and something may be in it
+                    folder.rmdir()
             if several and not (Interrupt.any_heard and os.getpid() == launcher):
                 raise
             ended.append(error)  # raised outside Hydra, which would add lines of its own

@@ -45,6 +45,8 @@ def in_one_line(error: Exception) -> UserError | StoppedRun | None:
         return UserError(f"hydra/launcher=submitit_slurm: {text}")
     if isinstance(error, ConnectionError) or text.startswith("When connecting to an existing cluster"):
         return UserError(f"hydra.launcher.ray.init: {text}")
+    if "timed out during startup" in text:
+        return StoppedRun("hydra/launcher=ray: Ray did not start in time; this machine may be busy, try again")
     if name == "UncompletedJobError" or type(error).__module__.startswith("ray."):
         return StoppedRun(f"hydra/launcher: {text}; the same command does what is missing")
     return None

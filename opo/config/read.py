@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import ValidationError
 
@@ -67,7 +67,8 @@ def _refusal(error: ValidationError, hints: Mapping[str, Any], key: str) -> User
     at = dotted(key, name) + "".join(f"[{part}]" for part in inside if isinstance(part, int))
     if first["type"] == "literal_error":
         names = choices(hint)
-        return UserError(f"{at}={shown(value)}: not one of {', '.join(names)}{near(str(value), names)}")
+        allowed_names = [*names, "null"] if type(None) in get_args(hint) else names
+        return UserError(f"{at}={shown(value)}: not one of {', '.join(allowed_names)}{near(str(value), names)}")
     wanted = WANTED.get(first["type"], f"allowed is {allowed(hint)}")
     ends = interval(hint)
     if isinstance(value, int | float) and ends and value in ends.sensible and value not in ends:

@@ -159,7 +159,7 @@ def tiny_alphabet(config: RunConfig) -> Iterator[str]:
     """The built-in policy has tokens for the characters of `ALPHABET` and no chat template."""
     if config.model.name != "tiny" or config.task.name == "arithmetic":
         return
-    task = make_task(config.task, config.reward.function)
+    task = make_task(config.task, config.reward.functions)
     for prompt in (task.prompt(index) for index in range(ALPHABET_PROMPTS)):
         if prompt.chat:
             yield f"task={config.task.name}: the built-in policy has no chat template; set task.template=plain, or choose another model"
@@ -174,7 +174,7 @@ def tiny_alphabet(config: RunConfig) -> Iterator[str]:
 
 def usable_task(config: RunConfig) -> Iterator[str]:
     """The task can be made, and each split that is used has its prompts (the task says it in a sentence)."""
-    task = make_task(config.task, config.reward.function)
+    task = make_task(config.task, config.reward.functions)
     task.prompt(0)
     if config.evaluate.every:
         task.prompt(config.evaluate.num_prompts - 1, "eval")

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self, get_type_hints
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from opo.errors import UserError
 from opo.keys import (
     HUGE,
     STRICT,
@@ -18,6 +19,7 @@ from opo.keys import (
     LearningRate,
     NonNegative,
     Positive,
+    Real,
     Seed,
     Share,
     Temperature,
@@ -125,10 +127,32 @@ class CriticConfig:
 
 
 @dataclass(config=STRICT)
-class RewardConfig:
-    """Reward workers: processes that can be killed."""
+class OwnReward:
+    """A reward of one's own in place of the task's: one function, module:name, or a weighted sum of several."""
 
-    function: str | None = None  # module:name of a reward of one's own, in place of the task's
+    function: str | list[str] | None = None
+    weights: list[Real] | None = None  # of several functions, one each; null: 1
+
+    @property
+    def functions(self) -> dict[str, float] | None:
+        """The weight of each function by its reference; None: the task's own reward. Raises UserError where the two keys disagree."""
+        if self.function is None:
+            if self.weights is not None:
+                raise UserError("reward.weights: weighs the functions of reward.function=[...], and there are none")
+            return None
+        names = [self.function] if isinstance(self.function, str) else self.function
+        weights = self.weights or [1.0] * len(names)
+        if not names or len(set(names)) < len(names):
+            raise UserError("reward.function: give one function or a list of different ones")
+        if len(weights) != len(names):
+            raise UserError(f"reward.weights has {len(weights)} numbers for {len(names)} functions: give one for each")
+        return dict(zip(names, weights, strict=True))
+
+
+@dataclass(config=STRICT)
+class RewardConfig(OwnReward):
+    """And the workers that compute it: processes that can be killed."""
+
     timeout_s: Positive = 10.0
     workers: Count = 1
 

@@ -16,6 +16,7 @@ from opo.config.schema import (
     EvaluateConfig,
     ModelConfig,
     OptimConfig,
+    OwnReward,
     RewardConfig,
     RolloutConfig,
     RunConfig,
@@ -38,13 +39,6 @@ class HfExport:
 
 
 @dataclass(config=STRICT)
-class RewardChoice:
-    """Which reward: the task's, or a function of one's own."""
-
-    function: str | None = None
-
-
-@dataclass(config=STRICT)
 class VerlExport:
     """The keys of a training that mean something to verl, and the machines it will run on."""
 
@@ -53,7 +47,7 @@ class VerlExport:
     model: ModelConfig
     rollout: RolloutConfig
     optim: OptimConfig
-    reward: RewardChoice
+    reward: OwnReward
     evaluate: EvaluateConfig
     checkpoint: CheckpointConfig
     tracking: TrackingConfig
@@ -69,7 +63,7 @@ class VerlExport:
     def run(self) -> RunConfig:
         """The training itself."""
         same = {field.name: getattr(self, field.name) for field in fields(RunConfig) if hasattr(self, field.name)}
-        return RunConfig.of(**{**same, "reward": RewardConfig(function=self.reward.function)})
+        return RunConfig.of(**{**same, "reward": RewardConfig(self.reward.function, self.reward.weights)})
 
 
 def load_config(values: Mapping[str, Any]) -> HfExport | VerlExport:

@@ -25,12 +25,13 @@ NO_CLIP = 1e9  # above every ratio: both sides bound its logarithm by 20
 DIFFERENCES = {  # of algorithms that verl has under a like name
     "group_mean": "verl has it as dr_grpo, with the same weights; give algo=dr_grpo",
     "reinforce": "verl has no estimator without a baseline",
-    "reinforce_pp": "verl adds 1e-8 to the variance that it whitens by and not to the deviation; weights differ by 1e-5",
-    "reinforce_pp_baseline": "verl whitens with the unbiased variance of the tokens; weights differ by 5e-4",
-    "gpg": "verl scales by responses with a reward that is not zero, here by groups that are not constant; weights differ by 2e-3",
-    "remax": "verl's greedy responses are scored in a second rollout of its own; its weights were not compared",
-    "ppo": "verl's critic is another network with another training; its values differ",
-    "dapo": "verl draws new prompts for constant groups, here they are left out",
+    "reinforce_pp": "verl whitens by the unbiased variance of the tokens (n - 1), so weights are smaller by half of 1 / tokens",
+    "reinforce_pp_baseline": "verl whitens over tokens, which takes off a second, length-weighted mean, and by n - 1",
+    "gpg": "verl scales by responses / responses whose reward is not zero, here by groups / groups whose rewards differ",
+    "remax": "its weights equal verl's, but the trainer of 0.9.1 draws no greedy responses; only the deprecated one (use_v1=false) does",
+    "ppo": "verl's critic starts with a random head, here with zeros, so its values differ; its advantages are whitened by n - 1",
+    "dapo": "verl draws new prompts for groups whose rewards are equal, here they are left out of sum and count; "
+    "without that, algo=grpo algo.clip_high=0.28 algo.aggregation=token_mean is the rest of it",
 }
 
 

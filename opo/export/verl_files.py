@@ -29,7 +29,7 @@ from functools import cache, lru_cache
 HERE = os.path.dirname(os.path.abspath(__file__))
 TASK = {task!r}
 FILES = {files!r}  # options of the task that name files of this folder
-FUNCTION = {function!r}
+FUNCTIONS = {functions!r}  # of the reward, with their weights
 
 
 @cache
@@ -39,7 +39,7 @@ def task():
 
     sys.path.insert(0, HERE)
     values = TASK | {{key: os.path.join(HERE, name) for key, name in FILES.items()}}
-    return make_task(read(kind_of(values), values, "task"), FUNCTION)
+    return make_task(read(kind_of(values), values, "task"), FUNCTIONS)
 
 
 @lru_cache(maxsize=4096)
@@ -63,7 +63,7 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None, **_)
 def export_training(asked: VerlExport) -> Path:
     """Write the folder, whole or not at all, and print the command. Raises UserError where verl would see other prompts."""
     config, target = asked.run, Path(asked.path)
-    task = make_task(config.task, config.reward.function)
+    task = make_task(config.task, config.reward.functions)
     if task.stop:
         raise UserError(
             f"task={task.name}: its responses end at {task.stop[0]!r}, where verl's do not; choose a template without that"
@@ -168,10 +168,11 @@ def write_reward(config: RunConfig, folder: Path) -> None:
         if isinstance(value, str) and key in ("path", "eval_path") and Path(value).is_file():
             files[key] = f"task_{key}{Path(value).suffix}"
             shutil.copy(value, folder / files[key])
-    for reference, key in ((config.reward.function, "reward.function"), (config.task.name, "task")):
+    own = [(reference, "reward.function") for reference in config.reward.functions or ()]
+    for reference, key in [*own, (config.task.name, "task")]:
         if is_reference(reference) and (file := source_file(str(reference), key)).parent == Path.cwd():
             shutil.copy(file, folder)  # what the module imports from there in turn is the user's to bring
-    text = REWARD.format(task=values, files=files, function=config.reward.function)
+    text = REWARD.format(task=values, files=files, functions=config.reward.functions)
     (folder / "reward.py").write_text(text, encoding="utf-8")
 
 

@@ -40,6 +40,10 @@ class SharedFolder:
         """See `RunFolder.truncate_metrics`."""
         self.world.by_first(lambda: self.of_first.truncate_metrics(step))
 
+    def seal(self) -> None:
+        """See `RunFolder.seal`."""
+        self.world.by_first(lambda: self.of_first.seal())
+
     def finish(self, step: int) -> None:
         """Mark the run as done after so many steps, when every rank is."""
         self.world.by_first(lambda: self.of_first.finish(step))

@@ -54,8 +54,15 @@ class ShardedPolicy(Policy):
     def scores(
         self, rollouts: Rollouts, part: Microbatch, *, entropy_grad: bool = False, energy: bool = False
     ) -> TokenScores:
-        """See `Policy.scores`; run as a forward of the root, which gathers the weights."""
-        return TokenScores(*self.causal_lm.opo_scores(self, rollouts, part, entropy_grad, energy))
+        """See `Policy.scores`; run as a forward of the root, which gathers the weights.
+
+        The root keeps what it gathered for the backward pass, and gives its whole weights as parameters until then; without one they
+        are cut again here, so that a batch without a gradient leaves the parameters as they are.
+        """
+        scores = TokenScores(*self.causal_lm.opo_scores(self, rollouts, part, entropy_grad, energy))
+        if not torch.is_grad_enabled():
+            self.causal_lm.reshard()
+        return scores
 
     def add_gradients(self) -> None:
         """Summed already, where each layer's gradient was cut."""

@@ -1,5 +1,6 @@
 """How long prompts are, without loading a model: by its tokenizer and the task's first prompts, where both are on this machine."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,14 @@ ASSUMED = 256  # tokens
 
 
 def prompt_length(
-    given: int | None, model: ModelConfig, task: Any, reward: str | None, split: str = "train"
+    given: int | None, model: ModelConfig, task: Any, rewards: Mapping[str, float] | None, split: str = "train"
 ) -> tuple[int, str]:
     """Tokens of the longest of the first prompts, and how they are known, in words."""
     if given is not None:
         return given, "given"
     try:
         tokenizer = _tokenizer(model)
-        made = make_task(task, reward) if tokenizer is not None else None
+        made = make_task(task, rewards) if tokenizer is not None else None
     except (UserError, OSError, ValueError):  # a file that is elsewhere: its prompts cannot be read here
         tokenizer = made = None
     if tokenizer is None or made is None:

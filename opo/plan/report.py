@@ -48,7 +48,7 @@ def plan_training(config: PlanTrain) -> Plan:
     run, ranks = config.run, config.ranks
     machine = machine_of(config)
     model = on_paper(run.model)
-    prompt, known = prompt_length(config.prompt_tokens, run.model, run.task, run.reward.function)
+    prompt, known = prompt_length(config.prompt_tokens, run.model, run.task, run.reward.functions)
     lengths, process = Lengths(prompt, run.rollout.max_new_tokens), process_bytes()
     phases = training_memory(run, model, ranks, lengths, machine, process)
     speed = _speed(config, model, lengths)

@@ -1,4 +1,6 @@
-"""A reward function of the user's own in place of a task's: `reward.function=my_module:score`, run in the workers like any scorer.
+"""Reward functions of the user's own in place of a task's: `reward.function=my_module:score`, run in the workers like any scorer.
+
+Several are summed: `reward.function=[my_module:accuracy,my_module:format] reward.weights=[1.0,0.2]`.
 
 Four signatures are known by the names of their arguments, each called with one response at a time:
 
@@ -14,7 +16,9 @@ depend on what is scored beside it. Where it fails for every response of a train
 
 import asyncio
 import inspect
+import math
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 from opo.errors import UserError
@@ -25,34 +29,69 @@ Scorer = Callable[[Prompt, str], Any]
 
 
 class Rewarded:
-    """A task with its prompts as they are and another reward."""
+    """A task with its prompts as they are and another reward: sum_k w_k r_k over the functions, each by its reference.
 
-    def __init__(self, task: Task, reference: str):
-        self._task, self._reference = task, reference
-        self.name, self.stop, self.scored_by = task.name, task.stop, f"reward.function={reference}"
+    A response that one of them cannot score has no reward.
+    """
+
+    def __init__(self, task: Task, weights: Mapping[str, float]):
+        self._task, self._weights = task, weights
+        self.name, self.stop, self.scored_by = task.name, task.stop, f"reward.function={','.join(weights)}"
         self.prompt, self.extract = task.prompt, task.extract
-        self._score = scorer(load_object(reference, "reward.function"), reference, task.prompt(0))
+        self._reward = Reward(weights, task.prompt(0))
+        self.parts = self._reward.names
 
     def __reduce__(self):
-        return _in_worker, (self.name, self._reference)
+        return _in_worker, (self.name, dict(self._weights))
 
     def score(self, prompt: Prompt, response: str) -> float:
-        return value_of(self._score(prompt, response))
+        return self._reward(prompt, response)
+
+
+class Sum(float):
+    """A reward of several parts, which it keeps, unweighted."""
+
+    parts: tuple[float, ...] = ()
+
+
+class Reward:
+    """A function, or the weighted sum of several."""
+
+    def __init__(self, weights: Mapping[str, float], example: Prompt | None = None):
+        scorers = {
+            reference: scorer(load_object(reference, "reward.function"), reference, example) for reference in weights
+        }
+        self._scorers, self._weights = list(scorers.values()), list(weights.values())
+        short = [reference.partition(":")[2] for reference in weights]
+        distinct = len(set(short)) == len(short)
+        names = short if distinct else [reference.replace(":", ".") for reference in weights]
+        self.names = tuple(names) if len(names) > 1 else ()
+
+    def __call__(self, prompt: Prompt, response: str) -> Any:
+        values = [value_of(score(prompt, response)) for score in self._scorers]
+        if not self.names:
+            return (
+                values[0] if self._weights[0] == 1 or not isinstance(values[0], Real) else self._weights[0] * values[0]
+            )
+        if any(value is None for value in values):
+            return None
+        for name, value in zip(self.names, values, strict=True):
+            if not isinstance(value, Real):
+                raise TypeError(f"{name} gave {value!r:.50}, not a number")
+        total = Sum(math.fsum(w * float(v) for w, v in zip(self._weights, values, strict=True)))
+        total.parts = tuple(float(value) for value in values)
+        return total
 
 
 class _Scorer:
     """What a worker needs of it."""
 
-    def __init__(self, name: str, reference: str):
-        self.name = name
-        self._score = scorer(load_object(reference, "reward.function"), reference)
-
-    def score(self, prompt: Prompt, response: str) -> float:
-        return value_of(self._score(prompt, response))
+    def __init__(self, name: str, weights: Mapping[str, float]):
+        self.name, self.score = name, Reward(weights)
 
 
-def _in_worker(name: str, reference: str) -> _Scorer:
-    return _Scorer(name, reference)
+def _in_worker(name: str, weights: Mapping[str, float]) -> _Scorer:
+    return _Scorer(name, weights)
 
 
 def scorer(function: Any, reference: str, example: Prompt | None = None) -> Scorer:

@@ -40,6 +40,7 @@ class ScoredRewards:
     reasons: dict[
         Cell, str
     ]  # "timeout", "crash: ...", "forged: ...", "exception: ...", "not finite: ..." or "not a number: ..."
+    parts_PGK: Tensor  # of a reward that is a sum of K functions, before they are weighted
 
     def counts(self) -> Counter[str]:
         """How many responses were unscored for each kind of reason."""
@@ -61,6 +62,7 @@ class RewardRunner:
         if workers < 1:
             raise ValueError(f"workers={workers}: needs at least one process, so that a scorer can be killed")
         pickled, memory_bytes = pickle.dumps(task), int(memory_gib * 2**30)
+        self._num_parts = len(getattr(task, "parts", ()))
         self._selector = selectors.DefaultSelector()
         self._workers = [_Worker(self._selector, pickled, memory_bytes, timeout_s) for _ in range(workers)]
 
@@ -73,6 +75,7 @@ class RewardRunner:
             if len(group) != group_size:
                 raise ValueError(f"prompt {p}: {len(group)} responses where the first prompt has {group_size}")
         rewards_PG = torch.full((len(prompts), group_size), torch.nan, dtype=torch.float64)
+        parts_PGK = torch.full((*rewards_PG.shape, self._num_parts), torch.nan, dtype=torch.float64)
         reasons: dict[Cell, str] = {}
         waiting = deque((p, g) for p in range(len(prompts)) for g in range(group_size))
         batch = min(BATCH, -(-len(waiting) // len(self._workers)))
@@ -87,8 +90,9 @@ class RewardRunner:
                 if line.startswith("!"):
                     reasons[cell] = line[1:]
                 else:
-                    rewards_PG[cell] = float(line)
-        return ScoredRewards(rewards_PG, dict(sorted(reasons.items())))
+                    rewards_PG[cell], *parts = map(float, line.split())
+                    parts_PGK[cell] = torch.tensor(parts, dtype=torch.float64)
+        return ScoredRewards(rewards_PG, dict(sorted(reasons.items())), parts_PGK)
 
     def _wait(self, waiting: deque[Cell]) -> list[tuple[Cell, str]]:
         """Answers that come before the nearest deadline; the cells that a failed worker had not come to wait again."""

@@ -3,7 +3,7 @@
 Imports the task and nothing else of the project, so that it starts at once. Frames arrive on what was standard input, each eight
 bytes of length and a pickle: first (token, memory limit in bytes, pickled task), then lists of (prompt, response). The taking of a list
 is answered by one line, then each response by one, unbuffered so that the parent knows which response a worker was at: the token, then
-the score's `repr`, or "!" and why there is none. The scorer is not told the token: a line without it is forged.
+the score's `repr` and those of its parts, or "!" and why there is none. The scorer is not told the token: a line without it is forged.
 The task is made with standard input and output at /dev/null, the scorer runs with standard error there too: what they print or read
 cannot disturb the exchange.
 """
@@ -25,14 +25,16 @@ TAKEN = b"taken"  # a list has been read: a crash from here on is its first resp
 
 
 def evaluate(task, prompt, response: str) -> str:
-    """One line for one response: repr(score), or "!reason" where the scorer raised or returned no finite number."""
+    """One line for one response: repr(score) and of its parts, or "!reason" where the scorer raised or returned no finite number."""
     try:
         value = task.score(prompt, response)
     except (Exception, SystemExit) as error:  # whatever a scorer raises is the response's affair, not the run's
         return "!" + " ".join(f"exception: {type(error).__name__}: {error}".split())[:200]
     if not isinstance(value, Real):
         return f"!not a number: {type(value).__name__}"
-    return repr(float(value)) if math.isfinite(value) else f"!not finite: {float(value)}"
+    if not math.isfinite(value):
+        return f"!not finite: {float(value)}"
+    return " ".join(repr(float(number)) for number in (value, *getattr(value, "parts", ())))
 
 
 def _read_frames(source: int, frames: queue.SimpleQueue) -> None:

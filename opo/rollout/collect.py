@@ -1,5 +1,6 @@
 """From the task's prompts to scored rollouts: render, sample, decode, score."""
 
+import json
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -34,6 +35,7 @@ class Collected:
     responses: list[list[str]]
     samples: Samples
     reasons: dict[tuple[int, int], str]  # why (prompt, response) is unscored
+    parts: dict[str, torch.Tensor] = field(default_factory=dict)  # (P, G) by name, of a reward of several functions
 
     def rows(self, most: int) -> list[dict[str, Any]]:
         """One row per response, of the first `most` responses, for tables of completions."""
@@ -45,6 +47,7 @@ class Collected:
                 "prompt": self.prompts[n // group].text,
                 "response": self.responses[n // group][n % group],
                 "reward": None if math.isnan(reward) else reward,
+                "reward_parts": self._parts_of(n) if self.parts and not math.isnan(reward) else None,
                 "unscorable": self.reasons.get((n // group, n % group)),
                 "tokens": len(self.samples.response_ids[n // group][n % group]),
                 "logprob_nats": sum(self.samples.logprobs[n // group][n % group]),
@@ -53,6 +56,9 @@ class Collected:
             }
             for n, reward in enumerate(rewards_N[:most])
         ]
+
+    def _parts_of(self, n: int) -> str:
+        return json.dumps({name: float(part_PG.view(-1)[n]) for name, part_PG in self.parts.items()})
 
     def refuse_failed_rewards(self, task: Task) -> None:
         """Raise UserError where the scorer failed for every response: it raised, crashed, took too long or gave no number.
@@ -187,6 +193,7 @@ class Collector:
             responses,
             samples,
             scored.reasons,
+            dict(zip(getattr(self.task, "parts", ()), scored.parts_PGK.unbind(2), strict=True)),
         )
 
     def _rollouts(
@@ -231,7 +238,8 @@ def joined(first: Collected, second: Collected) -> Collected:
     )
     responses = [[*a, *b] for a, b in zip(first.responses, second.responses, strict=True)]
     reasons = first.reasons | {(p, g + size): reason for (p, g), reason in second.reasons.items()}
-    return Collected(rollouts, first.prompts, responses, samples, reasons)
+    parts = {name: torch.cat([part_PG, second.parts[name]], 1) for name, part_PG in first.parts.items()}
+    return Collected(rollouts, first.prompts, responses, samples, reasons, parts)
 
 
 def _together(
@@ -245,10 +253,12 @@ def _together(
         return [getattr(parts[rank][1], name)[i] for rank, i in order]
 
     samples = Samples(*(gathered(field.name) for field in fields(Samples)))
-    rewards_PG = torch.stack([parts[rank][3].rewards_PG[i] for rank, i in order])
+    rewards_PG, parts_PGK = (
+        torch.stack([getattr(parts[rank][3], name)[i] for rank, i in order]) for name in ("rewards_PG", "parts_PGK")
+    )
     reasons = {(which[p], g): why for which, _, _, scored in parts for (p, g), why in scored.reasons.items()}
     responses = [parts[rank][2][i] for rank, i in order]
-    return samples, responses, ScoredRewards(rewards_PG, dict(sorted(reasons.items())))
+    return samples, responses, ScoredRewards(rewards_PG, dict(sorted(reasons.items())), parts_PGK)
 
 
 @contextmanager

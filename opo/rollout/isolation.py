@@ -52,3 +52,14 @@ def contained(environment: dict[str, str]) -> Iterator[None]:
         torch.set_num_threads = set_num_threads
         torch.set_num_threads(threads)
         sys.excepthook = excepthook
+
+
+@contextmanager
+def kept_process_group() -> Iterator[None]:
+    """The process group of the ranks outlives what is shut down: vLLM destroys its own groups, and then all that there are."""
+    destroy = torch.distributed.destroy_process_group
+    torch.distributed.destroy_process_group = lambda group=None: None if group is None else destroy(group)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group = destroy

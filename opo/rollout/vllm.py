@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from opo.errors import UserError
 from opo.rollout.base import Samples, Sampling, grouped
-from opo.rollout.isolation import contained, same_generators
+from opo.rollout.isolation import contained, kept_process_group, same_generators
 from opo.rollout.merged_weights import merged_weights
 from opo.system.seeding import seed_for
 
@@ -170,8 +170,9 @@ class VllmSampler:
         """Shut down the engine, its process where it has one, and what it set up in this process."""
         if self.transfer is not None:
             self.transfer.shutdown()
-        self.engine.llm_engine.engine_core.shutdown()
-        del self.engine
+        with kept_process_group():
+            self.engine.llm_engine.engine_core.shutdown()
+            del self.engine
         self._leave_process_group()
 
     def _leave_process_group(self) -> None:

@@ -1,6 +1,6 @@
 """Run folders: config, provenance, metrics and checkpoints of a run, and how the same command resumes it.
 
-config.yaml     resolved; the folder belongs to it     metrics.jsonl   one object per step
+config.yaml     resolved; the folder belongs to it     metrics.jsonl   one object per step; metrics.crc32: checksums
 run.json        versions, code, device, seeds          rollouts/       completions by step
 checkpoints/    step-000100/ ...                       DONE            the number of steps, once all are done
 """
@@ -20,15 +20,16 @@ from filelock import FileLock, Timeout
 
 from opo.errors import UserError
 from opo.run.checkpoint import checkpoint_step, checkpoints, remove_incomplete
-from opo.run.metrics import read_rows
+from opo.run.metrics import SUMS, read_rows, seal_rows
 from opo.run.provenance import provenance
 from opo.system.atomic import replacing, write_text
 from opo.system.records import read_json, read_yaml
 
+CERTIFICATE = "certificate.json"  # the rollout-trainer mismatch check
 FAILED = "FAILED"  # a file that holds why the last job in this folder ended
 WRITTEN = ("config.yaml", "run.json", "DONE", FAILED)  # by opening a folder
 # keys that may differ when a run is resumed
-FREE = ("tracking", "checkpoint", "study", "threads", "device", "parallel")
+FREE = ("tracking", "checkpoint", "study", "threads", "device", "parallel", "reward.workers")
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class RunFolder:
                 with replacing(self.path / name) as partial:
                     partial.write_bytes(self._before[name])
         if self._before is None:
-            for name in ("metrics.jsonl", ".lock"):
+            for name in ("metrics.jsonl", SUMS, ".lock"):
                 (self.path / name).unlink(missing_ok=True)
             shutil.rmtree(self.path / "wandb", ignore_errors=True)
             if not any(self.path.iterdir()):
@@ -130,6 +131,10 @@ class RunFolder:
     def done(self) -> bool:
         """Whether all steps of the config are done, or all of its tokens."""
         return is_done(self.path, self.config)
+
+    def seal(self) -> None:
+        """Keep the checksums of all rows of metrics.jsonl, which is what a checkpoint goes on from."""
+        seal_rows(self.path / "metrics.jsonl")
 
     def finish(self, step: int) -> None:
         """Mark the run as done after so many steps; the last thing it does."""
@@ -153,6 +158,7 @@ class RunFolder:
                 f"{file}: does not hold each step from 1 to {step} once, as the checkpoint of step {step} needs"
             )
         if file.exists():
+            seal_rows(file, step)  # first, so that no checksum is left of a row that goes
             write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
         for table in (self.path / "rollouts").glob("*.parquet"):
             if table.name.startswith(".") or int(table.stem.removeprefix("step-")) > step:
@@ -163,7 +169,12 @@ def _refuse_another(path: Path, before: dict[str, Any], config: dict[str, Any]) 
     """Raise UserError where `config` does not belong to the folder that `before` made."""
     old, new = leaves(before), leaves(config)
     for key in [*new, *(key for key in old if key not in new)]:
-        if key.partition(".")[0] in FREE or key == "steps" or (key in old and key in new and old[key] == new[key]):
+        if (
+            key in FREE
+            or key.partition(".")[0] in FREE
+            or key == "steps"
+            or (key in old and key in new and old[key] == new[key])
+        ):
             continue
         shown = [repr(values[key]) if key in values else "absent" for values in (old, new)]
         raise UserError(

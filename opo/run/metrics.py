@@ -7,11 +7,15 @@ the same config.
 
 import json
 import math
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from opo.errors import UserError
+from opo.system.atomic import write_text
+
+SUMS = "metrics.crc32"  # CRC-32 of each line of metrics.jsonl, up to the newest checkpoint
 
 
 class Metric(NamedTuple):
@@ -25,6 +29,9 @@ METRICS: dict[str, Metric] = {
     "train/step": Metric("steps", "rollout batches used so far; the x-axis of every other metric"),
     "train/reward_mean": Metric("reward", "mean over this batch's scored responses"),
     "train/reward_std": Metric("reward", "standard deviation (n - 1) over this batch's scored responses"),
+    "reward/*": Metric(
+        "reward", "NAME_mean of each function of a reward that sums several: unweighted, over the scored responses"
+    ),
     "train/grad_norm": Metric("1", "Euclidean norm of the gradient before clipping, mean over updates"),
     "train/clipped": Metric("fraction", "share of updates whose gradient was scaled down to optim.max_grad_norm"),
     "train/moved_fraction": Metric(
@@ -106,7 +113,7 @@ def checked_row(step: int, metrics: dict[str, float]) -> dict[str, float]:
     """
     row: dict[str, float] = {"train/step": step}
     for name, value in metrics.items():
-        if name not in METRICS:
+        if name not in METRICS and not name.startswith("reward/"):
             raise ValueError(f"metric {name!r} at step {step} is not in opo.run.metrics.METRICS: describe it there")
         if not math.isfinite(value):
             raise ValueError(f"metric {name!r} at step {step} is {value}: leave an undefined metric out")
@@ -119,16 +126,40 @@ def checked_row(step: int, metrics: dict[str, float]) -> dict[str, float]:
 def read_rows(file: Path) -> Iterator[dict[str, Any]]:
     """The rows of a `metrics.jsonl`, which may be still growing or cut by a kill: a last line without its end is left out.
 
-    Raises UserError that names a line which is no JSON object.
+    Raises UserError that names a line which is no JSON object, or is not as it was when its checksum was taken.
     """
     if not file.is_file():
         return
-    *lines, _unfinished = file.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, start=1):
+    sums = _sums(file)
+    for number, line in enumerate(_lines(file), start=1):
         try:
             row = json.loads(line)
         except ValueError:
             row = None
         if not isinstance(row, dict) or "train/step" not in row:
             raise UserError(f"{file}, line {number}: not a row of metrics (a JSON object with train/step)")
+        if number <= len(sums) and _sum(line) != sums[number - 1]:
+            raise UserError(
+                f"{file}, line {number}: damaged, its checksum in {SUMS} is another; restore both files from a copy"
+            )
         yield row
+
+
+def seal_rows(file: Path, most: int | None = None) -> None:
+    """Keep the checksum of every row there is, or of the first `most`, in the file `SUMS` beside it."""
+    if file.is_file():
+        rows = [_sum(line) for line in _lines(file)[:most]]
+        write_text(file.with_name(SUMS), "".join(f"{checksum}\n" for checksum in rows))
+
+
+def _lines(file: Path) -> list[bytes]:
+    return file.read_bytes().split(b"\n")[:-1]
+
+
+def _sums(file: Path) -> list[str]:
+    beside = file.with_name(SUMS)
+    return beside.read_text(errors="replace").splitlines() if beside.is_file() else []
+
+
+def _sum(line: bytes) -> str:
+    return f"{zlib.crc32(line):08x}"

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from opo.config.read import read
-from opo.config.schema import ModelConfig, RolloutConfig
+from opo.config.schema import ModelConfig, OwnReward, RolloutConfig
 from opo.errors import UserError
 from opo.model.source import complaints, unreachable
 from opo.run.checkpoint import checkpoint_step, checkpoints
@@ -52,9 +52,10 @@ class Weights:
         values = self.run["task"]
         return read(kind_of(values), values, "task")
 
-    def reward_function(self, own: str | None = None) -> str | None:
-        """The reward function in place of the task's own: the one that is asked for, else the run's."""
-        return own or ((self.run or {}).get("reward") or {}).get("function")
+    def reward_functions(self, own: OwnReward) -> dict[str, float] | None:
+        """The reward functions in place of the task's own, with their weights: those that are asked for, else the run's."""
+        record = (self.run or {}).get("reward") or {}
+        return own.functions or OwnReward(record.get("function"), record.get("weights")).functions
 
     def rollout(self, own: Any, group_size: int) -> RolloutConfig:
         """Sampling with the given limit and temperature, else the run's, else 48 tokens at temperature 1."""

@@ -39,16 +39,16 @@ def kind_of(values: Any) -> type:
     return TASKS[name][0]
 
 
-def make_task(config: Any, reward_function: str | None = None) -> Task:
-    """The task whose config this is, with its own reward or that of `reward_function` (`module:function`).
+def make_task(config: Any, reward_functions: Mapping[str, float] | None = None) -> Task:
+    """The task whose config this is, with its own reward or the weighted sum of `reward_functions` (`module:function`).
 
     What a user must know about its rewards is said once, on standard error. Raises UserError where its values contradict.
     """
     task = make_own_task(config) if is_reference(config.name) else TASKS[config.name][1](config)
-    if reward_function is not None:
+    if reward_functions is not None:
         from opo.rewards.function import Rewarded
 
-        return Rewarded(task, reward_function)
+        return Rewarded(task, reward_functions)
     if config.name == "file":
         raise UserError("task=file: has no reward of its own; give reward.function=my_module:score")
     for warning in getattr(task, "warnings", ()):

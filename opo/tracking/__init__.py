@@ -37,6 +37,7 @@ COMPLETIONS = {  # column of rollouts/step-*.parquet -> Arrow type
     "prompt": "string",
     "response": "string",
     "reward": "float64",  # null: unscored
+    "reward_parts": "string",  # of a reward of several functions: {"name": value, ...}, unweighted
     "unscorable": "string",  # why, or null
     "tokens": "int64",
     "logprob_nats": "float64",  # of the response, summed over its tokens
@@ -48,8 +49,10 @@ COMPLETIONS = {  # column of rollouts/step-*.parquet -> Arrow type
 class Tracker:
     """The record of one run, a context manager: `completions`, then `log`, once each in a step."""
 
-    def __init__(self, folder: "RunFolder", tracking: "TrackingConfig", config: "RunConfig") -> None:
-        self.folder, self.mode = folder.path, tracking.mode
+    def __init__(
+        self, folder: "RunFolder", tracking: "TrackingConfig", config: "RunConfig", finish_s: float = FINISH_S
+    ) -> None:
+        self.folder, self.mode, self.finish_s = folder.path, tracking.mode, finish_s
         self.setup = {
             "folder": str(folder.path.resolve()),
             "project": tracking.project,
@@ -62,9 +65,11 @@ class Tracker:
         }
 
     @classmethod
-    def open(cls, folder: "RunFolder", tracking: "TrackingConfig", config: "RunConfig") -> Self:
-        """The tracker of `folder`; W&B starts when the context is entered."""
-        return cls(folder, tracking, config)
+    def open(
+        cls, folder: "RunFolder", tracking: "TrackingConfig", config: "RunConfig", finish_s: float = FINISH_S
+    ) -> Self:
+        """The tracker of `folder`; W&B starts when the context is entered, and has `finish_s` seconds at its end."""
+        return cls(folder, tracking, config, finish_s)
 
     def __enter__(self) -> Self:
         file = self.folder / "metrics.jsonl"
@@ -107,7 +112,7 @@ class Tracker:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stream.close()
         ending = CLEAN if kind is None else FAILED
-        while self._mirror is not None and not self._mirror.finish(ending, FINISH_S):
+        while self._mirror is not None and not self._mirror.finish(ending, self.finish_s):
             self._lost(self._mirror)
 
     def _new(self, step: int) -> None:

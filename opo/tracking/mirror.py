@@ -9,6 +9,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import yaml
 
+from opo.run.folder import CERTIFICATE
 from opo.tracking import AWAKE, CLEAN, COMPLETIONS, METRICS, completions_file
 from opo.tracking.lineage import checkpoints_of, log_artifact, start_of
 from opo.tracking.start import AGAIN_S, CALL_S, ignore_stop_signals, open_run, time_limit
@@ -47,6 +48,8 @@ def mirror(setup: dict[str, Any]) -> None:
     with time_limit(AGAIN_S if setup.get("again") else CALL_S):
         if has > 0:  # W&B makes the summary of the rows it is given, and those before are not among them
             run.summary.update(latest | {name: {"last": latest[name], "max": value} for name, value in best.items()})
+        if (folder / CERTIFICATE).is_file():
+            run.summary["certificate"] = json.loads((folder / CERTIFICATE).read_text(encoding="utf-8"))
         run.finish(exit_code=0 if clean else 1)
 
 

@@ -8,7 +8,7 @@ reader for Python; `wandb leet inspect --json` reads the same, and the tests com
 import json
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ WHOLE, FIRST, _MIDDLE, LAST = 1, 2, 3, 4
 
 
 @dataclass
-class OfflineRun:
-    """What the file says of its run."""
+class TrackedRun:
+    """What W&B holds of a run."""
 
     id: str = ""
     name: str = ""
@@ -33,12 +33,13 @@ class OfflineRun:
     rows: list[dict[str, Any]] = field(
         default_factory=list
     )  # as logged, nested keys dotted, without wandb's own (`_step`)
+    summary: dict[str, Any] = field(default_factory=dict)
     exit_code: int | None = None  # null: it goes on, or was killed
 
 
-def read_run(file: Path) -> OfflineRun:
+def read_run(file: Path) -> TrackedRun:
     """The run in a file; its id is empty where the file holds no record yet. Raises UserError where it is no file of W&B."""
-    run = OfflineRun()
+    run = TrackedRun()
     for record in records(file):
         if record.HasField("run"):
             own = record.run
@@ -50,6 +51,9 @@ def read_run(file: Path) -> OfflineRun:
         elif record.HasField("history"):
             items = {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
             run.rows.append({key: value for key, value in items.items() if not key.startswith("_")})
+        elif record.HasField("summary"):
+            for item in record.summary.update:
+                _put(run.summary, list(item.nested_key) or [item.key], json.loads(item.value_json))
         elif record.HasField("exit"):
             run.exit_code = record.exit.exit_code
     return run
@@ -77,14 +81,18 @@ def records(file: Path) -> Iterator[Any]:
         place += HEADER + length
 
 
+def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values under dotted keys, as an offline file has them."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
 def _update(config: dict[str, Any], record: Any) -> None:
     """Apply one change of a run's config; wandb's own entry is left out."""
     for item in record.update:
-        *path, last = list(item.nested_key) or [item.key]
-        place = config
-        for key in path:
-            place = place.setdefault(key, {})
-        place[last] = json.loads(item.value_json)
+        _put(config, list(item.nested_key) or [item.key], json.loads(item.value_json))
     for item in record.remove:
         *path, last = list(item.nested_key) or [item.key]
         place = config
@@ -92,3 +100,9 @@ def _update(config: dict[str, Any], record: Any) -> None:
             place = place.get(key, {})
         place.pop(last, None)
     config.pop("_wandb", None)
+
+
+def _put(values: dict[str, Any], path: list[str], value: Any) -> None:
+    for key in path[:-1]:
+        values = values.setdefault(key, {})
+    values[path[-1]] = value

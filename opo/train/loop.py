@@ -52,7 +52,7 @@ def train(config: RunConfig, path: Path) -> None:
 def _train(config: RunConfig, folder: SharedFolder, world: World) -> None:
     """The run itself, in its open folder."""
     path, count = folder.path, config.rollout.num_prompts
-    task = make_task(config.task, config.reward.function)
+    task = make_task(config.task, config.reward.functions)
     policy = replace(load_policy(config.model, config.rollout.temperature, config.device), world=world)
     learner = Learner(config, policy, path)
     if checkpoint := folder.latest_checkpoint():
@@ -86,6 +86,7 @@ def _train(config: RunConfig, folder: SharedFolder, world: World) -> None:
             progress.show(step, metrics, batch)
             if interrupt.heard() or last or (config.checkpoint.every and step % config.checkpoint.every == 0):
                 learner.save(folder, config.checkpoint.keep)
+                folder.seal()
             if not last:
                 interrupt.leave(path, step)
     folder.finish(learner.step)

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from opo.config.schema import CertificateConfig
 from opo.errors import StoppedRun, UserError
+from opo.run.folder import CERTIFICATE
 from opo.system.atomic import write_text
 from opo.system.records import read_json
 
-FILE = "certificate.json"
+FILE = CERTIFICATE
 
 
 class MismatchBreach(StoppedRun):

@@ -72,6 +72,7 @@ def batch_metrics(batch: Collected) -> dict[str, float]:
     if rollouts.finished_PG is not None:
         metrics["length/truncated_fraction"] = float((~rollouts.finished_PG).double().mean())
     if len(rewards_N):
+        metrics |= {f"reward/{name}_mean": float(part_PG.nanmean()) for name, part_PG in batch.parts.items()}
         metrics["train/reward_mean"] = float(rewards_N.mean())
         metrics["train/constant_groups_fraction"] = float(all_equal(rollouts.rewards_PG).double().mean())
     if len(rewards_N) > 1:

@@ -36,12 +36,17 @@ def test_paths_are_those_of_the_project(tmp_path: Path, monkeypatch: pytest.Monk
         notebook.find("runs/other")
     with pytest.raises(UserError, match=r"runs/mine: no variance study here"):
         notebook.study("runs/mine")
+    with pytest.raises(UserError, match=r"wandb:mine: give wandb:ENTITY/PROJECT"):
+        notebook.runs("wandb:mine")  # no path: `analysis.runs.load` reads it
 
 
 def test_a_policy_is_known_by_its_name_and_by_its_label() -> None:
     study = notebook.study(str(EXAMPLE))
     assert study.compare("start").equals(study.compare("step-000000"))
     assert study.compare().equals(study.compare("step 30"))
+    assert study.ratio("length_weighted", "start")["value"] == pytest.approx(1.23, abs=5e-3)  # as the README says
+    with pytest.raises(UserError, match=r"'length': not compared with leave_one_out; there are none, group_mean"):
+        study.ratio("length")
     with pytest.raises(
         UserError, match=r"policy 'begin': the study has step-000000 \(start\), step-000015 \(step 15\)"
     ):

@@ -16,32 +16,36 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.func import functional_call, grad, vmap
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, PreTrainedModel
 
 from analysis.score_gram.core import score_gram
 
-SMALL = LlamaConfig(
-    vocab_size=512,
-    hidden_size=256,
-    intermediate_size=688,
-    num_hidden_layers=8,
-    num_attention_heads=8,
-    num_key_value_heads=8,
-    tie_word_embeddings=False,
-)
-SMOLLM2_135M = LlamaConfig(
-    vocab_size=49152,
-    hidden_size=576,
-    intermediate_size=1536,
-    num_hidden_layers=30,
-    num_attention_heads=9,
-    num_key_value_heads=3,
-    tie_word_embeddings=True,
-)
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+from small import random_model
+
+SMALL = {
+    "vocab_size": 512,
+    "hidden_size": 256,
+    "intermediate_size": 688,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "tie_word_embeddings": False,
+}
+SMOLLM2_135M = {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "tie_word_embeddings": True,
+}
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
@@ -60,29 +64,29 @@ def loss_of(model: Callable[..., Any], ids: torch.Tensor, mask: torch.Tensor, re
     return -(logprobs * response[:, 1:]).sum()
 
 
-def plain(model: LlamaForCausalLM, inputs: Inputs) -> None:
+def plain(model: PreTrainedModel, inputs: Inputs) -> None:
     model.zero_grad(set_to_none=True)
     loss_of(model, *inputs).backward()
     model.zero_grad(set_to_none=True)
 
 
-def loop(model: LlamaForCausalLM, inputs: Inputs) -> None:
+def loop(model: PreTrainedModel, inputs: Inputs) -> None:
     score_gram(model, *inputs, method="loop")
 
 
-def hooks(model: LlamaForCausalLM, inputs: Inputs) -> None:
+def hooks(model: PreTrainedModel, inputs: Inputs) -> None:
     score_gram(model, *inputs)
 
 
-def hooks_unverified(model: LlamaForCausalLM, inputs: Inputs) -> None:
+def hooks_unverified(model: PreTrainedModel, inputs: Inputs) -> None:
     score_gram(model, *inputs, verify=False)
 
 
-def hooks_recompute(model: LlamaForCausalLM, inputs: Inputs) -> None:
+def hooks_recompute(model: PreTrainedModel, inputs: Inputs) -> None:
     score_gram(model, *inputs, recompute=True)
 
 
-def vmapped(model: LlamaForCausalLM, inputs: Inputs) -> None:
+def vmapped(model: PreTrainedModel, inputs: Inputs) -> None:
     """torch.func.vmap(grad) over responses, then one product; the model must use eager attention."""
     parameters = {name: p.detach() for name, p in model.named_parameters()}
 
@@ -97,7 +101,7 @@ def vmapped(model: LlamaForCausalLM, inputs: Inputs) -> None:
     torch.mm(flat_NP, flat_NP.T)
 
 
-ARMS: dict[str, Callable[[LlamaForCausalLM, Inputs], None]] = {
+ARMS: dict[str, Callable[[PreTrainedModel, Inputs], None]] = {
     "plain": plain,
     "hooks": hooks,
     "hooks_unverified": hooks_unverified,
@@ -116,7 +120,7 @@ DELIVERS = {
 }
 
 
-def ghost_arm(model: LlamaForCausalLM) -> Callable[[LlamaForCausalLM, Inputs], None]:
+def ghost_arm(model: PreTrainedModel) -> Callable[[PreTrainedModel, Inputs], None]:
     """Per-response gradient norms by Opacus' ghost clipping, on a copy that it may alter."""
     opacus = importlib.import_module("opacus.grad_sample")
 
@@ -124,7 +128,7 @@ def ghost_arm(model: LlamaForCausalLM) -> Callable[[LlamaForCausalLM, Inputs], N
         copy.deepcopy(model).train(), batch_first=True, loss_reduction="sum", max_grad_norm=1.0, use_ghost_clipping=True
     )
 
-    def ghost(_: LlamaForCausalLM, inputs: Inputs) -> None:
+    def ghost(_: PreTrainedModel, inputs: Inputs) -> None:
         wrapped.zero_grad(set_to_none=True)
         loss_of(wrapped, *inputs).backward()
         wrapped.get_norm_sample()
@@ -134,10 +138,10 @@ def ghost_arm(model: LlamaForCausalLM) -> Callable[[LlamaForCausalLM, Inputs], N
 
 def time_arms(names: list[str], repeats: int) -> None:
     torch.manual_seed(0)
-    model = LlamaForCausalLM(SMALL).eval()
+    model = random_model(LlamaConfig, **SMALL)
     eager = copy.deepcopy(model)
     eager.set_attn_implementation("eager")
-    inputs = inputs_of(SMALL.vocab_size, responses=64, prompt=1, tokens=63)
+    inputs = inputs_of(SMALL["vocab_size"], responses=64, prompt=1, tokens=63)
     arms = dict(ARMS)
     if "ghost" in names:
         if importlib.util.find_spec("opacus"):
@@ -166,8 +170,8 @@ def time_arms(names: list[str], repeats: int) -> None:
 def peak_of(name: str) -> None:
     """Run one arm once in this process and print its peak resident size in MiB."""
     torch.manual_seed(0)
-    model = LlamaForCausalLM(SMOLLM2_135M).eval()
-    ARMS[name](model, inputs_of(SMOLLM2_135M.vocab_size, responses=48, prompt=16, tokens=64))
+    model = random_model(LlamaConfig, **SMOLLM2_135M)
+    ARMS[name](model, inputs_of(SMOLLM2_135M["vocab_size"], responses=48, prompt=16, tokens=64))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 

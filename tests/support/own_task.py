@@ -34,6 +34,15 @@ def plain(prompt, response):
     return float(response == str(prompt.metadata["target"]))
 
 
+def plain_answer(prompt, response):
+    return float(response.strip() == prompt.answer)
+
+
+def brief(prompt, response):
+    """None where there is nothing to judge."""
+    return float(len(response) < 4) if response else None
+
+
 def trl(completions, target, **kwargs):
     return [float(c == str(t)) for c, t in zip(completions, target, strict=True)]
 

@@ -20,14 +20,15 @@ PROJECT = HERE.parents[1]
 
 @dataclass(frozen=True)
 class SumConfig:
-    """No options."""
+    """The modulus of the rewards; with one all are zero."""
 
     name: str = "token_sums"
+    modulus: int = 7
 
 
 @dataclass(frozen=True)
 class TokenSums:
-    """Prompts of a few characters; the reward is what the characters of the response add up to, modulo seven."""
+    """Prompts of a few characters; the reward is what the characters of the response add up to, modulo seven or another number."""
 
     config: SumConfig = field(default_factory=SumConfig)
     name: str = "token_sums"
@@ -37,7 +38,7 @@ class TokenSums:
         return Prompt(index, f"{index % 10}+{index * 3 % 10}=", "")
 
     def score(self, prompt: Prompt, response: str) -> float:
-        return sum(map(ord, response)) % 7 / 7
+        return sum(map(ord, response)) % self.config.modulus / self.config.modulus
 
     def extract(self, response: str) -> str | None:
         return response
@@ -106,7 +107,7 @@ def main(folder: Path, given: dict[str, Any]) -> None:
     from opo.train.loop import train
 
     TASKS["token_sums"] = (SumConfig, TokenSums)
-    algo = dict(given.pop("algo"))
+    algo, task = dict(given.pop("algo")), SumConfig(**given.pop("task", {}))
     algo["hyperparameters"] = ALGORITHMS[algo["name"]].hyperparameters({})
     groups = {
         "model": schema.ModelConfig,
@@ -117,7 +118,7 @@ def main(folder: Path, given: dict[str, Any]) -> None:
     }
     given = {key: groups[key](**value) if key in groups else value for key, value in given.items()}
     config = schema.RunConfig.of(
-        SumConfig(), algo=schema.AlgoConfig(**algo), tracking=schema.TrackingConfig(mode="off"), **given
+        task, algo=schema.AlgoConfig(**algo), tracking=schema.TrackingConfig(mode="off"), **given
     )
     train(replace(config, threads=1, device="cpu"), folder)
 

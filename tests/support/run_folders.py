@@ -1,6 +1,7 @@
 """Running the command line in a folder, and reading what it left."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -39,3 +40,14 @@ def rows(folder: Path) -> list[dict[str, float]]:
     return [
         {k: v for k, v in json.loads(x).items() if not k.startswith(varying) and "tokens_per_s" not in k} for x in lines
     ]
+
+
+def holder(run: Path) -> int | None:
+    """The process that trains in this folder: it has the lock open."""
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            if os.readlink(link) == str(run / ".lock"):
+                return int(link.parts[2])
+        except OSError:  # gone, or another user's
+            continue
+    return None

@@ -1,39 +1,44 @@
 """Small random models and rollouts that several tests share."""
 
 import random
+from typing import Any
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
 from opo.batch import Rollouts
 
 VOCABULARY = 29
 
 
+def random_model(kind: type[PreTrainedConfig], seed: int = 0, **shape: Any) -> PreTrainedModel:
+    """A causal model of this kind and shape with random weights, float32, in evaluation mode."""
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(kind(**shape)).eval()
+
+
 def small_gpt2(seed: int = 0, vocabulary: int = VOCABULARY) -> PreTrainedModel:
     """GPT-2 in float64: its LayerNorm stays in float64, where Llama's RMSNorm rounds to float32 inside."""
-    torch.manual_seed(seed)
-    shape = GPT2Config(
-        vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=2, n_positions=64, resid_pdrop=0.0, initializer_range=0.3
-    )
-    return GPT2LMHeadModel(shape).double().eval()
+    shape = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "resid_pdrop": 0.0, "initializer_range": 0.3}
+    return random_model(GPT2Config, seed, vocab_size=vocabulary, **shape).double()
 
 
-def small_llama(seed: int = 0, vocabulary: int = VOCABULARY) -> PreTrainedModel:
-    """A Llama with grouped key-value heads and tied embeddings, float32."""
-    torch.manual_seed(seed)
-    shape = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-        initializer_range=0.2,
-    )
-    return LlamaForCausalLM(shape).eval()
+def small_llama(
+    seed: int = 0, vocabulary: int = VOCABULARY, kind: type[PreTrainedConfig] = LlamaConfig, **changes: Any
+) -> PreTrainedModel:
+    """A Llama, or a kind with the same keys, with grouped key-value heads and tied embeddings, float32."""
+    shape = {
+        "vocab_size": vocabulary,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.2,
+    }
+    return random_model(kind, seed, **shape | changes)
 
 
 def random_rollouts(

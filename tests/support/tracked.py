@@ -26,12 +26,12 @@ def open_tracker(path: Path, mode: str = "off") -> Tracker:
     return Tracker.open(RunFolder.open(path, to_dict(config)), config.tracking, config)
 
 
-def log_steps(path: Path, mode: str, steps: range) -> None:
+def log_steps(path: Path, mode: str, steps: range, **options: float) -> None:
     """Open the folder as a run that goes on from the step before these does, and log them."""
     config = make_config(mode)
     folder = RunFolder.open(path, to_dict(config))
     folder.truncate_metrics(steps.start - 1)
-    with Tracker.open(folder, config.tracking, config) as tracker:
+    with Tracker.open(folder, config.tracking, config, **options) as tracker:
         for step in steps:
             if step % 2:
                 tracker.completions(step, [COMPLETION | {"prompt_index": step}, {"response": "?", "reward": None}])

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from wandb_artifacts import ArtifactStore
+from wandb_public import PublicApi
 
 
 @dataclass
@@ -43,6 +44,7 @@ class WandbServer(ThreadingHTTPServer):
         self.runs: dict[str, StoredRun] = {}
         self.artifacts = ArtifactStore()
         self.artifacts.url = self.url
+        self.public = PublicApi(self.runs)
         self.refuses = False  # answer every operation by an error
 
     def __enter__(self) -> "WandbServer":
@@ -52,6 +54,12 @@ class WandbServer(ThreadingHTTPServer):
     def __exit__(self, *args: object) -> None:
         self.shutdown()
         self.server_close()
+        if "wandb" in sys.modules:  # this process may have logged in here; the next test finds a client that has not
+            import wandb
+            from wandb.sdk.lib import wbauth
+
+            wandb.teardown()
+            wbauth.unauthenticate_session(update_settings=False)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that is gone is none of the server's affairs; anything else is shown."""
@@ -83,7 +91,7 @@ class WandbServer(ThreadingHTTPServer):
                 for name in variables["files"]
             ]
             return {"createRunFiles": {"runID": "1", "uploadHeaders": [], "files": places}}
-        return self.artifacts.answer(operation, variables)
+        return self.artifacts.answer(operation, variables) or self.public.answer(operation, variables)
 
     def _bucket(self, name: str) -> dict[str, Any] | None:
         run = self.runs.get(name)

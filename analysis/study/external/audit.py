@@ -46,7 +46,8 @@ def answers(groups: Sequence[Group], choice: RewardChoice, count: Any) -> list[A
     """Prompts with two scored responses or more; `count` gives the length of a response."""
     found = []
     for group in groups:
-        rows = [(choice.of(r), count(r.response)) for r in group.records if r.response is not None]
+        said = [r for r in group.records if r.response is not None]
+        rows = [(choice.of(r), sum(r.produced) if isinstance(r.produced, list) else count(r.response)) for r in said]
         rows = [(reward, length) for reward, length in rows if not math.isnan(reward)]
         if len(rows) > 1:
             rewards, lengths = np.array(rows, dtype=np.float64).T

@@ -19,7 +19,7 @@ from analysis.study.external.messages import (
 )
 from analysis.study.external.notes import Notes
 from analysis.study.external.reader import Reader
-from analysis.study.external.record import Messages, Record
+from analysis.study.external.record import Messages, Record, own_tokens
 from opo.batch import Rollouts
 from opo.errors import UserError
 
@@ -38,6 +38,7 @@ class EncodedPrompt:
     response_ids: list[list[int]]
     rewards: list[float]  # NaN: unscored
     logprobs: list[list[float] | None]
+    produced: list[list[bool]]  # tokens of the policy's own
 
     @property
     def scored(self) -> int:
@@ -46,6 +47,9 @@ class EncodedPrompt:
     def rollouts(self) -> Rollouts:
         """As one record of P = 1; log-probabilities are NaN where the file has none."""
         made = Rollouts.from_lists([self.prompt_ids], [self.response_ids], [self.rewards])
+        if not all(all(row) for row in self.produced):
+            own_NT = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in self.produced], batch_first=True)
+            made = made.with_(mask_NT=own_NT, present_NT=made.mask_NT)
         if not any(self.logprobs):
             return made
         logprobs_NT = torch.full(made.mask_NT.shape, math.nan, dtype=torch.float64)
@@ -74,7 +78,7 @@ class Encoder:
         first = rows[keep[0]]
         prompt_ids, chat = self._prompt(first)
         end = self._end(chat)
-        encoded = EncodedPrompt(group.name, self._shown(prompt_ids), prompt_ids, [], [], [], [])
+        encoded = EncodedPrompt(group.name, self._shown(prompt_ids), prompt_ids, [], [], [], [], [])
         for n in keep:
             ids, text = self._response(rows[n], end)
             if not ids:
@@ -85,6 +89,8 @@ class Encoder:
             encoded.texts.append(text)
             encoded.rewards.append(rewards[n])
             encoded.logprobs.append(self._logprobs(rows[n], ids))
+            encoded.produced.append(own_tokens(rows[n], ids))
+            self.notes.turns += not all(encoded.produced[-1])
         return encoded if encoded.response_ids else None
 
     def finish(self) -> None:

@@ -8,6 +8,9 @@ from analysis.study.external.record import Messages
 from opo.errors import UserError
 
 ROLES = ("system", "user", "assistant", "model", "tool", "developer")
+NEEDS_IDS = (
+    "messages do not say which tokens the policy sampled, so such a response is read as token ids with a response_mask"
+)
 _TURN = re.compile(rf"(?:^|(?<=\n))({'|'.join(ROLES)})\n+")
 _OPEN = re.compile(r"(?:assistant|model)\s*(?:<think>\s*)?$")
 
@@ -36,7 +39,7 @@ def _message(item: Any, where: str, what: str) -> dict[str, Any]:
             raise UserError(f"{where} has a {what} with a message that is not text alone; text is read")
         content = "".join(str(part.get("text") or "") for part in content)
     if item.get("tool_calls"):
-        raise UserError(f"{where} has a {what} with a tool call; conversations of text are read")
+        raise UserError(f"{where} has a {what} with a tool call; {NEEDS_IDS}")
     if not isinstance(content, str):
         raise UserError(f"{where} has a {what} with a message without text; messages are {{role, content}}")
     return {"role": item["role"], "content": content}
@@ -46,7 +49,7 @@ def said_by_assistant(messages: Messages, where: str) -> str:
     """The text of a response of one message. Raises UserError on several turns."""
     if len(messages) != 1 or messages[0]["role"] != "assistant":
         roles = ", ".join(message["role"] for message in messages)
-        raise UserError(f"{where} has a response of several turns ({roles}); one message of the assistant is read")
+        raise UserError(f"{where} has a response of several turns ({roles}); {NEEDS_IDS}")
     return messages[0]["content"]
 
 

@@ -24,6 +24,7 @@ class Notes:
     with_logprobs: int = 0
     temperature: float | None = None  # as the file says
     prompt_form: Counter[str] = field(default_factory=Counter)  # of prompts: text, token ids, messages ...
+    turns: int = 0  # responses with tokens that the policy did not produce
     unlike: int = 0  # texts that the tokenizer does not give back
     unlike_example: str = ""
     specials: int = 0  # responses whose text holds special tokens
@@ -43,6 +44,11 @@ class Notes:
         forms = ", ".join(f"{count} as {form}" for form, count in self.prompt_form.items())
         sentences.append(f"Prompts: {forms}.")
         sentences.append(self._ends())
+        if self.turns:
+            sentences.append(
+                f"{self.turns} responses hold tokens that the policy did not produce (tools, templates): they are read as context, "
+                "without a score, and do not count as length."
+            )
         if self.unlike:
             sentences.append(f"{self.unlike} texts do not survive the tokenizer (such as {self.unlike_example}).")
         if self.specials:

@@ -1,4 +1,8 @@
-"""The plain table: prompt and response as text, token ids or messages, reward, and optionally prompt_id, logprobs, answer, finish_reason, step."""
+"""The plain table: prompt and response as text, token ids or messages, reward, and optionally prompt_id, logprobs, answer, finish_reason, step.
+
+A response in token ids that holds what tools answered says which tokens the policy produced in `response_mask` (as verl calls it) or
+`tool_mask` (as TRL does), a list of 0 and 1.
+"""
 
 from typing import Any
 
@@ -8,6 +12,7 @@ from opo.errors import UserError
 NAME = "plain table"
 RESPONSES = ("response", "completion")
 REWARDS = ("reward", "score")
+MASKS = ("response_mask", "tool_mask", "env_mask")
 STEPS = ("step", "policy_version")
 IDS = ("prompt_id", "group_id")
 
@@ -27,6 +32,7 @@ def records(table: Table, choice: RewardChoice) -> list[Record]:
         raise UserError(f"rollouts={table.file}: column reward is missing{hint}")
     identity = next((name for name in IDS if name in columns), None)
     step = next((name for name in STEPS if name in columns), None)
+    mask = next((name for name in MASKS if name in columns), None)
 
     def record(n: int, row: dict[str, Any]) -> Record:
         where = table.where(n)
@@ -42,6 +48,7 @@ def records(table: Table, choice: RewardChoice) -> list[Record]:
             reward=row.get(reward) if reward else None,
             numbers=row,
             logprobs=row.get("logprobs"),
+            produced=row.get(mask) if mask else None,
             answer=text_of(row.get("answer")),
             truncated=finish(row.get("finish_reason")),
             step=whole(row.get(step), where, step) if step else None,

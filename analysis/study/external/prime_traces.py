@@ -1,14 +1,16 @@
 """prime-rl since July 2026: `traces.jsonl`, one trace a line, and since August one episode of traces a line.
 
-A trace is a chain of nodes with token ids and log-probabilities; the sampled one is the response, those before it the prompt. July:
+A trace is a tree of nodes with token ids, masks and log-probabilities. The prompt is what stands before the first sampled node, the
+response all from there to the last sampled one; the mask says which of its tokens the policy produced, not a tool or the template. July:
 `rewards` holds weighted numbers by name, `group_id` and `policy_version` stand beside them. August (an episode): `rewards` holds
 {score, weight} or null, the group and the run's step stand in the episode, and an episode that failed has no trace.
 """
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+from analysis.study.external.messages import NEEDS_IDS
 from analysis.study.external.prime_rollouts import step_of
 from analysis.study.external.record import Record, RewardChoice, Table, number, text_of, whole
 from opo.errors import UserError
@@ -22,7 +24,7 @@ def matches(columns: set[str]) -> bool:
 
 
 def records(table: Table, choice: RewardChoice) -> list[Record]:
-    """One record a trace of an agent that is trained. Raises UserError on a trace of several sampled turns."""
+    """One record a trace of an agent that is trained. Raises UserError on a trace with branches, or of turns without token ids."""
     parsed = []
     for n, row in enumerate(table.rows):
         where = table.where(n)
@@ -51,20 +53,19 @@ def _record(where: str, trace: Mapping[str, Any], group: Any, step: int | None) 
     failed = bool(trace.get("errors")) or trace.get("ok") is False
     nodes = trace.get("nodes") or []
     sampled = [n for n, node in enumerate(nodes) if node.get("sampled")]
-    if len(sampled) > 1:
-        raise UserError(f"{where} has {len(sampled)} sampled turns; rollouts of one turn are read")
     numbers = {name: _weighted(value, where, name) for name, value in (trace.get("rewards") or {}).items()}
     known = [value for value in numbers.values() if not math.isnan(value)]
-    prompt, response, logprobs = _turn(nodes, sampled[0]) if sampled else (None, None, None)
+    turns = _turns(nodes, sampled, where) if sampled and not failed else _Turns()
     data = (trace.get("task") or {}).get("data") or {}
     return Record(
         where=where,
         group=group,
-        prompt=prompt,
-        response=response,
+        prompt=turns.prompt,
+        response=turns.response,
         reward=math.fsum(known) if known else None,
         numbers=(trace.get("metrics") or {}) | numbers,
-        logprobs=logprobs,
+        logprobs=turns.logprobs,
+        produced=turns.produced,
         answer=text_of(data.get("answer")),
         truncated=trace.get("is_truncated"),
         step=step,
@@ -80,20 +81,46 @@ def _weighted(value: Any, where: str, name: str) -> float:
     return number(value, where, name)
 
 
-def _turn(nodes: list[dict[str, Any]], last: int) -> tuple[Any, Any, Any]:
-    """Prompt, response and log-probabilities of the node `last`: token ids where every node has them, else messages."""
-    before, parent = [], nodes[last].get("parent")
-    while parent is not None and len(before) <= len(nodes):
-        before.append(nodes[parent])
-        parent = nodes[parent].get("parent")
-    before.reverse()
-    node = nodes[last]
-    if node.get("token_ids") and before and all(other.get("token_ids") for other in before):
-        prompt = [token for other in before for token in other["token_ids"]]
-        ids, mask = node["token_ids"], node.get("mask") or []
-        cut = next((k for k, own in enumerate(mask) if own), 0)  # what the template put before the sampled tokens
-        logprobs = node.get("logprobs") or None
-        if logprobs is not None and len(logprobs) == len(ids):
-            logprobs = logprobs[cut:]
-        return prompt + ids[:cut], ids[cut:], logprobs
-    return [other.get("message") for other in before], [node.get("message")], None
+class _Turns(NamedTuple):
+    prompt: Any = None
+    response: Any = None
+    produced: list[bool] | None = None
+    logprobs: list[float] | None = None  # one for each token of the response, 0 where the policy did not produce it
+
+
+def _turns(nodes: list[dict[str, Any]], sampled: list[int], where: str) -> _Turns:
+    """From the root to the last sampled node: token ids where every node has them, else messages."""
+    chain, place = [], sampled[-1]
+    while place is not None and len(chain) <= len(nodes):
+        chain.append(place)
+        place = nodes[place].get("parent")
+    chain.reverse()
+    if not {*sampled} <= {*chain}:
+        raise UserError(f"{where} has sampled turns on several branches; a rollout of one branch is read")
+    if not all(nodes[n].get("token_ids") for n in chain) or len(chain) < 2:
+        if len(sampled) > 1:
+            raise UserError(f"{where} has {len(sampled)} sampled turns and nodes without token ids; {NEEDS_IDS}")
+        return _Turns([nodes[n].get("message") for n in chain[:-1]], [nodes[chain[-1]].get("message")])
+    ids, produced, logprobs, known = list[int](), list[bool](), list[float](), True
+    for n in chain:
+        tokens, own = nodes[n]["token_ids"], nodes[n].get("sampled")
+        mask = [bool(own) and bool(m) for m in nodes[n].get("mask") or [own] * len(tokens)]
+        given = nodes[n].get("logprobs") or []
+        if len(mask) != len(tokens):
+            raise UserError(f"{where} has a node of {len(tokens)} token ids and a mask of {len(mask)}")
+        if len(given) == sum(mask) < len(mask):
+            rest = iter(given)
+            given = [next(rest) if m else 0.0 for m in mask]
+        known = known and (len(given) == len(tokens) or not any(mask))
+        logprobs += (
+            [float(v) if m else 0.0 for v, m in zip(given, mask, strict=True)]
+            if any(mask) and known
+            else [0.0] * len(mask)
+        )
+        ids += tokens
+        produced += mask
+    if True not in produced:
+        return _Turns()
+    start, stop = produced.index(True), len(produced) - produced[::-1].index(True)
+    inside = slice(start, stop)
+    return _Turns(ids[:start], ids[inside], produced[inside], logprobs[inside] if known else None)

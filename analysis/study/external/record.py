@@ -42,6 +42,7 @@ class Record:
     reward: Any  # the format's own reward, before `reward.column` is asked
     numbers: Mapping[str, Any] = field(default_factory=dict)  # what else could be the reward, by name
     logprobs: Any = None
+    produced: Any = None  # of a response in token ids: which of them the policy sampled; None: all
     answer: str | None = None
     truncated: bool | None = None  # cut at a limit, so that no end of text was sampled
     step: int | None = None  # of training, or the version of the policy that sampled
@@ -70,12 +71,11 @@ class RewardChoice:
                 )
 
     def of(self, record: Record) -> float:
-        """The reward of one response, NaN where it has none: sum of weight times value over the columns that are not null."""
+        """The reward of one response: sum of weight times value over the columns, NaN where one of them is null."""
         if not self.weights:
             return number(record.reward, record.where, "reward")
         values = {name: number(record.numbers.get(name), record.where, name) for name in self.weights}
-        known = [self.weights[name] * value for name, value in values.items() if not math.isnan(value)]
-        return math.fsum(known) if known else math.nan
+        return math.fsum(self.weights[name] * value for name, value in values.items())
 
 
 def number(value: Any, where: str, name: str) -> float:
@@ -102,6 +102,18 @@ def number(value: Any, where: str, name: str) -> float:
     if math.isinf(value):
         raise UserError(f"{where} has {name} {value}; a finite number is needed, or null for unscored")
     return float(value)
+
+
+def own_tokens(record: Record, ids: Sequence[int]) -> list[bool]:
+    """Which tokens of a response the policy produced: all, where the file says nothing."""
+    mask, what = record.produced, f"{record.where} has a mask of the tokens that the policy produced"
+    if mask is None:
+        return [True] * len(ids)
+    if not isinstance(record.response, list) or (record.response and isinstance(record.response[0], dict)):
+        raise UserError(f"{what} beside a response that is no token ids; the two go together")
+    if not isinstance(mask, list) or len(mask) != len(ids) or not all(m in (0, 1) for m in mask) or not any(mask):
+        raise UserError(f"{what} that is no list of {len(ids)} zeros and ones, one for each token, with a one in it")
+    return [bool(m) for m in mask]
 
 
 def numeric_columns(table: Table, but: Sequence[str]) -> list[str]:

@@ -97,7 +97,9 @@ def test_distinct_and_repetition_closed_forms():
 def test_self_bleu_closed_forms():
     assert self_bleu(["abcde"] * 3) == pytest.approx(1.0)
     assert self_bleu(["ab", "ab"]) == pytest.approx(1.0)  # shorter than four: orders one and two alone
-    assert self_bleu(["abcd", "wxyz"]) == pytest.approx(0.1 / math.prod([4, 3, 2, 1]) ** 0.25)
+    assert self_bleu(["abcd", "wxyz"]) == 0  # no token in common
+    # precisions of "abcd" given "axyz": 1/4, 0.1/3, 0.1/2, 0.1/1
+    assert self_bleu(["abcd", "axyz"]) == pytest.approx((1 / 4 * 0.1 / 3 * 0.1 / 2 * 0.1) ** 0.25)
     # precisions of "aab" given "ab": 2/3, 1/2, 0.1/1; of "ab" given "aab": 1, 1, shorter than its reference
     first, second = (2 / 3 * 1 / 2 * 0.1) ** (1 / 3), math.exp(1 - 3 / 2)
     assert self_bleu(["aab", "ab"]) == pytest.approx((first + second) / 2)

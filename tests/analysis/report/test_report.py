@@ -319,7 +319,7 @@ def test_refusals(tmp_path: Path) -> None:
         load_config({"path": ""})
     with pytest.raises(UserError, match="no such folder"):
         load_config({"path": str(tmp_path / "absent")})
-    with pytest.raises(UserError, match="publish=twitter: not one of wandb"):
+    with pytest.raises(UserError, match=r"publish=twitter: not one of wandb, null$"):
         load_config({"path": str(tmp_path), "publish": "twitter"})
     with pytest.raises(UserError, match=r"pth: unknown key.*did you mean path"):
         load_config({"pth": "x"})

@@ -8,7 +8,7 @@ from architectures import CONFIGS, build, rounding
 from scores import batch_of_one_prompt
 from torch import Tensor
 
-from analysis.score_gram import head
+from analysis.score_gram.buffers import Buffers
 from analysis.score_gram.byproducts import Byproducts
 from analysis.score_gram.core import score_gram
 from analysis.score_gram.inputs import Batch, causal_model, log_probability
@@ -52,9 +52,8 @@ def test_every_option(options: dict[str, Any]):
     check(build("llama-tied"), "llama-tied", **options)
 
 
-def test_a_head_that_is_made_again_slice_by_slice(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(head, "KEPT_LOGITS", 1)
-    check(build("llama"), "llama")
+def test_a_head_that_is_made_again_slice_by_slice():
+    check(build("llama"), "llama", buffers=Buffers(kept_logits=1))
 
 
 def test_hidden_states_give_the_log_probabilities_again():

@@ -1,6 +1,7 @@
 """The one-pass Gram against one backward pass per response, and against autograd written out here."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from small import small_gpt2, small_llama
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from analysis.score_gram import head as gram_head
+from analysis.score_gram.buffers import Buffers
 from analysis.score_gram.core import passes, score_gram
 
 
@@ -118,17 +119,13 @@ def test_a_prompt_learning_adapter_is_refused():
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-tied", "gemma2", "cohere"])
-def test_a_vocabulary_too_wide_to_keep_is_computed_again_by_slices(name: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_vocabulary_too_wide_to_keep_is_computed_again_by_slices(name: str):
     model, inputs = build(name), batch()
     whole = score_gram(model, **inputs, temperature=0.7)
-    monkeypatch.setattr(gram_head, "CHUNK_LOGITS", 3 * 29)  # three positions at a time: parts of one response
-    chunked = score_gram(model, **inputs, temperature=0.7)
-    monkeypatch.setattr(gram_head, "KEPT_LOGITS", 0)
-    monkeypatch.setattr(
-        "analysis.score_gram.accumulate.chunk_elements", lambda device: 6 * 32 * 4
-    )  # four words at a time
-    assert relative(chunked, whole) < 1e-12
-    assert relative(score_gram(model, **inputs, temperature=0.7), whole) < 1e-12
+    few = Buffers(logits=3 * 29)  # three positions at a time: parts of one response
+    fewer = replace(few, kept_logits=0, gradients=6 * 32 * 4)  # four words at a time
+    for buffers in (few, fewer):
+        assert relative(score_gram(model, **inputs, temperature=0.7, buffers=buffers), whole) < 1e-12
 
 
 class Normalised(tf.LlamaForCausalLM):
@@ -140,14 +137,12 @@ class Normalised(tf.LlamaForCausalLM):
         return output
 
 
-def test_logits_that_cannot_be_sliced_are_refused(monkeypatch: pytest.MonkeyPatch):
+def test_logits_that_cannot_be_sliced_are_refused():
     torch.manual_seed(0)
     model, inputs = Normalised(tf.LlamaConfig(**SHAPE)).double(), batch()
     assert relative(score_gram(model, **inputs), score_gram(model, **inputs, method="loop")) < 1e-8
-    monkeypatch.setattr(gram_head, "KEPT_LOGITS", 0)
-    monkeypatch.setattr("analysis.score_gram.accumulate.chunk_elements", lambda device: 6 * 32 * 4)
     with pytest.raises(ValueError, match="no elementwise function"):
-        score_gram(model, **inputs)
+        score_gram(model, **inputs, buffers=Buffers(kept_logits=0, gradients=6 * 32 * 4))
 
 
 def test_passes_bring_every_pair_together():

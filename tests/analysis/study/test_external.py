@@ -60,15 +60,18 @@ def test_files_of_trl(model: Path, tmp_path: Path) -> None:
     values: dict[str, Any] = {"reward": {"columns": {"share_of_digits": 1.0, "brevity": 0.5}}, "step": "all"}
     values["rollout"] = {"max_new_tokens": 12}
     said, pools = measured(model, list(map(str, files)), tmp_path / "own", **values)
-    assert said["left_out"] == {"of groups that stand there twice (copies)": 32}
-    assert (said["prompts"], said["responses"], said["steps"]) == (8, 64, [1, 3])
+    # TRL trained on the rest of the sum where share_of_digits was null; here such a response has no reward
+    assert said["left_out"] == {"of groups that stand there twice (copies)": 32, "without a reward": 2}
+    assert (said["prompts"], said["responses"], said["steps"]) == (8, 62, [1, 3])
     assert said["fit"]["p_value"] > 0.001
     assert said["gap_nats"] is None
     assert said["cut"] > 20
     assert "gap to this model: unknown" in said["text"]
     table = pl.concat([pl.read_parquet(file) for file in (files[0], files[2])])
-    advantages = table["advantage"].to_numpy().reshape(-1, 8)
-    rewards = np.stack([pool.rewards_R for pool in pools])
+    whole = np.array([len(pool.rewards_R) == 8 for pool in pools])
+    assert whole.sum() == 6
+    advantages = table["advantage"].to_numpy().reshape(-1, 8)[whole]
+    rewards = np.stack([pool.rewards_R for pool in pools if len(pool.rewards_R) == 8])
     again = (rewards - rewards.mean(1, keepdims=True)) / (rewards.std(1, ddof=1, keepdims=True) + 1e-4)
     np.testing.assert_allclose(again, advantages, atol=1e-4)  # the very advantages that TRL wrote beside them
     other = tmp_path / "other"
@@ -76,6 +79,38 @@ def test_files_of_trl(model: Path, tmp_path: Path) -> None:
     unlike, _ = measured(other, list(map(str, files)), tmp_path / "unlike", **values)
     assert unlike["fit"]["p_value"] < 1e-6
     assert "hardly sampled from this model" in unlike["text"]
+
+
+def test_a_file_by_the_writer_of_verl(model: Path, tmp_path: Path) -> None:
+    """`RayPPOTrainer._log_rollout_data` of verl 0.9.1 on a batch in mixed order: groups, rewards and ends, and damaged copies of it."""
+    file = DATA / "verl" / "3.jsonl"
+    table = pl.read_ndjson(file)
+    found, notes = encoded(file, model, limit=12)
+    assert [prompt.scored for prompt in found] == [8] * 12
+    assert (notes.steps, notes.files[0]["format"]) == ([3], "verl rollouts")
+    assert notes.reward == "as the format has it"
+    by_input = {prompt.text: prompt for prompt in found}
+    for text, group in table.group_by("input", maintain_order=True):
+        assert by_input[str(text[0])].rewards == group["score"].to_list()
+        assert by_input[str(text[0])].texts == group["output"].to_list()
+    assert notes.cut == sum(len(text) >= 12 for text in table["output"])
+    parts = RewardChoice(columns={"acc": 1.0, "format": 0.5})
+    found, _ = encoded(file, model, parts, limit=12)
+    assert found[0].rewards == [
+        a + 0.5 * f for a, f in table.filter(input=found[0].text).select("acc", "format").rows()
+    ]
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    for damage, says in {
+        "".join(lines)[:-40]: "row 96",
+        "".join(lines).replace('"score": 1.0', '"score": Infinity', 1): "a finite number is needed",
+        "".join(lines).replace('"score": 1.0', '"score": {"a": 1}', 1): "in parts",
+        "".join(lines).replace('"score"', '"scores"'): "column prompt is missing",
+        "": "no rows|empty",
+    }.items():
+        broken = tmp_path / "broken.jsonl"
+        broken.write_text(damage, encoding="utf-8")
+        with pytest.raises(UserError, match=says):
+            encoded(broken, model)
 
 
 def test_a_batch_written_twice_is_dropped_and_repeats_that_are_real_stay(model: Path, tmp_path: Path) -> None:

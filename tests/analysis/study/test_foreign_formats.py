@@ -5,7 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from foreign import chat_model, encoded, write
+
+from analysis.study.pools import Measurement, measure_pool, sequences
+from opo.config.schema import ModelConfig
+from opo.errors import UserError
+from opo.model.load import load_policy
 
 __all__ = ["chat_model"]  # a fixture
 
@@ -90,3 +96,124 @@ def test_each_format_by_its_own_columns(kind: str, chat_model: Path, tmp_path: P
     ids = kind in ("prime-rl traces", "episodes", "prime-rl parquet", "open-instruct")
     assert (notes.ends_added == 0) == ids
     assert (found[1].logprobs[0] == [-1.0, -2.0]) == (kind in ("prime-rl traces", "episodes"))
+
+
+def conversation(p: int, g: int) -> dict[str, Any]:
+    """Two turns with a tool between, as prime-rl writes it: [5, 6 + p] asked, [7, 8] said, [9, 10, 11] the tool, [12, 13 + g] said."""
+    row = trace(p, 0, False)
+    row["nodes"] += [
+        {
+            "parent": 1,
+            "message": {"role": "tool", "content": "3"},
+            "sampled": False,
+            "token_ids": [9, 10, 11],
+            "mask": [False] * 3,
+        },
+        {
+            "parent": 2,
+            "message": {"role": "assistant", "content": "4"},
+            "sampled": True,
+            "token_ids": [12, 13 + g],
+            "mask": [False, True],  # the template wrote the first
+            "logprobs": [-3.0],
+        },
+    ]
+    return row | {"rewards": {"right": float(g % 2)}, "group_id": p, "env_name": "tools", "policy_version": 7}
+
+
+def test_turns_with_tools_between_are_read_with_a_mask(chat_model: Path, tmp_path: Path) -> None:
+    """The response runs from the first sampled token to the last; what the policy did not produce is context without score or length."""
+    (first, *_), notes = encoded(
+        write(tmp_path / "r.jsonl", [conversation(p, g) for p in range(3) for g in range(4)]), chat_model
+    )
+    assert first.prompt_ids == [5, 6]
+    assert first.response_ids[1] == [7, 8, 9, 10, 11, 12, 14]
+    own = [True, True, False, False, False, False, True]
+    assert first.produced == [own] * 4
+    assert first.logprobs[0] == [-1.0, -2.0, 0.0, 0.0, 0.0, 0.0, -3.0]
+    assert notes.turns == 12
+    assert "12 responses hold tokens that the policy did not produce" in notes.paragraph()
+    rollouts = first.rollouts()
+    assert rollouts.lengths_N.tolist() == [3] * 4
+    _, attended_NL, response_NL = sequences(rollouts)
+    assert attended_NL.tolist() == [[1] * 9] * 4
+    assert response_NL[0].tolist() == [0, 0, *map(int, own)]
+    # the same as a plain table with verl's mask
+    table = [
+        {
+            "prompt": [5, 6 + p],
+            "response": [7, 8, 9, 10, 11, 12, 13 + g],
+            "response_mask": list(map(int, own)),
+            "reward": g % 2,
+        }
+        for p in range(3)
+        for g in range(4)
+    ]
+    (plain, *_), _ = encoded(write(tmp_path / "plain.jsonl", table), chat_model)
+    assert (plain.prompt_ids, plain.response_ids, plain.produced) == (
+        first.prompt_ids,
+        first.response_ids,
+        first.produced,
+    )
+
+
+def test_scores_of_several_turns_are_those_of_the_tokens_that_were_produced(chat_model: Path, tmp_path: Path) -> None:
+    """Gram, lengths and log-probabilities against autograd; equal turns after different tools are different responses."""
+    found, _ = encoded(
+        write(tmp_path / "r.jsonl", [conversation(p, g // 2) for p in range(2) for g in range(4)]), chat_model
+    )
+    rollouts = found[0].rollouts()
+    tools = rollouts.tokens_NT.clone()
+    tools[1, 3] = 20  # same words of the policy, another answer of the tool
+    rollouts = rollouts.with_(tokens_NT=tools, rewards_PG=torch.tensor([[0.0, 1.0, 0.0, 1.0]], dtype=torch.float64))
+    assert rollouts.first_N.tolist() == [0, 1, 2, 2]
+    policy = load_policy(ModelConfig(name="pretrained", path=str(chat_model)), 1.0, "cpu")
+    pool = measure_pool(policy, "0", "", ["a"] * 4, rollouts, Measurement(1.0, 1))
+    scores = []
+    for n in range(4):
+        ids = torch.tensor([[5, 6, *tools[n].tolist()]])
+        table_LV = policy.model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        terms_L = table_LV.gather(1, ids[0, 1:, None])[:, 0]
+        own = terms_L[1:][rollouts.mask_NT[n]].sum()
+        assert pool.logprobs_R[n] == pytest.approx(own.item(), rel=1e-5)
+        grads = torch.autograd.grad(own, list(policy.model.parameters()), allow_unused=True, materialize_grads=True)
+        scores.append(torch.cat([g.flatten() for g in grads]).double())
+    stacked = torch.stack(scores)
+    torch.testing.assert_close(torch.tensor(pool.gram_RR), stacked @ stacked.T, rtol=1e-4, atol=1e-4)
+    assert pool.lengths_R.tolist() == [3] * 4
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda row: row["nodes"][3].update(parent=0), "sampled turns on several branches"),
+        (
+            lambda row: row["nodes"][2].pop("token_ids"),
+            "2 sampled turns and nodes without token ids; messages do not say which",
+        ),
+        (lambda row: row["nodes"][3].update(mask=[True]), "a node of 2 token ids and a mask of 1"),
+    ],
+)
+def test_damaged_turns_are_one_line(change: Any, says: str, chat_model: Path, tmp_path: Path) -> None:
+    row = conversation(0, 0)
+    change(row)
+    with pytest.raises(UserError, match=says):
+        encoded(write(tmp_path / "r.jsonl", [row]), chat_model)
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"response": [7, 8], "response_mask": [1]}, "no list of 2 zeros and ones"),
+        ({"response": [7, 8], "response_mask": [0, 0]}, "with a one in it"),
+        ({"response": "1", "response_mask": [1]}, "beside a response that is no token ids"),
+        (
+            {"response": [{"role": "assistant", "content": "1"}, {"role": "tool", "content": "2"}]},
+            r"several turns \(assistant, tool\); messages do not say which tokens the policy sampled",
+        ),
+    ],
+)
+def test_masks_that_do_not_fit_are_one_line(row: dict[str, Any], says: str, chat_model: Path, tmp_path: Path) -> None:
+    file = write(tmp_path / "r.jsonl", [{"prompt": [5], "reward": 1.0} | row] * 2)
+    with pytest.raises(UserError, match=says):
+        encoded(file, chat_model)

@@ -15,7 +15,8 @@ from small import VOCABULARY, random_rollouts, small_gpt2, small_llama
 from studies import bandit_pool, bandit_study, config
 from torch import nn
 
-from analysis.claims.files import read_ledger
+from analysis.claims.files import read_ledger, write_ledgers
+from analysis.plots.study import write_figures
 from analysis.study.audits import audit_interval, audit_terms, audit_value, jackknifed_gain
 from analysis.study.config import VarianceConfig, load_config, study_name
 from analysis.study.pools import Measurement, PromptPool, measure_pool, sequences, token_norms
@@ -220,7 +221,9 @@ def test_rollouts_from_elsewhere_shards_and_resumption_agree(foreign: tuple[Path
         for name in ("opo", "length_weighted")
     )
     assert opo == pytest.approx(weighted)
+    write_figures(whole, tmp_path / "whole" / "figures")
     assert (tmp_path / "whole" / "figures" / "variance-model.svg").exists()
+    write_ledgers(whole, tmp_path / "whole")
     ledger = read_ledger(tmp_path / "whole", "model")
     assert ledger is not None
     effects = {claim["id"]: claim["effect"] for claim in ledger["claims"]}
@@ -302,8 +305,9 @@ def test_effective_sample_sizes_of_the_weights_are_in_the_table() -> None:
         ({"rollout": {"temperature": 0.0}}, r"rollout\.temperature=0\.0"),
         ({"rollout": {"tempratur": 1.0}}, r"rollout\.tempratur: unknown key \(did you mean temperature\?\)"),
         ({"estimators": ["leave_one_out", "length_wieghted"]}, r"length_wieghted.*did you mean length_weighted"),
-        ({"estimators": ["leave_one_out", "ppo"]}, r"ppo: it weighs tokens.*token_level\.compare_token_weights"),
+        ({"estimators": ["leave_one_out", "ppo"]}, r"ppo: it weighs tokens, not responses; opo zoo"),
         ({"estimators": ["leave_one_out", "remax"]}, r"remax: it needs greedy_rewards_P"),
+        ({"estimators": ["leave_one_out", "capo"]}, r"capo: it is grpo with parts or settings; opo zoo"),
         ({"estimators": ["leave_one_out", "copo"]}, r"copo: it needs answers"),
         ({"estimators": ["none"]}, r"reference=leave_one_out: must be one of the estimators"),
         ({"estimators": ["leave_one_out", "shrinkage"]}, r"prompts_per_batch=null: shrinkage couples"),

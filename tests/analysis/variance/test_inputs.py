@@ -1,6 +1,6 @@
 """What may be measured: algorithms, functions, token weights, whole gradients; what is refused or has no answer."""
 
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -8,9 +8,8 @@ import pytest
 import torch
 from measured import CONTRACT, scored_pool, study_pools, values
 
-import analysis.variance.estimators
 from analysis.variance.compare import Pool, compare, moments_from_gram
-from analysis.variance.estimators import known_names
+from analysis.variance.estimators import Groups, known_names, resolve
 from analysis.variance.moments import MEASURES, Moments
 from analysis.variance.partition import partitions
 from opo.algorithms import ALGORITHMS, score_weights
@@ -43,13 +42,25 @@ def test_algorithms_are_the_estimators_that_they_are_known_to_be(algorithm, esti
 
 
 @pytest.mark.parametrize("name", ALONE)
-def test_algorithms_that_do_not_couple_prompts_weigh_a_group_as_if_it_were_alone(name, monkeypatch):
-    pools = [replace(p, logit_energy=0.5 * p.lengths + 0.1) for p in study_pools()[:3]]
-    together = measured([name], pools, num_partitions=1)[name]
-    monkeypatch.setattr(analysis.variance.estimators, "_TOKENS_AT_ONCE", 1)
-    alone = measured([name], pools, num_partitions=1)[name]
-    for measure in ("relative_variance", "cosine", "mse_rescaled"):
-        assert getattr(together, measure) == pytest.approx(getattr(alone, measure), rel=1e-9)
+def test_algorithms_that_do_not_couple_prompts_weigh_a_group_as_if_it_were_alone(name, rng):
+    fields = random_fields(rng)
+    (estimator,) = resolve([name])
+    alone = [estimator.weights(Groups(*(x[m : m + 1] for x in fields))) for m in range(len(fields[0]))]
+    np.testing.assert_allclose(estimator.weights(Groups(*fields)), np.concatenate(alone), rtol=1e-9, atol=1e-12)
+
+
+def test_more_groups_than_are_weighed_at_once(rng):
+    """2.4 million tokens: two batches."""
+    fields, (estimator,) = random_fields(rng), resolve(["opo"])
+    many = estimator.weights(Groups(*(np.concatenate([x] * 500) for x in fields)))
+    np.testing.assert_allclose(many, np.concatenate([estimator.weights(Groups(*fields))] * 500), rtol=1e-9, atol=1e-12)
+
+
+def random_fields(rng):
+    """40 groups of four responses, one of them 30 tokens long."""
+    lengths = rng.integers(1, 30, (40, 4)).astype(float)
+    lengths[0, 0] = 30
+    return rng.random((40, 4)), lengths, rng.random((40, 4)), rng.random((40, 4)), rng.random(40)
 
 
 @pytest.mark.parametrize("name", COUPLED)

@@ -2,10 +2,12 @@
 
 import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from run_folders import SMALL
+from hydra.core.hydra_config import HydraConfig
+from run_folders import SMALL, rows
 
 from analysis.commands.workers import train_in
 from analysis.commands.zoo import conclude, remembered, run_folder
@@ -15,6 +17,9 @@ from analysis.zoo.measure import REFERENCE, load_records, measure, record_files
 from analysis.zoo.results import missed
 from analysis.zoo.rows import all_rows, row_of
 from opo.accounts import accounts
+from opo.cli import take_apart
+from opo.cli.compose import compose_job, composing
+from opo.cli.launch import check
 from opo.errors import UserError
 from opo.system.records import read_json
 
@@ -99,6 +104,9 @@ def test_mid_training_fits_what_a_row_remembers_and_the_gallery_shows_all(tmp_pa
     train_in(tmp_path / "middle", row_of(["opo"]).training(config.overrides, 0, 20))
     for row in config.rows:
         train_in(run_folder(tmp_path, config, row, 0), row.training(config.overrides, 0, config.tokens))
+        done = rows(run_folder(tmp_path, config, row, 0))
+        assert 1 <= len(done) < 200  # it ended at its tokens, and says how many there were
+        assert done[-1]["train/tokens"] >= config.tokens > (done[-2]["train/tokens"] if len(done) > 1 else 0)
     for policy in ("start", "middle"):
         measure(config, tmp_path, policy, tmp_path / "middle", 0, 1)
     page = conclude(config, tmp_path, remembered(config, tmp_path)).read_text()
@@ -109,6 +117,20 @@ def test_mid_training_fits_what_a_row_remembers_and_the_gallery_shows_all(tmp_pa
     page = conclude(one_more, tmp_path, remembered(one_more, tmp_path)).read_text()
     assert page.count("<summary>grpo</summary>") == page.count("<summary>ppo_max</summary>") == 1
     assert "not measured" in page  # of grpo in mid-training
+
+
+def test_the_experiment_trains_the_same_folders_in_a_sweep():
+    invocation, _ = take_apart("train", ["experiment=zoo", "algo=opo,capo", "seed=1"])
+    folders = []
+    check(invocation, lambda values: folders.append((values["algo"]["name"], values["seed"], values["tokens"])))
+    assert folders == [("opo", 1, 60_000), ("grpo", 1, 60_000)]
+    with composing():
+        job = compose_job("train", ["experiment=zoo", "algo=opo", "seed=1"])
+        HydraConfig.instance().set_config(job)
+        own, row = ZooConfig(), row_of(["opo"])
+        assert job.hydra.sweep.subdir == f"zoo/{run_folder(Path(), own, row, 1)}"
+        assert job.tokens == own.tokens
+        assert "glob(*" in job.hydra.sweeper.params.algo
 
 
 def test_rows_and_what_is_said_of_them():

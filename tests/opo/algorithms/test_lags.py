@@ -56,7 +56,8 @@ class Tree:
             for n, y in enumerate(group):
                 new_NT[n, : lengths[n]] = torch.stack(now[y]).detach()
             weights_NT = score_weights(name, rollouts, policy_logprobs_NT=new_NT, **overrides)
-            objective = sum(w * lp for n, y in enumerate(group) for w, lp in zip(weights_NT[n], now[y], strict=False))
+            terms = [w * lp for n, y in enumerate(group) for w, lp in zip(weights_NT[n], now[y], strict=False)]
+            objective = torch.stack(terms).sum()
             (slope,) = torch.autograd.grad(objective, theta, retain_graph=True)
             total = total + drawn[list(group)].prod().detach() * slope
         return total

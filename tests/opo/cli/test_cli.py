@@ -73,6 +73,7 @@ REFUSED = [
     ("-m seed=0,1 rollout.group_size=1,8", "rollout.group_size=1", "at least 2"),
     ("-m steps=1,2", "steps=1", "two jobs for the folder"),
     ("experiment=nope", "experiment=nope", "not one of"),
+    ("-m hydra/launcher=joblib hydra.launcher.timeout=5 seed=0,1", "hydra.launcher.timeout=5", "n_jobs counts alone"),
     ("steps", "steps", "write key=value"),
     ("optim={", "optim={", "write key=value"),
     ("study=${nope}", "study", "'nope' not found"),
@@ -147,7 +148,7 @@ def test_as_a_process(tmp_path: Path) -> None:
         (["algo.kl_coef=0.1", "task.seed=3"], "opo-arithmetic-s0-algo.kl_coef=0.1-task.seed=3"),
         (["model=pretrained", "model.path='a b/c'"], "opo-arithmetic-s0-model=a_b_c"),
         (["experiment=big", "debug=tiny_steps"], "opo-arithmetic-s0-debug=tiny_steps-experiment=big"),
-        (["seed=0", "threads=2", "device=cpu", "parallel=sharded"], "opo-arithmetic-s0"),
+        (["seed=0", "threads=2", "device=cpu", "parallel=sharded", "reward.workers=4"], "opo-arithmetic-s0"),
     ],
 )
 def test_a_folder_is_named_by_what_changes_the_run(overrides: list[str], name: str) -> None:

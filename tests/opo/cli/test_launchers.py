@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 import pytest
 import yaml
-from run_folders import SMALL
+from run_folders import SMALL, holder, rows
 
 from opo.cli import main
 
@@ -20,7 +20,7 @@ PROJECT = Path(__file__).parents[3]
 ENVIRONMENT = os.environ | {
     "PYTHONPATH": str(PROJECT),
     "RAY_AUTH_MODE": "disabled",
-    "RAY_raylet_start_wait_time_s": "120",  # a busy machine
+    "RAY_worker_niceness": "0",  # else 15, which a busy machine starves
 }
 TRAIN = ["train", "-m", *SMALL, "tracking=off", "steps=2", "study=s"]
 STUDY = [
@@ -42,15 +42,6 @@ def opo(*arguments: str) -> int:
     return int(caught.value.code or 0)
 
 
-def rows(folder: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without what may differ between two runs of one config."""
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [
-        {k: v for k, v in row.items() if not k.startswith(("time/", "memory/")) and not k.endswith("tokens_per_s")}
-        for row in lines
-    ]
-
-
 def runs(folder: Path) -> list[Path]:
     return sorted((folder / "runs" / "s").iterdir())
 
@@ -65,6 +56,23 @@ def test_two_tasks_of_submitit_are_one_run_of_two_ranks(tmp_path: Path, monkeypa
     for key in ("train/reward_mean", "length/tokens_mean", "train/entropy_mean_nats", "train/grad_norm"):
         assert two[0][key] == pytest.approx(one[0][key], rel=1e-4), key
     assert json.loads((ranks / "metrics.jsonl").read_text().splitlines()[-1])["time/ranks_wait_s"] > 0
+
+
+def test_jobs_that_a_cluster_starts_elsewhere_work_where_the_command_was_given(tmp_path: Path, monkeypatch) -> None:
+    work, elsewhere, seen = tmp_path / "work", tmp_path / "elsewhere", []
+    work.mkdir()
+    elsewhere.mkdir()
+    monkeypatch.chdir(work)
+
+    def train(config: dict[str, Any], folder: Path) -> None:
+        seen.append((Path.cwd(), folder))
+        os.chdir(elsewhere)  # where the next job finds itself
+
+    monkeypatch.setattr("opo.cli.train.train", train)
+    assert opo("train", "-m", "seed=0,1") == 0
+    runs = work / "runs" / "default"
+    assert seen == [(work, runs / "opo-arithmetic-s0"), (work, runs / "opo-arithmetic-s1")]
+    assert not list(elsewhere.iterdir())
 
 
 SBATCH = """#!/bin/bash
@@ -118,17 +126,6 @@ def test_the_batch_script_of_slurm(slurm: Path, monkeypatch: pytest.MonkeyPatch,
     assert not list(Path("runs").glob(".jobs*"))
 
 
-def process_of(run: Path) -> int | None:
-    """The process that trains in this folder: it has the lock open."""
-    for link in Path("/proc").glob("[0-9]*/fd/*"):
-        try:
-            if os.readlink(link) == str(run / ".lock"):
-                return int(link.parts[2])
-        except OSError:  # gone, or another's
-            continue
-    return None
-
-
 @pytest.mark.prove
 def test_a_job_that_is_killed_on_ray_goes_on_as_if_nothing_had_been(tmp_path: Path, monkeypatch) -> None:
     """Two workers of a cluster on this machine; its first job's is killed after some steps."""
@@ -139,7 +136,7 @@ def test_a_job_that_is_killed_on_ray_goes_on_as_if_nothing_had_been(tmp_path: Pa
     killed: list[int] = []
     while sweep.poll() is None and not killed:
         started = [run for run in tmp_path.glob("runs/s/opo-arithmetic-s0*") if len(list(run.glob("*.jsonl")))]
-        if started and len(rows(started[0])) >= 3 and (process := process_of(started[0])):
+        if started and len(rows(started[0])) >= 3 and (process := holder(started[0])):
             os.kill(process, signal.SIGKILL)
             killed.append(process)
         time.sleep(0.05)

@@ -108,7 +108,8 @@ def test_three_algorithms_and_seeds_with_a_crash_and_two_kills(tmp_path: Path, s
     extra = "rollout.group_size=4-rollout.max_new_tokens=8-rollout.num_prompts=4"
     names = {f"{algo}-arithmetic-s{seed}-{extra}" for algo in ALGORITHMS for seed in SEEDS}
     crashing = tmp_path / "runs" / "s" / f"opo-arithmetic-s1-{extra}"
-    (crashing / "certificate.json").mkdir(parents=True)  # where a file belongs
+    crashing.mkdir(parents=True)
+    (crashing / "metrics.jsonl").symlink_to("/nowhere/metrics.jsonl")  # a disk that is not mounted
 
     sweep = started(*grid)
     sweep.until(lambda: "FAILED opo-arithmetic-s1" in sweep.said.read_text() and len(sweep.workers()) == 2)
@@ -131,13 +132,13 @@ def test_three_algorithms_and_seeds_with_a_crash_and_two_kills(tmp_path: Path, s
     assert status == 1
     assert said.count("FAILED") == 1
     assert f"1 failed:\n  {crashing.name}  " in said
-    assert "certificate.json: missing" in said
+    assert "No such file" in said
     assert {state.run for state in run_states(tmp_path / "runs" / "s") if state.state == "done"} == names - {
         crashing.name
     }
     assert "left out (failed)" in said
 
-    (crashing / "certificate.json").rmdir()
+    (crashing / "metrics.jsonl").unlink()
     status, said = started(*grid).end()
     assert status == 0
     assert {file: file.read_bytes() for file in whole} == whole

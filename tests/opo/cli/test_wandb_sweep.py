@@ -80,7 +80,8 @@ def test_the_agent_trains_what_the_search_chooses_and_its_metric_arrives(tmp_pat
         agent = [str(Path(sys.executable).with_name("wandb")), "agent", "me/opo/search"]
         done = subprocess.run(agent, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
-    (folder,) = (tmp_path / "runs" / "search").glob("rloo-arithmetic-s2-*-optim.learning_rate=0.00031*")
+    (folder,) = (tmp_path / "runs" / "search").glob("rloo-arithmetic-s2-*")
+    assert yaml.safe_load((folder / "config.yaml").read_text())["optim"]["learning_rate"] == 0.00031
     assert (folder / "DONE").exists()
     assert json.loads((folder / "run.json").read_text())["wandb_run_id"] == "run1"
     run = server.runs["run1"]

@@ -14,6 +14,8 @@ import pytest
 import yaml
 from run_folders import fake_policy
 
+from analysis.study.config import VarianceConfig
+from analysis.study.config import load_config as load_study
 from opo.algorithms import ALGORITHMS
 from opo.cli import take_apart
 from opo.cli.compose import composed as composed_of
@@ -64,7 +66,10 @@ def test_every_choice_composes_and_is_accepted(group: str, choice: str, tmp_path
         ],
         ("experiment", "opo_paper"): [f"model.path={tmp_path}", f"task.path={tmp_path}/questions.jsonl"],
         ("task", "reasoning_gym"): ["model=pretrained", f"model.path={tmp_path}"],
-        ("task", "chain_sum"): ["model=pretrained", f"model.path={tmp_path}"],
+        **{
+            ("task", name): ["model=pretrained", f"model.path={tmp_path}"]
+            for name in ("chain_sum", "worked_sums", "products", "letter_counting")
+        },
     }
     fake_policy(tmp_path)
     rows = [f'{{"question": "What is {n} + {n}?", "answer": "{2 * n}"}}' for n in range(40)]
@@ -85,15 +90,24 @@ def test_every_algorithm_and_task_has_its_file() -> None:
 @pytest.mark.parametrize("file", WITH_COMMAND, ids=lambda file: file.stem)
 def test_the_command_in_a_file_is_accepted(file: Path) -> None:
     comments = "\n".join(line for line in file.read_text().splitlines() if line.startswith("#"))
-    found = re.search(r"opo (train|plan train) (.+)", comments)
+    found = re.search(r"opo (train|plan train|variance) (.+)", comments)
     assert found, f"{file} does not say which command runs it"
     assert f"{file.parent.name}={file.stem}" in found.group(2)
     if found.group(1) == "plan train":  # its model or its data have to be fetched first
         check(take_apart("plan", ["train", *shlex.split(found.group(2))])[0], load_plan)
         return
+    if found.group(1) == "variance":
+        studies: list[VarianceConfig] = []
+        check(take_apart("variance", shlex.split(found.group(2)))[0], lambda values: studies.append(load_study(values)))
+        assert len(studies) == 3
+        return
     configs = jobs_of(found.group(2))
     axes = yaml.safe_load(file.read_text()).get("hydra", {}).get("sweeper", {}).get("params", {})
-    if axes:  # a sweep: every combination once, one thread per job
+    if any(
+        "glob(" in values for values in axes.values()
+    ):  # every algorithm, of which two may differ in their rewards alone
+        assert len(configs) % len(axes["seed"].split(",")) == 0
+    elif axes:  # a sweep: every combination once, one thread per job
         assert len({json.dumps(to_dict(config), sort_keys=True) for config in configs}) == len(configs)
         assert len(configs) == math.prod(len(values.split(",")) for values in axes.values())
         assert {config.threads for config in configs} == {1}

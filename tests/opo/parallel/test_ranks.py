@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from ranks import PROJECT, run, settings, small_policy, start
 from safetensors.torch import load_file
 
@@ -70,10 +71,12 @@ def assert_equal(one: Path, other: Path, tolerance: float = CLOSE) -> None:
 
 
 def test_two_ranks_are_one_process(policy: Path, tmp_path: Path) -> None:
-    """Replicated and sharded, and a run that goes on from one process's checkpoint."""
-    one, two, cut = (tmp_path / name for name in ("one", "two", "cut"))
+    """Replicated and sharded, and sharded where no batch has a gradient."""
+    one, two, cut, still = (tmp_path / name for name in ("one", "two", "cut", "still"))
+    equal_rewards = asked(policy, "opo", "sharded", task={"modulus": 1}, steps=2)
     run({one: asked(policy, "opo")}, 1)
-    run({two: asked(policy, "opo"), cut: asked(policy, "opo", "sharded")}, 2)
+    run({two: asked(policy, "opo"), cut: asked(policy, "opo", "sharded"), still: equal_rewards}, 2)
+    assert [row["train/grad_norm"] for row in rows(still)] == [0.0, 0.0]
     assert_equal(two, one)
     assert_equal(cut, one)
     record = json.loads((two / "certificate.json").read_text())
@@ -192,3 +195,30 @@ def test_the_command_line_on_ranks(tmp_path: Path) -> None:
         assert [text.startswith(line) for text in said] == [True], ended.stderr
         assert "exitcode  : 2" in ended.stderr
         assert not list(tmp_path.iterdir())
+
+
+def test_ranks_that_start_with_another_config_say_so_once_and_end(tmp_path: Path) -> None:
+    """Exit status 2, one sentence from rank 0, no hang, nothing written."""
+    command = f"{sys.executable} -m opo train debug=tiny_steps tracking=off threads=1 seed=$RANK"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
+    environment = os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
+    started = [*launcher, "bash", "-c", command]
+    ended = subprocess.run(started, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=250)
+    line = "seed: rank 0 and rank 1 were started with different values; give all ranks one command\n"
+    assert ended.stderr.count(line) == 1, ended.stderr
+    assert ended.stderr.count("exitcode  : 2") == 2
+    assert not [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert not list(tmp_path.glob("runs/*/*"))
+
+
+@pytest.mark.prove
+def test_a_second_run_in_the_folder_is_refused_on_all_ranks(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "opo"]
+    given = ["train", "debug=tiny_steps", "tracking=off", "threads=1", f"hydra.run.dir={folder}"]
+    environment = os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
+    with FileLock(folder / ".lock"):
+        ended = subprocess.run([*launcher, *given], env=environment, capture_output=True, text=True, timeout=250)
+    assert ended.stderr.count(f"{folder}: another process is training in this folder") == 1, ended.stderr
+    assert ended.stderr.count("exitcode  : 2") == 2

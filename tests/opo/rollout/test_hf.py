@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 from small import VOCABULARY, small_gpt2, small_llama
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, MistralConfig, Qwen2Config
+from transformers import Gemma3TextConfig, LlamaConfig, MistralConfig, Qwen2Config
 
 from opo.batch import Rollouts
 from opo.model.policy import Policy
@@ -108,20 +108,8 @@ def test_blocks_of_the_vocabulary_draw_what_one_sum_over_it_draws(vocabulary, dt
 
 @pytest.mark.parametrize("config", [MistralConfig, Gemma3TextConfig])
 def test_caches_with_a_window_give_the_log_probabilities_of_a_plain_pass(config):
-    torch.manual_seed(0)
-    shape = config(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        sliding_window=4,
-        max_position_embeddings=64,
-        layer_types=None if config is MistralConfig else ["sliding_attention", "full_attention"],
-    )
-    model = AutoModelForCausalLM.from_config(shape).eval()
+    layers = None if config is MistralConfig else ["sliding_attention", "full_attention"]
+    model = small_llama(kind=config, head_dim=32, sliding_window=4, layer_types=layers, initializer_range=0.02)
     samples = sampler(model).generate(PROMPTS, Sampling(4, 12, stop_token_ids=(0, 1)), torch.Generator().manual_seed(0))
     for prompt, group, logprobs in zip(PROMPTS, samples.response_ids, samples.logprobs, strict=True):
         for response, found in zip(group, logprobs, strict=True):
@@ -152,18 +140,8 @@ def test_packed_weights_are_those_of_the_moment_and_leave_no_trace(shape, monkey
     monkeypatch.setattr(
         decoding, "sdpa_attention_forward", lambda *args, **rest: slow.append(args[1].shape[2]) or plain(*args, **rest)
     )
-    torch.manual_seed(0)
-    config = shape(
-        vocab_size=256,
-        hidden_size=512,  # every weight is large enough to be packed
-        intermediate_size=512,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-        initializer_range=0.05,
-    )
-    model = AutoModelForCausalLM.from_config(config).eval()
+    wide = {"hidden_size": 512, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = small_llama(vocabulary=256, kind=shape, initializer_range=0.05, **wide)  # large enough to be packed
     for module in model.modules():
         if isinstance(module, torch.nn.Linear):
             module.register_forward_pre_hook(lambda layer, _: packed.add(layer) if "forward" in vars(layer) else None)

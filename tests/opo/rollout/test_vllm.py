@@ -182,6 +182,27 @@ def test_a_training_keeps_the_gap_at_rounding_after_every_synchronisation(tmp_pa
     assert (record["exactly_on_policy"], record["steps_checked"], record["worst"]["version_lag"]) == (True, 4, 0)
 
 
+@pytest.mark.prove
+@pytest.mark.parametrize("mode", ["replicated", "sharded"])
+def test_two_ranks_have_an_engine_each_with_the_weights_of_the_moment(tmp_path: Path, mode: str) -> None:
+    """The same responses as of one process with one engine, and gaps at rounding after every synchronisation."""
+    options = ("steps=3", "rollout=vllm", "tracking=off", f"parallel={mode}")
+    one, two = command(tmp_path / "one", *options), command(tmp_path / "two", *options)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    for started in (one, [two[0], *torchrun, *two[1:]]):
+        done = subprocess.run(started, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+    alone, ranks = rows(tmp_path / "one"), rows(tmp_path / "two")
+    for key in ("train/reward_mean", "length/tokens_mean"):
+        assert ranks[0][key] == alone[0][key]
+    assert [row["train/step"] for row in ranks] == [1, 2, 3]
+    assert all(0 < row["mismatch/logprob_abs_mean_nats"] <= 1e-5 for row in ranks)
+    record = json.loads((tmp_path / "two" / FILE).read_text())
+    assert (record["exactly_on_policy"], record["steps_checked"], record["worst"]["version_lag"]) == (True, 3, 0)
+    last = json.loads((tmp_path / "two" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert 0 < last["time/wait_share"] < 1
+
+
 def test_a_missed_synchronisation_is_caught_by_version_and_by_gap(sampler: Any) -> None:
     model = make_model()
     sampler.load_weights(model, 3)

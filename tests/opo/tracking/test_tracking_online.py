@@ -53,3 +53,27 @@ def test_a_run_that_is_refused_online_is_recorded_offline(tmp_path, server, monk
     assert said.startswith("W&B failed (")
     assert said.endswith("for `wandb sync`\n")
     assert said.count("\n") == 1
+
+
+def test_a_run_that_was_synced_and_goes_on_is_synced_again_without_doubles(tmp_path, server):
+    """W&B adds what it is sent to what it has, so the second record holds the steps that are new, and the summary of all."""
+    wandb = Path(sys.executable).with_name("wandb")
+
+    def sync() -> None:
+        subprocess.run([wandb, "sync", wandb_file(tmp_path).parent], check=True, capture_output=True, cwd=tmp_path)
+
+    log_steps(tmp_path, "offline", range(1, 6))
+    sync()
+    log_steps(tmp_path, "offline", range(4, 9))  # went on from the checkpoint of step 3
+    log_steps(tmp_path, "offline", range(8, 10))  # and again, before the next sync
+    assert [row["train/step"] for row in history(wandb_file(tmp_path))] == [6, 7, 8, 9]
+    sync()
+    (run,) = server.runs.values()
+    assert scalars(run.rows) == rows(tmp_path)
+    assert [row["_step"] for row in run.rows] == list(range(1, 10))
+    summary = json.loads(run.summary)
+    assert summary["train/reward_mean"] == {"last": 9 / 7, "max": 9 / 7}
+    assert summary["train/updates"] == 9
+    assert summary["completions"]["nrows"] == 2 * len(
+        [1, 3, 5, 7, 9]
+    )  # the table has the steps of the first record too
