@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from analysis.zoo.rows import Row, all_rows, row_of
+from analysis.zoo.rows import OWN_REWARD, Row, all_rows, row_of
 from opo.config.read import read
 from opo.errors import UserError
 from opo.keys import LARGEST, STRICT, AtLeastTwo, Count, Seed, ZeroOrMore
@@ -38,7 +38,8 @@ class ZooConfig:
     @property
     def rows(self) -> list[Row]:
         """The rows of the gallery that this command makes; with `algorithms` those alone."""
-        names = self.algorithms if self.algorithms is not None else [*all_rows(), *self.combinations]
+        every = [name for name in all_rows() if name not in OWN_REWARD]
+        names = self.algorithms if self.algorithms is not None else [*every, *self.combinations]
         return [row_of(shlex.split(name)) for name in names]
 
 

@@ -11,6 +11,8 @@ EXPERIMENT = "experiment=zoo"
 SGD = ("optim=sgd", "optim.learning_rate=0.05")
 OWN_OPTIMIZER = {"harpg": SGD, "n_pg_igt": SGD}  # a gradient of length one: AdamW would undo it
 
+OWN_REWARD = ("rlhs", "rluf")  # PPO again, unless reward.function is one's own: rows only where they are asked for
+
 
 @dataclass(frozen=True)
 class Row:

@@ -8,6 +8,7 @@ from opo.errors import UserError
 from opo.tracking.offline_file import TrackedRun, dotted
 
 PREFIX = "wandb:"
+TIMEOUT_S = 60  # of one request
 
 
 def read_service(address: str) -> Iterator[TrackedRun]:
@@ -25,7 +26,9 @@ def read_service(address: str) -> Iterator[TrackedRun]:
     try:
         if not wandb.login(prompt=False):
             raise UserError(f"{address}: not logged in to W&B; `wandb login`")
-        for run in wandb.Api().runs(f"{parts[0]}/{parts[1]}", filters=filters, order="+created_at", lazy=False):
+        for run in wandb.Api(timeout=TIMEOUT_S).runs(
+            f"{parts[0]}/{parts[1]}", filters=filters, order="+created_at", lazy=False
+        ):
             yield _read(run, parts[1])
     except (wandb.Error, WandbApiFailedError, ValueError) as error:
         raise UserError(f"{address}: {(str(error) or type(error).__name__).splitlines()[0]}") from error

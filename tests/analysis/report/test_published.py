@@ -18,6 +18,9 @@ from analysis.report.wandb import figures_in
 from analysis.runs import load
 from opo.errors import UserError
 
+# of wandb-workspaces' own code
+pytestmark = pytest.mark.filterwarnings("ignore:Pydantic V1 style")
+
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, WandbServer, dict[str, Any]]:
