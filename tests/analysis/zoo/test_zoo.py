@@ -123,7 +123,7 @@ def test_the_experiment_trains_the_same_folders_in_a_sweep():
     invocation, _ = take_apart("train", ["experiment=zoo", "algo=opo,capo", "seed=1"])
     folders = []
     check(invocation, lambda values: folders.append((values["algo"]["name"], values["seed"], values["tokens"])))
-    assert folders == [("opo", 1, 60_000), ("grpo", 1, 60_000)]
+    assert folders == [("opo", 1, 40_000), ("grpo", 1, 40_000)]
     with composing():
         job = compose_job("train", ["experiment=zoo", "algo=opo", "seed=1"])
         HydraConfig.instance().set_config(job)
