@@ -58,7 +58,8 @@ def check(invocation: Invocation, judge: Callable[[dict[str, Any]], Any] | None)
         if several and rank_and_size()[1] > 1:
             raise UserError("-m: a sweep starts its jobs in one process; torchrun takes one job")
         if several:
-            refuse_unusable(whole.hydra.runtime.choices["hydra/launcher"], whole.hydra.launcher)
+            if judge is not None:  # what is only shown may be for another machine
+                refuse_unusable(whole.hydra.runtime.choices["hydra/launcher"], whole.hydra.launcher)
             here = [
                 f"hydra.sweep.dir={quoted(str(Path(_own(whole, 'sweep.dir')).absolute()))}"
             ]  # wherever a cluster starts its jobs
