@@ -22,6 +22,7 @@ ENVIRONMENT = os.environ | {
     "RAY_AUTH_MODE": "disabled",
     "RAY_worker_niceness": "0",  # else 15, which a busy machine starves
 }
+LOCAL = ["hydra.launcher.ray.init.address=local", "hydra.launcher.ray.init.num_cpus=2"]
 TRAIN = ["train", "-m", *SMALL, "tracking=off", "steps=2", "study=s"]
 STUDY = [
     "variance",
@@ -158,7 +159,7 @@ def test_the_batch_script_of_slurm(slurm: Path, monkeypatch: pytest.MonkeyPatch,
 def test_a_job_that_is_killed_on_ray_goes_on_as_if_nothing_had_been(tmp_path: Path, monkeypatch) -> None:
     """Two workers of a cluster on this machine; its first job's is killed after some steps."""
     monkeypatch.chdir(tmp_path)
-    given = [*TRAIN, "steps=40", "checkpoint.every=2", "hydra/launcher=ray", "hydra.launcher.ray.init.num_cpus=2"]
+    given = [*TRAIN, "steps=40", "checkpoint.every=2", "hydra/launcher=ray", *LOCAL]
     command = [sys.executable, "-m", "opo", *given, "seed=0,1"]
     sweep = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     killed: list[int] = []
@@ -182,7 +183,7 @@ def test_a_job_that_is_killed_on_ray_goes_on_as_if_nothing_had_been(tmp_path: Pa
 SHARDED = {
     "joblib": ["hydra.launcher.n_jobs=2"],
     "submitit_local": ["hydra.launcher.tasks_per_node=2"],
-    "ray": ["hydra.launcher.ray.init.num_cpus=2"],
+    "ray": LOCAL,
 }
 
 
