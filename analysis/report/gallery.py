@@ -5,16 +5,16 @@ from pathlib import Path
 
 import polars as pl
 
-from analysis.config.zoo import ZooConfig
 from analysis.plots.style import save
 from analysis.plots.zoo import gallery as figure_of_all
 from analysis.report.blocks import Block, Section, code, figure, fold, lead, listing, table, text
 from analysis.report.page import write_page
 from analysis.study.tables import estimate_text
+from analysis.zoo.config import ZooConfig
 from analysis.zoo.measure import POLICIES
 from analysis.zoo.rows import EXPERIMENT, Row
 from opo.accounts import Account, accounts
-from opo.parts.options import OPTIONS
+from opo.config.parts import OPTIONS
 
 LINE = "\n".join  # of code
 READING = (

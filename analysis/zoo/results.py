@@ -17,12 +17,12 @@ import polars as pl
 from scipy.stats import t as student
 
 from analysis.claims.evidence import final_values
-from analysis.config.zoo import ZooConfig
 from analysis.runs.load import load as load_runs
 from analysis.study.result import estimate
 from analysis.variance.intervals import if_enough, resample_counts
 from analysis.variance.moments import Moments
 from analysis.variance.table import table_of
+from analysis.zoo.config import ZooConfig
 from analysis.zoo.measure import FIELDS, POLICIES, REFERENCE, load_records
 from analysis.zoo.rows import Row
 from opo.system.seeding import rng_for

@@ -84,7 +84,7 @@ def start(asked: argparse.Namespace) -> None:
 
 def run_rank(asked: dict[str, Any]) -> None:
     """What Ray calls on every rank. A refusal is noted, since Ray starts all ranks again after any error: it would be met again."""
-    from opo.parallel.world import LostRank
+    from opo.system.world import LostRank
 
     os.chdir(asked["folder"])
     ended = Path(asked["own"], "ended.json")

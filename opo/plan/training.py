@@ -16,10 +16,10 @@ from opo.config.schema import RunConfig
 from opo.model.forward import positions
 from opo.model.logprobs import CHUNK, KEPT
 from opo.model.precision import ONEDNN
-from opo.parallel.world import BUCKET
 from opo.plan.kept import kept_bytes
 from opo.plan.machine import CONTEXT, GIB, Machine
 from opo.rollout.decoding import SMALLEST
+from opo.system.world import BUCKET
 
 PARTS_COPIES = (
     3  # of the trainable weights that a gradient estimator remembers: the last ones, its average, where it stands

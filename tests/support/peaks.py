@@ -52,7 +52,7 @@ def main(command: str, folder: Path, overrides: list[str]) -> None:
     """The run itself, in this process."""
     import opo.rollout.collect
     from opo.cli.compose import composed
-    from opo.parallel.world import World
+    from opo.system.world import World
 
     opo.rollout.collect.stop_token_ids = lambda policy, stop: ()
     if command == "train":

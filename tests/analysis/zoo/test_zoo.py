@@ -11,8 +11,8 @@ from run_folders import SMALL, rows
 
 from analysis.commands.workers import train_in
 from analysis.commands.zoo import conclude, remembered, run_folder
-from analysis.config.zoo import ZooConfig, load_config
 from analysis.report.gallery import kind, statement
+from analysis.zoo.config import ZooConfig, load_config
 from analysis.zoo.measure import REFERENCE, load_records, measure, record_files
 from analysis.zoo.results import missed
 from analysis.zoo.rows import all_rows, row_of

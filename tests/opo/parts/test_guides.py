@@ -21,7 +21,7 @@ from opo.tasks import make_task
 def bench():
     config = load_config(composed("train", [*SMALL, "reward.function=own_task:even_digits"]))
     policy = load_policy(config.model, 1.0, "cpu")
-    task = make_task(config.task, config.reward.function)
+    task = make_task(config.task, config.reward.functions)
     with open_collector(policy, task, config.model, config.rollout, config.reward, 3) as collector:
         yield policy, collector
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from opo.errors import StoppedRun, UserError
-from opo.parallel.environment import rank_and_size
+from opo.system.ranks import rank_and_size
 from opo.system.terminal import printable
 
 T = TypeVar("T")
