@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from opo.catalogue import FOLDER, Entry, catalogue
-from opo.parts.options import OPTIONS
+from opo.config.parts import OPTIONS
 
 PARTS = FOLDER.parent / "parts"
 DOUBTS = re.compile(r"unverified|from memory|not read again|could not be checked", re.IGNORECASE)

@@ -27,10 +27,10 @@ from opo.model.gradient import accumulate
 from opo.model.load import load_policy
 from opo.model.policy import Policy
 from opo.model.precision import in_float64
-from opo.parallel.world import World
 from opo.rollout.collect import Collector, open_collector
 from opo.system.seeding import generator_for
 from opo.system.threads import use_machine
+from opo.system.world import World
 from opo.tasks import make_task
 from opo.train.mismatch import measure_mismatch
 

@@ -23,12 +23,12 @@ from analysis.study.provenance import record_of
 from analysis.tracking.record import record
 from opo.config.schema import RewardConfig
 from opo.model.load import load_policy
-from opo.parallel.world import World
 from opo.rollout.collect import open_collector
 from opo.run.policies import evaluated_policies
 from opo.system.atomic import replacing, write_text
 from opo.system.seeding import generator_for, rng_for
 from opo.system.threads import use_machine
+from opo.system.world import World
 from opo.tasks import make_task
 
 

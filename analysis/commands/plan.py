@@ -9,8 +9,8 @@ from rich import box
 from rich.table import Table
 
 from analysis.config.plan import PlanVariance, load_config
+from analysis.plan.variance import plan_study
 from analysis.report.terminal import wide_console
-from analysis.study.cost import plan_study
 from opo.plan.machine import GIB
 from opo.plan.report import plan_training
 from opo.plan.training import Phase

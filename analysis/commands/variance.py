@@ -12,9 +12,9 @@ from analysis.study.config import load_config
 from analysis.study.run import run_study
 from analysis.study.tables import moments_table
 from analysis.tracking.record import record
-from opo.parallel.world import World
 from opo.system.atomic import write_text
 from opo.system.terminal import say
+from opo.system.world import World
 
 __all__ = ["load_config", "main"]
 

@@ -15,10 +15,10 @@ from rich import box
 from rich.table import Table as RichTable
 
 from analysis.commands.workers import finish, train_in, workers
-from analysis.config.zoo import ZooConfig, load_config
 from analysis.report.gallery import write_gallery
 from analysis.report.terminal import wide_console
 from analysis.study.tables import estimate_text
+from analysis.zoo.config import ZooConfig, load_config
 from analysis.zoo.measure import POLICIES, measure
 from analysis.zoo.results import results
 from analysis.zoo.rows import Row, all_rows, row_of

@@ -9,12 +9,12 @@ from pydantic.dataclasses import dataclass
 
 from analysis.study.config import AtLeastFour
 from opo.config.load import task_config
+from opo.config.model_source import unreachable
 from opo.config.read import read
 from opo.config.rules import usable_device
 from opo.config.schema import ModelConfig, OptimConfig, RewardConfig, RolloutConfig
 from opo.errors import UserError
 from opo.keys import STRICT, Count, Device, Seed, Threads
-from opo.model.source import unreachable
 
 Parameters = Annotated[float, Field(ge=0, le=1e15)]
 

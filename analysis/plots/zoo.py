@@ -10,7 +10,12 @@ from analysis.plots.intervals import draw_intervals, plain_log_ticks
 from analysis.plots.style import FAINT, INK, PALETTE, styled
 
 NOISE = (0.25, 16.0)  # shown; what lies beyond is an arrow at the edge
-COLOURS = {"unbiased": PALETTE[2], "of order 1/G": PALETTE[1], "biased": PALETTE[0]}
+COLOURS = {
+    "unbiased": PALETTE[2],
+    "bias of order 1/G": PALETTE[1],
+    "of another objective": PALETTE[3],
+    "biased": PALETTE[0],
+}
 
 
 @styled()
@@ -21,7 +26,7 @@ def gallery(
 
     `kinds` says of each name which of `COLOURS` it has; `reward` is the range of rewards shown, None where nothing was trained.
     """
-    figure = Figure(figsize=(7.2, 1.1 + 0.235 * len(names)), layout="constrained")
+    figure = Figure(figsize=(5.6, 1.1 + 0.235 * len(names)), layout="constrained")
     panels = figure.subplots(
         1, 2 if reward is None else 3, sharey=True, width_ratios=[1.25, 1] if reward is None else [1.25, 1, 1]
     )
@@ -33,6 +38,9 @@ def gallery(
         empty = {"value": None, "low": None, "high": None}
         by_name = {row["row"]: row for row in chosen.iter_rows(named=True)}
         rows = [{"estimator": name} | {k: by_name.get(name, empty)[k] for k in empty} for name in names]
+        for row in rows:
+            if row["low"] is None and row["high"] is None:  # a point without an interval
+                row |= {"low": row["value"], "high": row["value"]}
         schema = {"estimator": pl.String, "value": pl.Float64, "low": pl.Float64, "high": pl.Float64}
         return pl.DataFrame(rows, schema=schema)
 
@@ -44,11 +52,13 @@ def gallery(
     noise.set_xlabel("noise, RLOO = 1\\n← less".replace("\\n", "\n"))
     draw_intervals(misses, of("misses", policy), colours=shades, span=(0.0, 1.0))
     misses.set_xlim(-0.03, 1.03)
-    misses.set_xlabel("true gradient missed\n0 = none of it")
+    misses.set_xlabel("gradient missed\n← less")
     if reward is not None:
         draw_intervals(trained, of("reward", None), colours=shades, span=reward)
         trained.set_xlim(*reward)
-        trained.set_xlabel("reward after training\nmore →")
+        for words in trained.texts:
+            words.set_text("not trained")
+        trained.set_xlabel("reward reached\nmore →")
     noise.set_yticks(range(len(names)), names, fontsize=9)
     for panel in panels:
         panel.grid(axis="x")
@@ -60,8 +70,8 @@ def gallery(
     figure.legend(
         handles=handles,
         loc="outside upper left",
-        ncols=3,
-        title="estimate of the gradient of expected reward",
+        ncols=2,
+        title="as an estimate of the gradient of expected reward",
         alignment="left",
     )
     return noise

@@ -5,22 +5,22 @@ from pathlib import Path
 
 import polars as pl
 
-from analysis.config.zoo import ZooConfig
 from analysis.plots.style import save
 from analysis.plots.zoo import gallery as figure_of_all
 from analysis.report.blocks import Block, Section, code, figure, fold, lead, listing, table, text
 from analysis.report.page import write_page
 from analysis.study.tables import estimate_text
+from analysis.zoo.config import ZooConfig
 from analysis.zoo.measure import POLICIES
 from analysis.zoo.rows import EXPERIMENT, Row
 from opo.accounts import Account, accounts
-from opo.parts.options import OPTIONS
+from opo.config.parts import OPTIONS
 
 LINE = "\n".join  # of code
 READING = (
     "Each line is one algorithm. Left: how noisy its gradient is, as variance over squared signal, with REINFORCE and the leave-one-out "
     "baseline (RLOO) at 1; left of the line is less noise. Middle: how much of the true gradient of expected reward its mean gradient "
-    "misses whatever the step size, 0 for an algorithm that points the right way. Right: the mean reward that training reached. Bars are 95 % intervals. Low noise is worth "
+    "misses whatever the step size, 0 for an algorithm that points the right way. Right: the mean reward that training reached. Bars are 95 % intervals; a point without a bar has none. Low noise is worth "
     "something where little is missed: a gradient that is always the same has no noise, and teaches nothing."
 )
 
@@ -58,11 +58,13 @@ def shown_policy(found: pl.DataFrame) -> str:
 
 
 def kind(account: Account, row: Row) -> str:
-    """What its estimate is, in the figure's three words."""
+    """What its estimate is, in the figure's words."""
     said = statement(account, row)
-    if not said.startswith("no") and "if " not in said and not said.startswith("not"):
-        return "unbiased" if "1/G" not in said else "of order 1/G"
-    return "of order 1/G" if said.startswith("no: O(1/G)") else "biased"
+    if said.startswith(("no: O(1/G)", "(1 - 1/G) grad E[r]")) or said == "(1 - 1/G) grad E[c]":
+        return "bias of order 1/G"
+    if said.startswith("no") or " if " in said:
+        return "biased"
+    return "unbiased" if said in ("grad E[r]", "grad E[r], averaged over steps") else "of another objective"
 
 
 def statement(account: Account, row: Row) -> str:
@@ -92,15 +94,20 @@ def _finding(found: pl.DataFrame, policy: str, all_accounts: Mapping[str, Accoun
     misses = {r["row"]: r for r in found.filter(measure="misses", policy=policy).iter_rows(named=True)}
     if not rows:
         return "Nothing was measured yet."
-    true = [row.name for row in rows if kind(all_accounts[row.algorithm], row) != "biased"]
+    true = [row.name for row in rows if kind(all_accounts[row.algorithm], row) in ("unbiased", "bias of order 1/G")]
     less = [n for n in true if (ratios[n]["high"] or 9) < 0.99]
     more = [n for n in true if (ratios[n]["low"] or 0) > 1.01]
     known = [ratios[row.name]["value"] for row in rows if ratios[row.name]["value"] is not None]
+    if not known:
+        return f"No signal of {len(rows)} algorithms stood out of the noise {_where(policy)}: take more batches, or prompts that the policy answers now and then."
+    if all(r["low"] is None or r["low"] == r["high"] for r in ratios.values()):
+        return (
+            f"{len(rows)} algorithms gave gradients of {min(known):.2g} to {max(known):.2g} times the noise of RLOO's {_where(policy)}, on the same "
+            f"responses. {ratios[rows[0].name]['count']} batches are too few for intervals: these are points, and an order that chance may have made."
+        )
     off = [row.name for row in rows if (misses[row.name]["low"] or 0) > 0.3]
     words = [
-        f"{len(rows)} algorithms gave gradients of {min(known):.2g} to {max(known):.2g} times the noise of RLOO's {_where(policy)}, on the same responses."
-        if known
-        else "No signal stood out of the noise.",
+        f"{len(rows)} algorithms gave gradients of {min(known):.2g} to {max(known):.2g} times the noise of RLOO's {_where(policy)}, on the same responses.",
         f"Of those that estimate the gradient of expected reward, up to order 1/G, {_names(less, 'has', 'have')} less noise than RLOO beyond doubt, and {_names(more, 'has', 'have')} more.",
         f"{_names(off, 'misses', 'miss', capital=True)} more than 0.3 of the true gradient whatever the step size.",
     ]
@@ -121,18 +128,18 @@ def _where(policy: str) -> str:
 def gradients(rows: Sequence[Row], found: pl.DataFrame) -> Section:
     """Noise and what is missed at both policies."""
     cells = {(r["row"], r["policy"], r["measure"]): estimate_text(r) for r in found.iter_rows(named=True)}
-    measures = [(policy, measure) for measure in ("noise_ratio", "noise", "misses") for policy in POLICIES]
+    there = [policy for policy in POLICIES if not found.filter(policy=policy).is_empty()]
+    measures = [(policy, measure) for measure in ("noise_ratio", "misses") for policy in there]
     lines = [
-        [
-            row.name,
-            *(cells.get((row.name, p, m), "not measured") for p, m in measures),
-            statement(accounts()[row.algorithm], row),
-        ]
+        [row.name, *(cells.get((row.name, p, m), "-") for p, m in measures), statement(accounts()[row.algorithm], row)]
         for row in rows
     ]
-    words = {"noise_ratio": "noise over RLOO’s", "noise": "noise", "misses": "missed"}
+    words = {"noise_ratio": "noise over RLOO’s", "misses": "missed"}
     columns = ["algorithm", *(f"{words[m]}, {p}" for p, m in measures), "unbiased for"]
-    caption = "Noise: tr Cov(g) over |E g|². Missed: √(1 − cos²) between E g and the gradient of expected reward. Value [95 % interval over batches of prompts]."
+    caption = (
+        "Noise: tr Cov(g) over |E g|². Missed: √(1 − cos²) between E g and the gradient of expected reward. Value [95 % interval over "
+        "batches of prompts]; - is not measured."
+    )
     return Section("gradients", "The gradients", [table(caption, columns, lines)])
 
 

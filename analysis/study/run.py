@@ -23,12 +23,12 @@ from opo.config.schema import RewardConfig
 from opo.errors import UserError
 from opo.model.load import load_policy
 from opo.model.policy import Policy
-from opo.parallel.world import World
 from opo.rollout.collect import open_collector
 from opo.run.policies import EvaluatedPolicy, Weights, evaluated_policies
 from opo.system.pace import Pace
 from opo.system.seeding import generator_for
 from opo.system.threads import use_machine
+from opo.system.world import World
 from opo.tasks import make_task
 
 

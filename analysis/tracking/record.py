@@ -29,4 +29,7 @@ def record(folder: Path, tracking: WandbConfig) -> None:
     """Record a folder's result; where W&B fails, one sentence says so."""
     with ResultTracker(folder, tracking) as tracker:
         if tracker.works:
-            tracker.record(describe(folder))
+            try:
+                tracker.record(describe(folder))
+            except OSError as error:  # a full disk, a file that was taken away: the result itself is written
+                tracker.say_failed(error)

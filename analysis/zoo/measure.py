@@ -28,9 +28,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analysis.config.zoo import ZooConfig
 from analysis.study.pools import PoolFolder
 from analysis.variance.compare import moments_from_gram
+from analysis.zoo.config import ZooConfig
 from analysis.zoo.rows import Row
 from opo import algorithms
 from opo.algorithms import token_weights
@@ -38,12 +38,12 @@ from opo.baselines import leave_one_out
 from opo.batch import Rollouts
 from opo.cli.compose import composed
 from opo.config.load import load_config
+from opo.config.parts import PromptCurriculum
 from opo.config.schema import ModelConfig, RunConfig
 from opo.model.gradient import accumulate
 from opo.model.load import load_policy
 from opo.model.policy import Policy
 from opo.parts.chosen import Parts
-from opo.parts.options import PromptCurriculum
 from opo.rollout.collect import Collected, Collector, open_collector
 from opo.run.checkpoint import checkpoints
 from opo.system.atomic import write_text

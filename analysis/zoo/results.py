@@ -17,17 +17,18 @@ import polars as pl
 from scipy.stats import t as student
 
 from analysis.claims.evidence import final_values
-from analysis.config.zoo import ZooConfig
 from analysis.runs.load import load as load_runs
 from analysis.study.result import estimate
 from analysis.variance.intervals import if_enough, resample_counts
 from analysis.variance.moments import Moments
 from analysis.variance.table import table_of
+from analysis.zoo.config import ZooConfig
 from analysis.zoo.measure import FIELDS, POLICIES, REFERENCE, load_records
 from analysis.zoo.rows import Row
 from opo.system.seeding import rng_for
 
 TRAINED = {"reward": "train/reward_mean", "entropy": "train/entropy_mean_nats", "kl": "train/kl_init_nats"}
+ROUNDING = 1e-9  # of squared cosines, from gradients in float32
 SCHEMA: dict[str, Any] = {
     "row": pl.String,
     "policy": pl.String,  # null: of the trainings
@@ -97,4 +98,7 @@ def measured(
 
 def missed(cosine: float) -> float:
     """sqrt(1 - cos^2), 1 where the cosine is not above zero; open where it is not known."""
-    return math.sqrt(max(0.0, 1 - max(0.0, cosine) ** 2)) if math.isfinite(cosine) else math.nan
+    if not math.isfinite(cosine):
+        return math.nan
+    left = 1 - max(0.0, cosine) ** 2
+    return math.sqrt(left) if left > ROUNDING else 0.0

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from opo.cli.commands import COMMANDS, FIRST_WORD, ON_RANKS, OTHERS_SPEAK_S
 from opo.errors import StoppedRun, UserError
-from opo.parallel.environment import rank_and_size
+from opo.system.ranks import rank_and_size
 from opo.system.storage import storage_faults_in_one_sentence
 from opo.system.terminal import say
 

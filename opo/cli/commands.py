@@ -42,9 +42,9 @@ COMMANDS = {
     ),
     "zoo": Command(
         "every algorithm trained alike, measured on the same rollouts, in one gallery",
-        "analysis.config.zoo:load_config",
+        "analysis.zoo.config:load_config",
         "analysis.commands.zoo:main",
-        "analysis.config.zoo:ZooConfig",
+        "analysis.zoo.config:ZooConfig",
     ),
     "evaluate": Command(
         "pass@k, mean@k, maj@k and diversity of a checkpoint",

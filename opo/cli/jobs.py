@@ -16,8 +16,8 @@ from omegaconf import DictConfig
 
 from opo.cli.commands import OTHERS_SPEAK_S
 from opo.errors import StoppedRun, UserError
-from opo.parallel.environment import rank_and_size, take_ranks_of_submitit
 from opo.run.folder import is_held, note_failure
+from opo.system.ranks import rank_and_size, take_ranks_of_submitit
 from opo.system.terminal import say
 
 

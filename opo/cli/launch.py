@@ -27,7 +27,7 @@ from opo.cli.hydra_errors import one_line
 from opo.cli.jobs import Announce, Failure, Record, Stopped
 from opo.cli.launchers import expect_schemas, in_one_line, refuse_unusable
 from opo.errors import StoppedRun, UserError
-from opo.parallel.environment import rank_and_size
+from opo.system.ranks import rank_and_size
 from opo.system.storage import storage_faults_in_one_sentence
 
 MOST_JOBS = 10_000  # of one multirun, each of which is judged before the first starts; OPO_MOST_JOBS raises it
@@ -58,7 +58,8 @@ def check(invocation: Invocation, judge: Callable[[dict[str, Any]], Any] | None)
         if several and rank_and_size()[1] > 1:
             raise UserError("-m: a sweep starts its jobs in one process; torchrun takes one job")
         if several:
-            refuse_unusable(whole.hydra.runtime.choices["hydra/launcher"], whole.hydra.launcher)
+            if judge is not None:  # what is only shown may be for another machine
+                refuse_unusable(whole.hydra.runtime.choices["hydra/launcher"], whole.hydra.launcher)
             here = [
                 f"hydra.sweep.dir={quoted(str(Path(_own(whole, 'sweep.dir')).absolute()))}"
             ]  # wherever a cluster starts its jobs

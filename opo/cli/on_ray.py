@@ -31,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--retries", type=int, default=3, help="times that all ranks are started again; -1: without end"
     )
     parser.add_argument(
-        "--address", help="of the cluster; auto: the one this machine is part of; none: this machine alone"
+        "--address",
+        help="of the cluster; auto: one that runs here; local: a new one; left out: $RAY_ADDRESS, auto, or local",
     )
     parser.add_argument("command", choices=ON_RANKS)
     parser.add_argument("overrides", nargs=argparse.REMAINDER, help="key=value ...")
@@ -83,7 +84,7 @@ def start(asked: argparse.Namespace) -> None:
 
 def run_rank(asked: dict[str, Any]) -> None:
     """What Ray calls on every rank. A refusal is noted, since Ray starts all ranks again after any error: it would be met again."""
-    from opo.parallel.world import LostRank
+    from opo.system.world import LostRank
 
     os.chdir(asked["folder"])
     ended = Path(asked["own"], "ended.json")

@@ -5,11 +5,11 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from opo.catalogue import catalogue
+from opo.config.parts import OPTIONS
 from opo.config.read import read, shown, unknown_key
 from opo.config.rules import RULES
 from opo.config.schema import AlgoConfig, RunConfig
 from opo.errors import UserError, near
-from opo.parts.options import OPTIONS
 from opo.tasks import kind_of
 
 UNIVERSAL = [field.name for field in fields(AlgoConfig) if field.name != "hyperparameters"]

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from opo.catalogue import catalogue
+from opo.config import parts as options
+from opo.config.model_source import unreachable
 from opo.config.read import shown
 from opo.config.schema import RunConfig
-from opo.model.source import unreachable
-from opo.parallel.environment import rank_and_size
-from opo.parts import options
+from opo.system.ranks import rank_and_size
 from opo.tasks import make_task
 from opo.tasks.arithmetic import ALPHABET
 

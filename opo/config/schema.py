@@ -40,7 +40,7 @@ class AlgoConfig:
     kl_placement: Literal["loss", "reward"] = "loss"
     entropy_coef: NonNegative = 0.0  # bonus on the mean entropy of the sampled tokens' distributions
     filter: Any = (
-        None  # responses or tokens that are learnt from: a name of opo/parts/options.py, or {name: ..., its options}
+        None  # responses or tokens that are learnt from: a name of opo/config/parts.py, or {name: ..., its options}
     )
     sampler: Any = None  # which prompts are asked, and which weights answer
     regulariser: Any = None  # a term on the tokens' entropies

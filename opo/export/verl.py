@@ -8,9 +8,9 @@ of negative advantages (`clip_ratio_c`) is put out of reach.
 from collections.abc import Iterator
 from typing import Any
 
+from opo.config.parts import OPTIONS
 from opo.config.schema import RunConfig
 from opo.errors import near
-from opo.parts.options import OPTIONS
 
 ESTIMATORS = {"opo": "opo", "dr_grpo": "grpo", "rloo": "rloo", "grpo": "grpo"}  # ours -> algorithm.adv_estimator
 AGGREGATIONS = {

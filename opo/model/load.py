@@ -12,13 +12,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils.logging import disable_progress_bar, get_verbosity, set_verbosity, set_verbosity_error
 
+from opo.config.model_source import complaints, refuse_changed
 from opo.config.schema import ModelConfig
 from opo.errors import UserError
 from opo.model.liger import check_liger
 from opo.model.policy import Policy
 from opo.model.precision import in_float64
 from opo.model.smollm2 import smollm2_folder
-from opo.model.source import complaints, refuse_changed
 from opo.model.tiny import tiny_folder
 from opo.system.seeding import seed_for
 
@@ -45,7 +45,7 @@ def load_policy(
     """The policy in evaluation mode (no dropout, in training too: it must be the one that samples), tokenizer padding-free.
 
     `adapters` is a folder whose LoRA adapters take the place of fresh ones. Raises UserError where the model or its tokenizer cannot be found, is damaged, or is no causal language model; what the files
-    alone say is refused before any weight is read (`opo.model.source`). Code that comes with a model is never run.
+    alone say is refused before any weight is read (`opo.config.model_source`). Code that comes with a model is never run.
     """
     source = model_source(config)
     refuse_broken(Path(source), f"model.path={source}")

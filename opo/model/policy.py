@@ -15,7 +15,7 @@ from opo.model.liger import liger_logprobs
 from opo.model.logprobs import Head, token_logprobs
 from opo.model.precision import computing
 from opo.names import Compute, HeadKernel
-from opo.parallel.world import World
+from opo.system.world import World
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from opo.parallel.world import World
 from opo.run.folder import RunFolder
+from opo.system.world import World
 
 T = TypeVar("T")
 

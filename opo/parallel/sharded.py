@@ -84,6 +84,9 @@ class ShardedPolicy(Policy):
 def shard(policy: Policy) -> ShardedPolicy:
     """Cut the policy's model over the ranks of its world, layer by layer and then the rest."""
     whole, model, head = copy.deepcopy(policy.model).requires_grad_(False), policy.causal_lm, policy.head
+    policy.__dict__.pop("head")  # its weight would keep the file of all weights in memory
+    scale, softcap = head.scale, head.softcap
+    del head
     mesh = init_device_mesh(model.device.type, (policy.world.size,))
     for layer in _layers(policy):
         fully_shard(layer, mesh=mesh)
@@ -95,7 +98,7 @@ def shard(policy: Policy) -> ShardedPolicy:
 
     def opo_scores(self: Any, asked: Policy, rollouts: Rollouts, part: Microbatch, grad: bool, energy: bool) -> Any:
         out = self.get_output_embeddings()
-        asked.__dict__["head"] = Head(out.weight, out.bias, head.scale, head.softcap)  # the whole weight of this moment
+        asked.__dict__["head"] = Head(out.weight, out.bias, scale, softcap)  # the whole weight of this moment
         scores = Policy.scores(asked, rollouts, part, entropy_grad=grad, energy=energy)
         return scores.logprobs_MT, scores.entropies_MT, scores.energies_MT, scores.mask_MT
 

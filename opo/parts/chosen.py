@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
+from opo.config.parts import OPTIONS
 from opo.config.schema import AlgoConfig
 from opo.parts.curvature import CurvatureMask
 from opo.parts.filters import Best, BestRandom, BestWorst, Power
 from opo.parts.gradients import HessianCorrected, LookAhead
 from opo.parts.guides import GuidedStart, Hinted
-from opo.parts.options import OPTIONS
 from opo.parts.regularisers import EntropyBand
 from opo.parts.samplers import PromptCurriculum, SamplingErrorCorrection
 from opo.parts.shapers import RunningMoments, Verified

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from opo.batch import Rollouts
+from opo.config import parts as options
 from opo.model.forward import response_hidden
 from opo.model.policy import Policy
-from opo.parts import options
 
 CHUNK = 256  # tokens whose prospective moments (tokens x top_k x hidden) are held at once
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from opo.batch import Rollouts
+from opo.config import parts as options
 from opo.model.gradient import accumulate
 from opo.model.policy import Policy
-from opo.parts import options
 
 Tensors = list[Tensor]
 

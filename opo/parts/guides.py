@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 
 from opo.batch import Rollouts
+from opo.config import parts as options
 from opo.model.policy import Policy
-from opo.parts import options
 from opo.rollout.collect import Collected, Collector, encode_prompt
 from opo.system.seeding import generator_for, rng_for
 from opo.tasks import Prompt, render

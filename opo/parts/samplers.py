@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from opo.algorithms import token_weights
 from opo.batch import Rollouts
+from opo.config import parts as options
 from opo.losses import MAX_LOG_RATIO
 from opo.model.forward import pad_left, positions
 from opo.model.gradient import accumulate
 from opo.model.policy import Policy
-from opo.parts import options
 from opo.rollout.collect import Collected, Collector, joined
 from opo.system.seeding import generator_for
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from opo.batch import Rollouts
-from opo.parts import options
+from opo.config import parts as options
 
 
 class RunningMoments(options.RunningMoments):

@@ -3,8 +3,10 @@ rate of operations that is given too, or is that of a large matrix product on th
 """
 
 import json
+import sys
 import tempfile
 import time
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -108,7 +110,7 @@ def measured(run: RunConfig, ranks: int) -> Speed:
         evaluate=EvaluateConfig(every=0),
         checkpoint=CheckpointConfig(every=0),
     )
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
         train(short, Path(folder, "run"))
         row = json.loads(Path(folder, "run", "metrics.jsonl").read_text().splitlines()[-1])
     sampled = prompts * run.rollout.group_size * row["length/tokens_mean"]

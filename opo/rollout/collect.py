@@ -16,10 +16,10 @@ from opo.config.schema import ModelConfig, RewardConfig, RolloutConfig
 from opo.errors import UserError
 from opo.model.load import embedding_rows, max_length
 from opo.model.policy import Policy
-from opo.parallel.world import World
 from opo.rewards.runner import RewardRunner, ScoredRewards
 from opo.rollout.base import Sampler, Samples, Sampling
 from opo.rollout.factory import make_sampler
+from opo.system.world import World
 from opo.tasks import Prompt, Task, render
 
 GAVE_NONE = "not a number: NoneType"  # the reason of a response whose scorer returned None

@@ -5,9 +5,9 @@ from contextlib import contextmanager
 
 from opo.config.schema import ModelConfig, RolloutConfig
 from opo.model.load import model_source
-from opo.parallel.world import World
 from opo.rollout.base import Sampler
 from opo.rollout.hf import HfSampler
+from opo.system.world import World
 
 
 @contextmanager

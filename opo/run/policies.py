@@ -11,10 +11,10 @@ from typing import Any
 
 import yaml
 
+from opo.config.model_source import complaints, unreachable
 from opo.config.read import read
 from opo.config.schema import ModelConfig, OwnReward, RolloutConfig
 from opo.errors import UserError
-from opo.model.source import complaints, unreachable
 from opo.run.checkpoint import checkpoint_step, checkpoints
 from opo.tasks import kind_of
 from opo.tasks.arithmetic import ArithmeticConfig

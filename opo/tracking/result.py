@@ -85,7 +85,7 @@ class ResultTracker:
                 (self.folder / "wandb").mkdir(parents=True, exist_ok=True)
                 self._process = start_process("opo.tracking.recorder", {"folder": str(self.folder.resolve())})
             except OSError as error:  # no place, no memory or no process number left
-                self._said(f"{error.strerror}: {error.filename}" if error.filename else str(error))
+                self.say_failed(error)
         return self
 
     @property
@@ -99,8 +99,8 @@ class ResultTracker:
             return None
         try:
             return self.write(result)
-        except StoppedRun as stopped:
-            self._said(str(stopped))
+        except (StoppedRun, OSError) as error:
+            self.say_failed(error)
             return None
 
     def write(self, result: Result) -> str:
@@ -139,7 +139,10 @@ class ResultTracker:
             "again": True,
         }
 
-    def _said(self, reason: str) -> None:
+    def say_failed(self, error: Exception) -> None:
+        """One sentence: why there is no record, and that nothing else is lost."""
+        known = isinstance(error, OSError) and error.filename
+        reason = f"{error.strerror}: {error.filename}" if known else str(error)  # pyright: ignore[reportAttributeAccessIssue]
         say(f"W&B failed ({reason}); the result in {self.folder} stands", sys.stderr)
 
 

@@ -6,7 +6,7 @@ from types import FrameType
 from typing import Self
 
 from opo.errors import StoppedRun
-from opo.parallel.world import World
+from opo.system.world import World
 
 
 class Interrupt:

@@ -19,9 +19,9 @@ from pathlib import Path
 from opo.config.schema import RunConfig, to_dict
 from opo.model.load import load_policy
 from opo.parallel.first import SharedFolder, first_only
-from opo.parallel.world import World
 from opo.rollout.collect import open_collector
 from opo.system.threads import use_machine
+from opo.system.world import World
 from opo.tasks import make_task
 from opo.tracking import Tracker
 from opo.train.heldout import evaluate

@@ -10,9 +10,9 @@ from torch import Tensor
 from opo.batch import Rollouts
 from opo.kl import kl_estimate
 from opo.model.policy import BatchScores
-from opo.parallel.world import World
 from opo.rollout.collect import Collected
 from opo.rounding import all_equal
+from opo.system.world import World
 from opo.train.mismatch import Mismatch
 
 

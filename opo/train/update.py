@@ -9,10 +9,10 @@ from torch import Tensor
 
 from opo.algorithms import ALGORITHMS, token_weights
 from opo.batch import Rollouts
+from opo.config.parts import GuidedStart
 from opo.config.schema import AlgoConfig, RunConfig
 from opo.errors import StoppedRun
 from opo.kl import kl_penalty
-from opo.parts.options import GuidedStart
 from opo.system.seeding import rng_for
 
 

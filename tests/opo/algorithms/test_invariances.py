@@ -12,8 +12,8 @@ from every_algorithm import HYPERPARAMETERS, NOT_ZERO_AT_EQUAL_REWARDS, REWARDS,
 
 from opo.algorithms import ALGORITHMS
 from opo.batch import Rollouts
+from opo.config.parts import OPTIONS
 from opo.kl import KLEstimator
-from opo.parts.options import OPTIONS
 
 
 def rearranged(rollouts: Rollouts, rows: list[int], prompts: list[int]) -> Rollouts:

@@ -22,6 +22,7 @@ ENVIRONMENT = os.environ | {
     "RAY_AUTH_MODE": "disabled",
     "RAY_worker_niceness": "0",  # else 15, which a busy machine starves
 }
+LOCAL = ["hydra.launcher.ray.init.address=local", "hydra.launcher.ray.init.num_cpus=2"]
 TRAIN = ["train", "-m", *SMALL, "tracking=off", "steps=2", "study=s"]
 STUDY = [
     "variance",
@@ -99,6 +100,34 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+RUNS = {
+    "sbatch": """#!/bin/bash
+cp "$1" "$STAND_IN/script.sh"
+SLURM_JOB_ID=77 bash "$STAND_IN/script.sh" > "$STAND_IN/log" 2>&1 &
+echo "Submitted batch job 77"
+""",
+    "srun": """#!/bin/bash
+shift 5  # --unbuffered --output FILE --error FILE
+export SLURM_NTASKS=2 SLURM_JOB_NUM_NODES=1 SLURM_NODEID=0 SLURM_JOB_NODELIST=localhost
+for rank in 0 1; do SLURM_PROCID=$rank SLURM_LOCALID=$rank "$@" & done
+wait
+""",
+    "sacct": "#!/bin/bash\nprintf 'JobID|State|NodeList\\n77|RUNNING|localhost\\n'\n",
+}
+
+
+@pytest.mark.prove
+def test_the_batch_script_starts_one_run_of_two_ranks(slurm: Path) -> None:
+    """Stand-ins that run it, with the variables that Slurm sets for the tasks of a job."""
+    for name, text in RUNS.items():
+        (slurm / name).write_text(text)
+    given = ["seed=3", "hydra/launcher=submitit_slurm", "hydra.launcher.tasks_per_node=2"]
+    assert opo(*TRAIN, *given) == 0, (slurm / "log").read_text()
+    (run,) = Path("runs", "s").iterdir()
+    assert [row["train/step"] for row in rows(run)] == [1, 2]
+    assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["time/ranks_wait_s"] > 0
+
+
 def test_the_batch_script_of_slurm(slurm: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
     """What is asked of Slurm, and what is said where it refuses a job or loses it before it began."""
     asked = ["partition=gpu", "tasks_per_node=8", "gpus_per_node=8", "nodes=2", "timeout_min=90", "array_parallelism=1"]
@@ -130,7 +159,7 @@ def test_the_batch_script_of_slurm(slurm: Path, monkeypatch: pytest.MonkeyPatch,
 def test_a_job_that_is_killed_on_ray_goes_on_as_if_nothing_had_been(tmp_path: Path, monkeypatch) -> None:
     """Two workers of a cluster on this machine; its first job's is killed after some steps."""
     monkeypatch.chdir(tmp_path)
-    given = [*TRAIN, "steps=40", "checkpoint.every=2", "hydra/launcher=ray", "hydra.launcher.ray.init.num_cpus=2"]
+    given = [*TRAIN, "steps=40", "checkpoint.every=2", "hydra/launcher=ray", *LOCAL]
     command = [sys.executable, "-m", "opo", *given, "seed=0,1"]
     sweep = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     killed: list[int] = []
@@ -154,7 +183,7 @@ def test_a_job_that_is_killed_on_ray_goes_on_as_if_nothing_had_been(tmp_path: Pa
 SHARDED = {
     "joblib": ["hydra.launcher.n_jobs=2"],
     "submitit_local": ["hydra.launcher.tasks_per_node=2"],
-    "ray": ["hydra.launcher.ray.init.num_cpus=2"],
+    "ray": LOCAL,
 }
 
 

@@ -16,8 +16,8 @@ from analysis.config.evaluate import EvaluateConfig
 from analysis.config.plan import PlanVariance
 from analysis.config.report import ReportConfig
 from analysis.config.verify import VerifyConfig
-from analysis.config.zoo import ZooConfig
 from analysis.study.config import VarianceConfig
+from analysis.zoo.config import ZooConfig
 from opo.catalogue import catalogue
 from opo.cli import COMMANDS, load, take_apart
 from opo.cli.compose import composed

@@ -121,7 +121,8 @@ def test_vllm_serves_the_folder_with_its_tokenizer(run: Path, tmp_path: Path) ->
     assert export(f"path={run}", f"into={into}", "merge=true") == 0
     served = subprocess.run([sys.executable, "-c", SERVED, str(into)], capture_output=True, text=True, cwd=tmp_path)
     assert served.returncode == 0, served.stderr
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(into), AutoTokenizer.from_pretrained(into)
+    model: Any = AutoModelForCausalLM.from_pretrained(into)
+    tokenizer = AutoTokenizer.from_pretrained(into)
     expected = []
     for prompt in ("1+2+3=", "8*7="):
         ids = tokenizer(prompt, return_tensors="pt").input_ids

@@ -9,11 +9,11 @@ import torch
 import transformers as tf
 from small import small_llama
 
+from opo.config.model_source import unreachable
 from opo.config.schema import ModelConfig
 from opo.errors import UserError
 from opo.model.load import load_policy, save_model
 from opo.model.policy import Policy
-from opo.model.source import unreachable
 from opo.model.tiny import character_tokenizer
 
 SIZE = len(character_tokenizer())

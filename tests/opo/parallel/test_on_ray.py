@@ -22,7 +22,7 @@ ENVIRONMENT = os.environ | {
 
 
 def on_ray(*overrides: str) -> subprocess.Popen[str]:
-    arguments = ["--ranks", "2", "train", *GIVEN, *overrides]
+    arguments = ["--address", "local", "--ranks", "2", "train", *GIVEN, *overrides]
     return subprocess.Popen(
         [sys.executable, "-m", "opo.cli.on_ray", *arguments],
         env=ENVIRONMENT,

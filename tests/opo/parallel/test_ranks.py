@@ -20,7 +20,7 @@ from ranks import PROJECT, run, settings, small_policy, start
 from safetensors.torch import load_file
 
 from opo.config.rules import enough_for_the_ranks
-from opo.parallel.world import World
+from opo.system.world import World
 
 CLOSE = 1e-10
 ROLLOUT = {"num_prompts": 6, "group_size": 4, "max_new_tokens": 12}

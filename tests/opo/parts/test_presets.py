@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 
 from opo.cli.compose import composed
 from opo.config.load import load_config
+from opo.config.parts import OPTIONS
 from opo.errors import UserError
 from opo.parts.chosen import BY_OPTIONS
-from opo.parts.options import OPTIONS
 from opo.train.loop import train
 
 PRESETS = ["capo", "epo", "harpg", "n_pg_igt", "pcl", "pf_ppo", "ppo_max", "props", "tulu3_rlvr"]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from run_folders import SMALL
 from small import small_gpt2, small_llama
 
 from opo.cli import main
@@ -75,7 +76,7 @@ def test_every_experiment_is_planned_without_a_download(
 
 
 def test_the_paper_s_recipe_is_that_of_seven_billion_parameters(capfd: Any) -> None:
-    plan = planned(capfd, "train", "experiment=opo_paper", "ranks=8", "device_gib=141", "teraflops=300")
+    plan = planned(capfd, "train", "experiment=opo_paper", "ranks=8", "device_gib=192", "teraflops=300")
     assert (plan["parameters"], plan["parallel"], plan["fits"]) == (7_615_616_512, "sharded", True)
     assert 86400 < plan["seconds"] < 10 * 86400
 
@@ -97,3 +98,40 @@ def test_what_cannot_be_planned_is_one_line(capfd: Any, tmp_path: Path) -> None:
         status, _, error = run(capfd, "plan", *arguments)
         assert (status, error.count("\n")) == (2, 1), error
         assert said in error
+
+
+def test_a_training_is_timed_by_two_of_its_steps(capfd: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = planned(capfd, "train", *SMALL, "measure=true", "steps=10", "evaluate.every=5", "evaluate.num_prompts=8")
+    speed = plan["speed"]
+    assert speed["source"].startswith("measured now")
+    assert 0 < speed["mean_tokens"] <= plan["lengths"]["response"]
+    step = 4 * 4 * speed["mean_tokens"] * (1 / speed["sampling"] + 1 / speed["update"])
+    evaluation = 8 * 4 * speed["mean_tokens"] / speed["sampling"]
+    assert plan["seconds"] == pytest.approx(10 * step + 2 * evaluation)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_given_speeds_are_divided_among_ranks(capfd: Any) -> None:
+    given = ["sampling_tokens_per_s=100.0", "update_tokens_per_s=50.0", "response_tokens=10", "steps=2"]
+    one, two = (planned(capfd, "train", *given, f"ranks={ranks}")["seconds"] for ranks in (1, 2))
+    assert one == pytest.approx(2 * 16 * 8 * 10 * (1 / 100 + 1 / 50))
+    assert two == pytest.approx(one / 2)
+
+
+def test_sharding_cuts_weights_and_optimizer(capfd: Any) -> None:
+    plans = [
+        planned(capfd, "train", "ranks=4", "teraflops=1", f"parallel={mode}") for mode in ("replicated", "sharded")
+    ]
+    replicated, sharded = (plan["memory"]["update"]["parts"] for plan in plans)
+    assert (sharded["weights"], sharded["optimizer"]) == (replicated["weights"] / 4, replicated["optimizer"] / 4)
+    assert sharded["whole weights for sampling"] == replicated["weights"]
+
+
+def test_a_pilot_says_how_many_prompts_a_difference_needs(capfd: Any) -> None:
+    pilot = ["variance", f"pilot={CONF.parent}/notebooks/example/variance/result.json", "seconds_per_prompt=2.0"]
+    near, far = (planned(capfd, *pilot, f"ratio={ratio}", "ranks=2", "policies=3") for ratio in (0.8, 0.5))
+    assert 5 <= far["prompts_needed"] < near["prompts_needed"]
+    assert near["seconds"] == 24 / 2 * 3 * 2.0
+    (sentence,) = (line for line in near["conclusions"] if "tell a relative variance" in line)
+    assert f"{near['prompts_needed']:,} prompts with 64 responses" in sentence

@@ -24,7 +24,7 @@ class ZooConfig:
     combinations: list[str] = field(default_factory=list)  # parts with other algorithms than their presets'
     overrides: list[str] = field(default_factory=list)  # of opo train, for every training: another model, task or rate
     seeds: Annotated[list[Seed], Field(min_length=1)] = field(default_factory=lambda: [0, 1, 2])
-    tokens: Count = 60_000  # generated in each training; half of them to the policy in mid-training
+    tokens: Count = 40_000  # generated in each training; half of them to the policy in mid-training
     batches: Annotated[int, Field(ge=2, le=LARGEST)] = (
         16  # of prompts, that gradients are measured on: what intervals are over
     )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from opo.errors import StoppedRun, UserError
-from opo.parallel.environment import rank_and_size
+from opo.system.ranks import rank_and_size
 from opo.system.terminal import printable
 
 T = TypeVar("T")
@@ -23,6 +23,7 @@ E = TypeVar("E", bound=Exception)
 LAST_WORDS_S = 5.0  # how long a rank waits to hear who else is still there, after one is gone
 BUCKET = 2**24  # numbers that are summed over the ranks in one message
 LIMIT = timedelta(hours=4)  # of one message: the others may be sampling
+MEETING = timedelta(minutes=10)  # for all ranks to start
 
 
 class LostRank(StoppedRun):
@@ -58,7 +59,7 @@ class World:
             if torch.cuda.is_available():
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", self.rank)) % torch.cuda.device_count())
             if self.opened:
-                dist.init_process_group(backend, timeout=LIMIT)
+                self._open(backend)
             self.store = dist.distributed_c10d._get_default_store()
         return self
 
@@ -69,6 +70,21 @@ class World:
 
         if self.opened and dist.is_initialized():  # a group that is left open can end in a core dump
             dist.destroy_process_group()
+
+    def _open(self, backend: str) -> None:
+        """Meet the other ranks. Raises StoppedRun where one of them does not come: only torchrun ends those that wait for it."""
+        import torch.distributed as dist
+        from torch.distributed.rendezvous import rendezvous
+
+        try:
+            store, rank, size = next(rendezvous("env://", timeout=MEETING))
+        except RuntimeError as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise StoppedRun(
+                f"the {self.size} ranks did not meet within {MEETING.seconds // 60} minutes ({reason})"
+            ) from error
+        store.set_timeout(LIMIT)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=LIMIT)
 
     def mine(self, items: Sequence[T]) -> list[T]:
         """Every size-th of the items, from the rank's own on."""

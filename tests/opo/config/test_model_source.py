@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from small import small_gpt2
 from transformers import BertConfig, BertModel, T5Config, T5Model
 
+from opo.config.model_source import complaints
 from opo.config.schema import ModelConfig
 from opo.errors import UserError
 from opo.model.load import load_policy, save_model
 from opo.model.policy import Policy
-from opo.model.source import complaints
 from opo.model.tiny import character_tokenizer
 from opo.run.checkpoint import save_checkpoint
 from opo.run.policies import evaluated_policies

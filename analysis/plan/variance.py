@@ -1,7 +1,8 @@
 """What a variance study costs before it is started: memory of one rank, hours, and the prompts that a wanted interval needs."""
 
+import sys
 import tempfile
-import time
+from contextlib import redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from opo.plan.training import (
     Phase,
     cache_bytes,
     packed_bytes,
+    phase_of,
     size_of,
     vocabulary_of,
 )
@@ -96,11 +98,9 @@ def study_memory(
         "activations": KeptPerRow.of(model).bytes(length),
         "gradients of logits": float(PLAIN_LOGITS * lengths.response * vocabulary_of(model)),
     }
-    return [
-        Phase("sampling", always | sampling),
-        Phase("Gram pass", always | _gram_parts(model, passes, config.num_responses, lengths, machine)),
-        Phase("check", always | check),
-    ]
+    gram = _gram_parts(model, passes, config.num_responses, lengths, machine)
+    phases = {"sampling": sampling, "Gram pass": gram, "check": check}
+    return [phase_of(name, always, parts, machine) for name, parts in phases.items()]
 
 
 def _gram_parts(model: Any, passes: Passes, responses: int, lengths: Lengths, machine: Machine) -> dict[str, float]:
@@ -142,13 +142,11 @@ def _seconds(config: PlanVariance, model: Any, lengths: Lengths) -> tuple[float,
 
 
 def _measured(config: PlanVariance) -> float:
-    """Seconds of the second of two prompts, in a folder that is removed again."""
-    marks: list[float] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for prompts in (1, 2):  # the first loads the model too
-            marks.append(time.perf_counter())
-            measure(replace(config, prompts=max(2, prompts)), Path(folder, str(prompts)))
-    return time.perf_counter() - marks[-1]
+    """Seconds of the second and third of three prompts, in a folder that is removed again; the first loads and checks the model."""
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
+        measure(replace(config, prompts=3, shard=None, prompts_per_batch=None), Path(folder))
+        done = sorted(file.stat().st_mtime for file in Path(folder).glob("pools/*/prompt-*.npz"))
+    return (done[-1] - done[0]) / (len(done) - 1)
 
 
 def _study_seconds(config: PlanVariance, prompts: int, seconds: float) -> float:
@@ -165,13 +163,14 @@ def _time_sentence(config: PlanVariance, speed: tuple[float, str] | None) -> str
 
 
 def _prompts_needed(config: PlanVariance) -> list[int]:
-    """From a pilot, how many prompts tell the wanted ratio from one; empty without a pilot."""
+    """From a pilot's last policy with pools, how many prompts tell the wanted ratio from one; empty without a pilot."""
     if config.pilot is None:
         return []
-    folder = config.pilot_folder
+    folder, names = config.pilot_folder, [policy["name"] for policy in load(config.pilot_folder).policies]
+    kept = [name for name in names if any((folder / "pools" / name).glob("prompt-*.npz"))]
     try:
         found = power_plan(
-            load_pools(folder, load(folder).last_policy),
+            load_pools(folder, (kept or names)[-1]),
             default_group_size(config.group_sizes),
             config.estimator,
             config.reference,
