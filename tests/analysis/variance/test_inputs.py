@@ -16,7 +16,7 @@ from opo.algorithms import ALGORITHMS, score_weights
 from opo.batch import Rollouts
 
 COUPLED = [n for n, a in ALGORITHMS.items() if a.couples_prompts and not a.token_level and n != "copo"]
-ALONE = [n for n, a in ALGORITHMS.items() if not a.couples_prompts and not a.token_level]
+ALONE = [n for n, a in ALGORITHMS.items() if not a.couples_prompts and not a.token_level and n != "pit"]
 
 
 def measured(names, pools=None, group_size=4, **options):
@@ -80,6 +80,8 @@ def test_answers_and_the_greedy_reward_reach_the_algorithms_that_need_them():
     assert first.relative_variance != second.relative_variance
     with pytest.raises(ValueError, match="remax needs greedy_rewards_P"):
         measured(["remax"], given)
+    with pytest.raises(ValueError, match="pit needs reference_rewards_P"):
+        measured(["pit"], given)
     remax = measured({"remax": "remax", "mine": lambda rewards, lengths: rewards - 1.0})
     assert values(remax["remax"]) == pytest.approx(values(remax["mine"]), rel=1e-9, abs=1e-9)
 

@@ -206,7 +206,7 @@ def test_ranks_that_start_with_another_config_say_so_once_and_end(tmp_path: Path
     ended = subprocess.run(started, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=250)
     line = "seed: rank 0 and rank 1 were started with different values; give all ranks one command\n"
     assert ended.stderr.count(line) == 1, ended.stderr
-    assert ended.stderr.count("exitcode  : 2") == 2
+    assert "exitcode  : 2" in ended.stderr  # of the other rank too, unless torchrun ended it first
     assert not [file for file in tmp_path.rglob("*") if file.is_file()]
     assert not list(tmp_path.glob("runs/*/*"))
 
@@ -221,4 +221,4 @@ def test_a_second_run_in_the_folder_is_refused_on_all_ranks(tmp_path: Path) -> N
     with FileLock(folder / ".lock"):
         ended = subprocess.run([*launcher, *given], env=environment, capture_output=True, text=True, timeout=250)
     assert ended.stderr.count(f"{folder}: another process is training in this folder") == 1, ended.stderr
-    assert ended.stderr.count("exitcode  : 2") == 2
+    assert "exitcode  : 2" in ended.stderr  # of the other rank too, unless torchrun ended it first
