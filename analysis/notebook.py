@@ -112,8 +112,7 @@ def audit(rollouts: str | Sequence[str], options: Sequence[str] = ()) -> dict[st
 
 def measure(rollouts: str | Sequence[str], model: str, *options: str) -> Study:
     """The study of `opo variance rollouts=... model=... OPTIONS`, in the folder that the command writes; what is there is not measured again."""
-    from analysis.claims.files import write_ledgers
-    from analysis.plots.study import write_figures
+    from analysis.claims.files import write_findings
     from analysis.study.config import load_config, study_name
     from analysis.study.run import run_study
 
@@ -123,8 +122,7 @@ def measure(rollouts: str | Sequence[str], model: str, *options: str) -> Study:
     folder = project() / "runs/variance" / study_name(overrides)
     made = run_study(load_config(composed("variance", overrides)), folder)
     assert made is not None  # without shards the result is there at the end
-    write_figures(made, folder / "figures")
-    write_ledgers(made, folder)
+    write_findings(made, folder)
     return made
 
 

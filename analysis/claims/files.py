@@ -7,9 +7,16 @@ from analysis.claims.evidence import Material
 from analysis.claims.ledger import judge, save
 from analysis.claims.records import evidence_of
 from analysis.plots import runs as figures_runs
+from analysis.plots.study import write_figures
 from analysis.plots.style import save as save_figure
 from analysis.study.result import Study
 from opo.system.records import read_json
+
+
+def write_findings(study: Study, folder: Path) -> None:
+    """What a study's tables say: figures/ and ledger/."""
+    write_figures(study, folder / "figures")
+    write_ledgers(study, folder)
 
 
 def write_ledgers(study: Study, folder: Path) -> None:

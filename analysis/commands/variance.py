@@ -5,8 +5,7 @@ from typing import Any
 
 import yaml
 
-from analysis.claims.files import read_ledger, write_ledgers
-from analysis.plots.study import write_figures
+from analysis.claims.files import read_ledger, write_findings
 from analysis.report.terminal import ledger_table, wide_console
 from analysis.study.config import load_config
 from analysis.study.run import run_study
@@ -31,8 +30,7 @@ def main(values: dict[str, Any], folder: Path) -> None:
         study = run_study(config, folder, world)
     if study is None:
         return
-    write_figures(study, folder / "figures")
-    write_ledgers(study, folder)
+    write_findings(study, folder)
     if study.imported is not None:
         say(study.imported["text"])
     for policy in dict.fromkeys((study.policies[0]["name"], study.last_policy)):

@@ -15,13 +15,12 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from analysis.claims.evidence import Material
-from analysis.claims.files import write_ledgers
+from analysis.claims.files import write_findings
 from analysis.claims.ledger import judge, save
 from analysis.claims.records import evidence_of
 from analysis.commands.workers import finish, train_in, workers
 from analysis.config.verify import VerifyConfig, load_config, study_values
 from analysis.plots import runs as figures_runs
-from analysis.plots.study import write_figures
 from analysis.plots.style import save as save_figure
 from analysis.report.page import write_report
 from analysis.report.runs import WINDOW, ends
@@ -91,8 +90,7 @@ def conclude(chosen: VarianceConfig, folder: Path) -> tuple[Path, list[RichTable
     Claims about variance are judged at the last policy; variance/ledger/ has those of every policy.
     """
     measured = study.conclude(chosen, folder / "variance")
-    write_figures(measured, folder / "variance" / "figures")
-    write_ledgers(measured, folder / "variance")
+    write_findings(measured, folder / "variance")
     runs = with_groups(load_runs(folder))
     ledger = judge(evidence_of(Material(measured.only(measured.last_policy), runs=runs, folder=folder)))
     save(ledger, folder)

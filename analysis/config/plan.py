@@ -7,11 +7,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from analysis.study.config import VarianceConfig, complaints, sampling_alone
-from opo.config.load import task_config
+from analysis.study.config import VarianceConfig, complaints, read_study
 from opo.config.plan import PlanTrain, one_speed
 from opo.config.plan import load_config as load_training
-from opo.config.read import read, shown
+from opo.config.read import shown
 from opo.errors import UserError
 from opo.keys import STRICT, Count, Positive
 
@@ -50,10 +49,7 @@ def load_config(values: Mapping[str, Any]) -> PlanTrain | PlanVariance:
     """The typed config; raises UserError, one line, naming the first key that is wrong."""
     if values.get("planned") != "variance":
         return load_training(values)
-    values = dict(values)
-    task = values.pop("task", None)
-    config = read(PlanVariance, sampling_alone(values))
-    config.task = None if task is None else task_config(task)
+    config = read_study(PlanVariance, values)
     for complaint in _complaints(config):
         raise UserError(complaint)
     return config

@@ -9,6 +9,7 @@ responses at a time.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -34,6 +35,16 @@ class Outer:
     def device(self) -> torch.device:
         return self.right_NTC.device
 
+    @cached_property
+    def shared_inputs(self) -> Tensor | None:
+        """The inputs at the first `shared` places, (T, C); None where there are none or the responses' differ there."""
+        shared, right_NTC = self.shared, self.right_NTC
+        if not shared:
+            return None
+        prompt_TC = right_NTC[0, :shared]
+        apart = (right_NTC[:, :shared] - prompt_TC).abs().amax()
+        return prompt_TC if apart <= 1e3 * torch.finfo(right_NTC.dtype).eps * prompt_TC.abs().amax() else None
+
     def transposed(self) -> "Outer":
         return Outer(self.right_NTC, self.left_NTR, self.first)
 
@@ -43,7 +54,7 @@ class Outer:
     def add_sum(self, out_RC: Tensor, coefficients_N: Tensor) -> None:
         mine_N = coefficients_N[self.first : self.first + len(self.right_NTC)]
         own = self
-        if (prompt_TC := shared_inputs(self)) is not None:  # the prompt's tokens have one input for all responses
+        if (prompt_TC := self.shared_inputs) is not None:  # the prompt's tokens have one input for all responses
             left_TR = torch.einsum("n,ntr->tr", mine_N, self.left_NTR[:, : self.shared])
             out_RC.addmm_(left_TR.T, prompt_TC)
             own = Outer(self.left_NTR[:, self.shared :], self.right_NTC[:, self.shared :])
@@ -124,16 +135,6 @@ class Dense:
 
     def add_sum(self, out_RC: Tensor, coefficients_N: Tensor) -> None:
         out_RC += torch.einsum("n,nrc->rc", coefficients_N[self.first : self.first + len(self.grad_NRC)], self.grad_NRC)
-
-
-def shared_inputs(contribution: Outer) -> Tensor | None:
-    """The inputs at the first `shared` places, (T, C); None where there are none or the responses' differ there."""
-    shared, right_NTC = contribution.shared, contribution.right_NTC
-    if not shared:
-        return None
-    prompt_TC = right_NTC[0, :shared]
-    apart = (right_NTC[:, :shared] - prompt_TC).abs().amax()
-    return prompt_TC if apart <= 1e3 * torch.finfo(right_NTC.dtype).eps * prompt_TC.abs().amax() else None
 
 
 Contribution = Outer | RecomputedOuter | Lookup | Dense

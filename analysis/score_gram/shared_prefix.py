@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from analysis.score_gram.inputs import Batch
-from analysis.score_gram.layers import Outer, shared_inputs
+from analysis.score_gram.layers import Outer
 
 
 def common_prefix(batch: Batch) -> int:
@@ -106,7 +106,7 @@ def prompt_products(run_prompt: Callable[[], Any], attention_NL: Tensor, shared:
 
 def split_by_span(contribution: Outer) -> tuple[Outer, Outer] | None:
     """The two parts of a gradient whose first `shared` inputs are the same for all responses; None where they are not."""
-    prompt_TC, right_NTC, shared = shared_inputs(contribution), contribution.right_NTC, contribution.shared
+    prompt_TC, right_NTC, shared = contribution.shared_inputs, contribution.right_NTC, contribution.shared
     if prompt_TC is None:
         return None
     basis_CQ = torch.linalg.qr(prompt_TC.T).Q

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from omegaconf import OmegaConf
 from pydantic import Field
@@ -59,6 +59,8 @@ NOT_IN_POOLS = (
     "answers",
 )  # what algorithms may need and a study does not keep
 NOT_IN_NAME = ("shard", "threads", "device", "memory_gib", "reward_timeout_s", "tracking", "hydra")
+
+Config = TypeVar("Config", bound="VarianceConfig")
 
 
 @dataclass(config=STRICT)
@@ -149,12 +151,18 @@ class VarianceConfig:
 
 def load_config(values: Mapping[str, Any]) -> VarianceConfig:
     """The typed config of a study; raises UserError, one line, naming the first key that is wrong."""
-    values = dict(values)
-    task = values.pop("task", None)
-    config = read(VarianceConfig, sampling_alone(values))
-    config.task = None if task is None else task_config(task)
+    config = read_study(VarianceConfig, values)
     for complaint in complaints(config):
         raise UserError(complaint)
+    return config
+
+
+def read_study(kind: type[Config], values: Mapping[str, Any]) -> Config:
+    """Its keys one by one, without what they must satisfy together."""
+    values = dict(values)
+    task = values.pop("task", None)
+    config = read(kind, sampling_alone(values))
+    config.task = None if task is None else task_config(task)
     return config
 
 

@@ -1,7 +1,7 @@
 """The policy: a causal language model, its tokenizer and its temperature, with log-probabilities of sampled responses."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -113,12 +113,6 @@ class Policy:
     def whole(self) -> Any:
         """The model with all of its weights, as samplers and checkpoints take it."""
         return self.model
-
-    def with_token_budget(self, tokens: int) -> "Policy":
-        """The same policy in larger or smaller micro-batches."""
-        other = replace(self, token_budget=tokens)
-        other.__dict__["head"] = self.head  # already known
-        return other
 
     @torch.no_grad()
     def measure(self, rollouts: Rollouts, prompts: list[int], *, energy: bool = False) -> BatchScores:
