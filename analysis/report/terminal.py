@@ -7,7 +7,7 @@ from rich import box
 from rich.table import Table as RichTable
 
 from analysis.plots import runs as figures_runs
-from opo.system.terminal import PlainConsole
+from opo.system.console import PlainConsole
 
 WIDTH = 118
 

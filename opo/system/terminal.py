@@ -4,10 +4,7 @@ Responses, names of folders and values of files may hold escape sequences (`ESC 
 """
 
 import sys
-from typing import Any, TextIO
-
-from rich.console import Console
-from rich.text import Text
+from typing import TextIO
 
 
 def printable(text: str) -> str:
@@ -18,10 +15,3 @@ def printable(text: str) -> str:
 def say(text: object, file: TextIO | None = None) -> None:
     """Print text that may come from a user's files."""
     print(printable(str(text)), file=file or sys.stdout, flush=True)
-
-
-class PlainConsole(Console):
-    """A console of rich on which strings, also those in tables, are text: no markup, no emoji names, no escape sequences."""
-
-    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]  # rich names every option
-        return super().render_str(printable(text), **{**options, "markup": False, "emoji": False})

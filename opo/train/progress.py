@@ -7,8 +7,9 @@ from rich.text import Text
 
 from opo.config.schema import RunConfig
 from opo.rollout.collect import Collected
+from opo.system.console import PlainConsole
 from opo.system.pace import Pace
-from opo.system.terminal import PlainConsole, printable
+from opo.system.terminal import printable
 
 
 class Progress:

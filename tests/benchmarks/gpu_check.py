@@ -274,32 +274,24 @@ PARTS: dict[str, Callable[[str, bool], dict[str, Any]]] = {
 }
 
 
-def run_parts(names: list[str], device: str, tiny: bool) -> dict[str, Any]:
-    """What each part found; a part that fails has its error."""
-    card = torch.cuda.get_device_name() if device == "cuda" else "no GPU (CPU)"
-    found: dict[str, Any] = {"card": card, "torch": torch.__version__, "transformers": transformers.__version__}
-    for name in names:
-        start = time.perf_counter()
-        try:
-            found[name] = PARTS[name](device, tiny)
-        except Exception as error:
-            traceback.print_exc()
-            found[name] = {"ok": False, "error": f"{type(error).__name__}: {error}"}
-        found[name]["seconds"] = time.perf_counter() - start
-        if device == "cuda":
-            torch.cuda.empty_cache()
-    return found
+def run_part(name: str, device: str, tiny: bool) -> dict[str, Any]:
+    """What a part found; one that fails has its error."""
+    start = time.perf_counter()
+    try:
+        found = PARTS[name](device, tiny)
+    except Exception as error:
+        traceback.print_exc()
+        found = {"ok": False, "error": f"{type(error).__name__}: {error}"}
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    return found | {"seconds": time.perf_counter() - start}
 
 
-def table(found: dict[str, Any], names: list[str]) -> str:
-    lines = [f"{found['card']}, torch {found['torch']}, transformers {found['transformers']}"]
-    for name in names:
-        lines.append(f"{name}: {'ok' if found[name]['ok'] else 'FAILED'}")
-        lines += [
-            f"  {key:32}{value:.4g}" if isinstance(value, float) else f"  {key:32}{value}"
-            for key, value in found[name].items()
-        ]
-    return "\n".join(lines)
+def lines(name: str, found: dict[str, Any]) -> str:
+    rows = [
+        f"  {key:32}{value:.4g}" if isinstance(value, float) else f"  {key:32}{value}" for key, value in found.items()
+    ]
+    return "\n".join([f"{name}: {'ok' if found['ok'] else 'FAILED'}", *rows])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -314,10 +306,14 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--parts: {unknown[0]} is not one of {', '.join(PARTS)}")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU here; --device cpu --tiny runs the same code")
-    found = run_parts(names, options.device, options.tiny)
-    print(table(found, names))
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    card = torch.cuda.get_device_name() if options.device == "cuda" else "no GPU (CPU)"
+    found: dict[str, Any] = {"card": card, "torch": torch.__version__, "transformers": transformers.__version__}
+    print(", ".join([card, *(f"{name} {found[name]}" for name in ("torch", "transformers"))]), flush=True)
+    for name in names:
+        found[name] = run_part(name, options.device, options.tiny)
+        print(lines(name, found[name]), flush=True)
+        if options.json:  # after each part: a later one may be stopped
+            options.json.write_text(json.dumps(found, indent=1) + "\n")
     return 0 if all(found[name]["ok"] for name in names) else 1
 
 

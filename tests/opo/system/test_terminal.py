@@ -4,7 +4,8 @@ import io
 
 from rich.table import Table
 
-from opo.system.terminal import PlainConsole, printable, say
+from opo.system.console import PlainConsole
+from opo.system.terminal import printable, say
 
 TITLE = "\x1b]0;owned\x07m[/bold] [red]x :smile:\u202e"
 SHOWN = "\\x1b]0;owned\\x07m[/bold] [red]x :smile:\\u202e"

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 ABSENT = ("hydra", "omegaconf", "wandb", "vllm", "pydantic", "polars", "scipy", "pandas", "peft", "rich", "matplotlib")
 BARE = f"""
 import runpy, sys
