@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jinja2
 
-from analysis.report import answer, cite, completions
+from analysis.report import answer, cite, completions, several
 from analysis.report import evaluation as report_evaluation
 from analysis.report import runs as report_runs
 from analysis.report import study as report_study
@@ -42,6 +42,8 @@ def sections_of(folder: Path) -> list[Section]:
     """The answer, then variance, training, audits and completions as far as the folder has them, the limits, and what to cite."""
     sources = Sources.of(folder)
     study, runs = sources.study, sources.runs
+    if sources.several and runs is None and sources.evaluation is None:
+        return several.sections(sources.several)
     sections = [answer.section(sources)]
     if study is not None:
         sections.append(report_study.variance(study))

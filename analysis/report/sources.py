@@ -1,6 +1,7 @@
 """What a report is made from: the study, the runs and the ledgers that a folder holds."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,21 @@ from analysis.runs.load import Runs
 from analysis.runs.load import load as load_runs
 from analysis.study.result import Study
 from analysis.study.result import load as load_study
+from analysis.study.several import study_folders
 from opo.errors import UserError
 from opo.system.records import read_json
 
 
 @dataclass(frozen=True)
 class Sources:
-    """A verify folder, a variance study, an evaluation, or any folder of runs."""
+    """A verify folder, a variance study, an evaluation, or any folder of runs or of studies."""
 
     folder: Path
     study_folder: Path | None
     study: Study | None
     runs: Runs | None
     evaluation: Evaluation | None = None
+    several: "dict[str, Sources]" = field(default_factory=dict)  # studies below a folder that is none itself
 
     @classmethod
     def of(cls, folder: Path) -> "Sources":
@@ -34,9 +37,10 @@ class Sources:
         study = load_study(study_folder) if study_folder else None
         runs = load_runs(folder) if any(folder.rglob("run.json")) else None
         evaluation = load_evaluation(folder) if (folder / EVALUATION).is_file() else None
-        if study is None and runs is None and evaluation is None:
+        below = {} if study_folder else {name: cls.of(path) for name, path in study_folders(folder).items()}
+        if study is None and runs is None and evaluation is None and not below:
             raise UserError(f"{folder}: nothing to report on (no result.json, no {EVALUATION}, no run folder)")
-        return cls(folder, study_folder, study, runs, evaluation)
+        return cls(folder, study_folder, study, runs, evaluation, below)
 
     @property
     def is_verify(self) -> bool:
@@ -82,8 +86,13 @@ class Sources:
     @property
     def tasks(self) -> list[str]:
         """Names of the tasks; rollouts from elsewhere bring their own prompts."""
-        names = [r["task"]["name"] if r["task"] else "rollouts from a file" for r in self.measured]
+        names = [task_text(r["task"]) if r["task"] else "rollouts from a file" for r in self.measured]
         return list(dict.fromkeys([*names, *(self.runs.runs["task"] if self.runs is not None else ())]))
+
+
+def task_text(task: Mapping[str, Any]) -> str:
+    """Its name; a dataset of reasoning-gym goes by its own."""
+    return task.get("dataset") or task["name"]
 
 
 def count_text(count: int) -> str:

@@ -1,0 +1,46 @@
+"""Several studies in one figure: a row for every policy, a marker for every estimator."""
+
+from collections.abc import Sequence
+
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from analysis.plots.intervals import draw_intervals, plain_log_ticks
+from analysis.plots.style import INK, axes, colour, is_hollow, marker, styled
+from analysis.plots.variance import WIDEST
+from analysis.study.several import Looked, ratio
+
+
+@styled()
+def ratio_across(looked: Sequence[Looked], estimators: Sequence[str], ax: Axes | None = None) -> Axes:
+    """Relative variance over the reference's, paired over the same responses, at each study's default group size; the first policy on top."""
+    ax = axes(ax, 6.4, 1.3 + (0.16 + 0.12 * len(estimators)) * len(looked))
+    apart = 0.72 / len(estimators)
+    names = list(estimators)
+    for turn, name in enumerate(names):
+        rows = pl.DataFrame([ratio(each, name) for each in reversed(looked)], infer_schema_length=None)
+        offset = (turn - (len(names) - 1) / 2) * apart
+        colours = [colour(name, names)] * len(looked)
+        draw_intervals(ax, rows, colours=colours, span=(1 / WIDEST, WIDEST), lower=offset, shape=marker(name, names))
+    ax.axvline(1, color=INK, linewidth=0.8)
+    ax.set_yticks(range(len(looked)), [each.label for each in reversed(looked)])
+    ax.set_ylim(-0.6, len(looked) - 0.4)
+    ax.set_xscale("log")
+    ax.set_xlim(max(ax.get_xlim()[0], 0.9 / WIDEST), min(ax.get_xlim()[1], 1.1 * WIDEST))
+    plain_log_ticks(ax, "x")
+    ax.set_xlabel(f"relative gradient variance over {looked[0].study.settings['reference']}'s, below 1: less noise")
+    ax.grid(axis="x")
+    keys = [
+        Line2D(
+            [],
+            [],
+            color=colour(name, names),
+            marker=marker(name, names),
+            label=name,
+            markerfacecolor="none" if is_hollow(name) else colour(name, names),
+        )
+        for name in names
+    ]
+    ax.legend(handles=keys, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(3, len(keys)))
+    return ax
