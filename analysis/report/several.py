@@ -7,7 +7,7 @@ from analysis.report import answer, cite
 from analysis.report import study as report_study
 from analysis.report.blocks import Block, Section, figure, fold, lead, listing, table, text
 from analysis.report.sources import Sources
-from analysis.study.several import Looked, looked_at, ratio, shared_estimators
+from analysis.study.several import Looked, length_spread, looked_at, ratio, shared_estimators
 from analysis.study.tables import estimate_text
 
 DRAWN = ("none", "opo", "length_weighted", "length_weighted_loo", "score_norm_weighted_loo", "shrinkage")
@@ -64,11 +64,12 @@ def _across(looked: Sequence[Looked]) -> list[Block]:
         ),
         text(
             "What could be gained, and by what: a weighting by scores helps only where reward and squared score norm are correlated, and "
-            "length can stand for the norm only as far as it explains it."
+            "length can stand for the norm only as far as it explains it. A baseline that holds the response itself also shrinks the weight of "
+            "each response by its share of the group’s lengths, which lowers noise where lengths differ, at the price of bias."
         ),
         table(
             "Audits: value [95 % interval over prompts]",
-            ["policy", "mean reward", "mean length", *AUDITED.values()],
+            ["policy", "mean reward", "mean length", "Var L / (E L)² within prompts", *AUDITED.values()],
             _audits(looked),
         ),
     ]
@@ -98,6 +99,7 @@ def _audits(looked: Sequence[Looked]) -> list[list[str]]:
             each.label,
             f"{each.policy['reward_mean']:.3f}",
             f"{each.policy['length_mean']:.1f}",
+            f"{length_spread(each):.2f}",
             *(estimate_text(each.study.audit(name, each.policy["name"])) for name in AUDITED),
         ]
         for each in looked

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from analysis.study.result import SCHEMA, Study
 from opo.errors import UserError
 from opo.system.records import read_json
@@ -57,3 +59,10 @@ def shared_estimators(looked: Sequence[Looked]) -> list[str]:
 def ratio(looked: Looked, estimator: str) -> dict[str, Any]:
     """Its relative variance over the reference's, at the study's default group size."""
     return looked.study.ratio(estimator, looked.policy["name"])
+
+
+def length_spread(looked: Looked) -> float:
+    """Squared coefficient of variation of the response length, Var(L) / E[L]^2 within a prompt, mean over prompts."""
+    lengths = looked.study.responses.filter(policy=looked.policy["name"]).group_by("prompt_id")
+    spread = pl.col("length").var() / pl.col("length").mean() ** 2
+    return float(lengths.agg(spread.alias("spread"))["spread"].mean())

@@ -23,6 +23,8 @@ from opo.model.tiny import tiny_folder
 from opo.system.seeding import seed_for
 
 disable_progress_bar()  # its bars would break the progress line
+# what torch says once where the first product on a GPU is one of a backward pass; it then makes the context that it misses
+warnings.filterwarnings("ignore", message="Attempting to run cuBLAS, but there was no current CUDA context")
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}

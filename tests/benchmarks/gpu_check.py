@@ -186,8 +186,8 @@ def bodies(device: str, tiny: bool) -> dict[str, Any]:
 
 def steps(device: str, tiny: bool, shape: str | None = None) -> dict[str, Any]:
     """OPO steps from the same weights and the same uniform numbers on both; one differing token makes later batches differ."""
-    size = Size(8, 8, 8, 32) if shape is None or tiny else Size(2, 4, 16, 16)
-    count = 3 if tiny else 20 if shape is None else 4 if device == "cpu" else 20
+    size = Size(8, 8, 8, 32) if shape is None or tiny else Size(1, 4, 16, 16)
+    count = 3 if tiny else 20
     model = built_in() if shape is None else qwen("tiny" if tiny else shape)
     found: dict[str, Any] = {"steps": count}
     runs = {"cpu": [], device: []} if device != "cpu" else {"cpu": []}

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from studies import bandit_study
@@ -11,7 +12,7 @@ from analysis.plots.several import ratio_across
 from analysis.report.page import write_report
 from analysis.report.several import sentence
 from analysis.study.result import Study
-from analysis.study.several import looked_at, shared_estimators, study_folders
+from analysis.study.several import length_spread, looked_at, shared_estimators, study_folders
 from opo.errors import UserError
 
 EVIDENCE = Path(__file__).parents[3] / "notebooks" / "example" / "smollm2"
@@ -58,6 +59,15 @@ def test_what_cannot_stand_side_by_side() -> None:
     assert looked_at({"equal": bandit_study(reward=1.0, group_sizes=[2])}) == []
     fewer = bandit_study(group_sizes=[2], estimators=["none", "leave_one_out"])
     assert shared_estimators(looked_at({"a": study, "b": fewer})) == ["none"]
+
+
+def test_the_spread_of_lengths_is_that_within_prompts() -> None:
+    study = bandit_study(group_sizes=[2])
+    spread = []
+    for prompt in study.responses.filter(policy="step-000000")["prompt_id"].unique():
+        lengths = study.responses.filter(policy="step-000000", prompt_id=prompt)["length"].to_numpy().astype(float)
+        spread.append(lengths.var(ddof=1) / lengths.mean() ** 2)
+    assert length_spread(looked_at({"one": study})[0]) == pytest.approx(np.mean(spread), rel=1e-12)
 
 
 def test_every_policy_has_its_row() -> None:
