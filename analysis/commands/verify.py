@@ -41,13 +41,15 @@ TRAININGS: dict[str, list[str]] = {
     "grpo off-policy": ["algo.updates_per_rollout=4", "algo.minibatches=4"],
     "ppo": [],
 }
+LONGEST = ("ppo", "grpo off-policy")  # several updates a batch: begun first, so that none of them runs alone at the end
 
 
 @dataclass(frozen=True)
 class Training:
-    """One run: its folder's name and the overrides of `opo train` that make it."""
+    """One run: its folder's name, what it is in `TRAININGS`, and the overrides of `opo train` that make it."""
 
     name: str
+    kind: str
     overrides: list[str]
 
     @property
@@ -72,7 +74,8 @@ def main(values: dict[str, Any], folder: Path) -> None:
 def work(config: VerifyConfig, plans: list[Training], folder: Path, console: Console) -> VarianceConfig:
     """The trainings, then the pools of the variance study on OPO's checkpoints; returns that study's config."""
     with workers(config.jobs) as pool:
-        finish(console, "training", {pool.submit(train_in, folder / p.name, p.overrides): p.name for p in plans})
+        by_length = sorted(plans, key=lambda plan: LONGEST.index(plan.kind) if plan.kind in LONGEST else len(LONGEST))
+        finish(console, "training", {pool.submit(train_in, folder / p.name, p.overrides): p.name for p in by_length})
         checkpoints = [str(folder / plan.name) for plan in plans if plan.name.startswith("opo-")]
         chosen = load_study_config(study_values(config, checkpoints))
         shards = [replace(chosen, shard=f"{which}/{config.jobs}") for which in range(config.jobs)]
@@ -104,7 +107,7 @@ def conclude(chosen: VarianceConfig, folder: Path) -> tuple[Path, list[RichTable
 
 
 def trainings(config: VerifyConfig) -> list[Training]:
-    """The runs, seed by seed, so that an interrupted verify has all algorithms of its first seeds."""
+    """The runs, seed by seed."""
     plans = []
     for seed in config.seeds:
         for name, changes in TRAININGS.items():
@@ -123,7 +126,7 @@ def trainings(config: VerifyConfig) -> list[Training]:
             ]
             overrides = [f"algo={algo}", f"seed={seed}", *changes, *shared]
             label = run_name({"algo": algo, "task": "arithmetic"}, seed, changes)
-            plans.append(Training(label, overrides))
+            plans.append(Training(label, name, overrides))
     return plans
 
 

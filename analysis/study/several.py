@@ -65,4 +65,4 @@ def length_spread(looked: Looked) -> float:
     """Squared coefficient of variation of the response length, Var(L) / E[L]^2 within a prompt, mean over prompts."""
     lengths = looked.study.responses.filter(policy=looked.policy["name"]).group_by("prompt_id")
     spread = pl.col("length").var() / pl.col("length").mean() ** 2
-    return float(lengths.agg(spread.alias("spread"))["spread"].mean())
+    return float(lengths.agg(spread.alias("spread"))["spread"].to_numpy().mean())

@@ -69,10 +69,13 @@ class TinyConfig:
 class ModelConfig:
     """The policy that is trained."""
 
-    name: Annotated[str, Field(pattern=r"^(tiny|smollm2|pretrained)$", description="tiny, smollm2 or pretrained")] = (
-        "tiny"
-    )
-    path: str | None = None  # a folder or hub id; null for tiny and smollm2
+    name: Annotated[
+        str,
+        Field(
+            pattern=r"^(tiny|smollm2|gemma3_270m|pretrained)$", description="tiny, smollm2, gemma3_270m or pretrained"
+        ),
+    ] = "tiny"
+    path: str | None = None  # a folder or hub id; null for tiny, smollm2 and gemma3_270m
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # of the weights
     compute: Compute = "float32"  # of the products of linear layers
     head_kernel: HeadKernel = "tiled"  # what makes log-probabilities from hidden states

@@ -1,4 +1,4 @@
-"""Load a policy: the built-in one, SmolLM2 from its package, a folder or a hub id; whole or with LoRA."""
+"""Load a policy: the built-in one, one that PyPI packages carry, a folder or a hub id; whole or with LoRA."""
 
 import inspect
 import warnings
@@ -16,9 +16,9 @@ from opo.config.model_source import complaints, refuse_changed
 from opo.config.schema import ModelConfig
 from opo.errors import UserError
 from opo.model.liger import check_liger
+from opo.model.packaged import PACKAGED, packaged_folder
 from opo.model.policy import Policy
 from opo.model.precision import in_float64
-from opo.model.smollm2 import smollm2_folder
 from opo.model.tiny import tiny_folder
 from opo.system.seeding import seed_for
 
@@ -31,13 +31,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch
 
 
 def model_source(config: ModelConfig) -> str:
-    """The folder or hub id that transformers loads; makes the built-in policy or converts SmolLM2 on first use."""
+    """The folder or hub id that transformers loads; makes the built-in policy or converts a packaged one on first use."""
     if config.path is not None:
         return config.path
     if config.name == "tiny":
         return str(tiny_folder(config))
-    if config.name == "smollm2":
-        return str(smollm2_folder())
+    if config.name in PACKAGED:
+        return str(packaged_folder(config.name))
     raise UserError(f"model.path: model.name={config.name} needs a folder or a hub id")
 
 

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from opo.config.schema import ModelConfig
 from opo.errors import UserError
-from opo.model.smollm2 import smollm2_at_hand
+from opo.model.packaged import PACKAGED, packaged_at_hand
 from opo.model.tiny import character_tokenizer
 from opo.rollout.collect import encode_prompt
 from opo.tasks import make_task, render
@@ -38,5 +38,6 @@ def _tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase | None:
     """The policy's, where no download is needed."""
     if model.name == "tiny":
         return character_tokenizer()
-    folder = smollm2_at_hand() if model.name == "smollm2" else Path(str(model.path)).expanduser()
+    packaged = model.name in PACKAGED
+    folder = packaged_at_hand(model.name) if packaged else Path(str(model.path)).expanduser()
     return AutoTokenizer.from_pretrained(str(folder)) if folder is not None and folder.is_dir() else None

@@ -22,16 +22,31 @@ from opo.model.tiny import character_tokenizer, tiny_shape
 
 ON_PAPER = "on_paper"  # the name of the attention below
 
-SMOLLM2 = {
-    "model_type": "llama",
-    "vocab_size": 49152,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "max_position_embeddings": 8192,
-    "tie_word_embeddings": True,
+PACKAGED = {  # what PyPI packages carry: their shapes are known before they are fetched
+    "smollm2": {
+        "model_type": "llama",
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": True,
+    },
+    "gemma3_270m": {
+        "model_type": "gemma3_text",
+        "vocab_size": 262144,
+        "hidden_size": 640,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 18,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+        "sliding_window": 512,
+        "max_position_embeddings": 32768,
+        "tie_word_embeddings": True,
+    },
 }
 PUBLISHED: dict[str, dict[str, Any]] = {  # hub id -> what its config.json says of its shape
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B": {
@@ -52,7 +67,7 @@ def config_of(model: ModelConfig) -> PreTrainedConfig:
     """The transformers config of the policy. Raises UserError, one line, where there is none or it is no causal language model."""
     if model.name == "tiny":
         return tiny_shape(model.tiny, len(character_tokenizer()))
-    values = SMOLLM2 if model.name == "smollm2" else PUBLISHED.get(model.path or "")
+    values = PACKAGED.get(model.name) or PUBLISHED.get(model.path or "")
     if values is not None:
         return AutoConfig.for_model(**values)
     where = f"model.path={model.path}"
