@@ -35,11 +35,11 @@ LEFT_OUT = (
         f"{NO_TREE}: TextWorld, ALFWorld, SWE-Gym; its algorithms are `meow_tea_ppo` and `meow_tea_rloo`",
     ),
     ("tool calls of ASPO", "2508.19201", f"{NO_TREE}; the shaping is `aspo`, for any position in a response"),
-    ("RLHS's simulator and judge", "2501.08617", f"{NO_TREE}; yours go into `opo.rewards.combined.hindsight`"),
+    ("RLHS's simulator and judge", "2501.08617", f"{NO_TREE}; yours go into `opo.rewards.hindsight.hindsight`"),
     (
         "RLUF's reward models",
         "2505.14946",
-        "trained on reactions of users of a product; the weighting is `opo.rewards.combined.weighted`",
+        "trained on reactions of users of a product; the weighting is `reward.weights`",
     ),
     ("A2PR", "2405.19909", "another problem: offline control with Q functions"),
     ("FamO2O", "2310.17966", "another problem: offline to online control"),
