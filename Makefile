@@ -28,7 +28,8 @@ test: lint ## prove it: formatting, types and every test
 	@echo "pytest, two processes"
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
 
-prove: $(STAMP) ## the longer proofs that `make test` leaves out
+prove: $(STAMP) ## the longer proofs that `make test` leaves out, token weights beside TRL's and verl's among them
+	@$(PIP) install --no-deps -r .lock/bench.txt
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile -m prove
 
 lint: $(STAMP) ## ruff and pyright alone

@@ -6,7 +6,9 @@
 Biased for grad E[r] in three ways. Division by the group's own standard deviation weights prompts by about 1 / sqrt(p
 (1 - p)); the mean over tokens weights a response by 1 / L_i, and since E[z / L] is not zero no baseline corrects
 that; the response is part of its own baseline, a factor 1 - 1/G. `aggregation` = sequence_sum removes the second;
-libraries differ here (token_mean in TRL and verl). Groups with equal rewards have zero advantage.
+libraries differ here (token_mean in verl and, as its `dapo`, in TRL, which adds 1e-4 to the deviation). Groups with
+equal rewards have zero advantage.
+
 Source: Shao et al., DeepSeekMath, arXiv 2402.03300, equation 3. The KL term is the trainer's (`kl_coef`, estimate k3,
 in the loss).
 """

@@ -3,7 +3,8 @@
     A_i = r_i - (1/(G-1)) sum_{j != i} r_j = G/(G-1) (r_i - mean)        loss = -(1/N) sum_i A_i sum_t log pi(y_it)
 
 Unbiased for grad E[r], since the baseline does not contain response i. It is G/(G-1) times the group-mean estimate, so
-its relative variance and cosine are the same. No ratio and no clip, as in its source. All rewards equal: zero gradient.
+its relative variance and cosine are the same. No ratio and no clip, as in its source (TRL clips the ratio of
+whole responses: the same at the first update, not after it). All rewards equal: zero gradient.
 Source: Kool et al. 2019, "Buy 4 REINFORCE samples, get a baseline for free!"; Ahmadian et al., arXiv 2402.14740.
 """
 

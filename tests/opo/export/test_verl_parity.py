@@ -16,7 +16,8 @@ from opo.export.verl import overrides
 from opo.export.verl_files import written
 from opo.losses import standardized_advantages
 
-pytest.importorskip("verl", reason="verl is not installed here (.lock/bench.txt has it)")
+pytest.importorskip("verl", reason="verl is not installed here (make prove installs it)")
+pytestmark = pytest.mark.prove
 
 
 def batch() -> Rollouts:
