@@ -159,7 +159,7 @@ def launch(
         try:
             with storage_faults_in_one_sentence(folder):
                 entry(plain(config, root), folder)
-        except (UserError, StoppedRun) as error:
+        except (UserError, StoppedRun, BrokenPipeError) as error:
             if isinstance(error, UserError):
                 with suppress(OSError):  # Hydra made it, and something may be in it
                     folder.rmdir()

@@ -43,6 +43,8 @@ def in_one_line(error: Exception) -> UserError | StoppedRun | None:
     text, name = " ".join(str(error).split()), type(error).__name__
     if name == "FailedJobError" and text.startswith("sbatch"):
         return UserError(f"hydra/launcher=submitit_slurm: {text}")
+    if isinstance(error, BrokenPipeError):  # of the terminal's reader, not of a cluster
+        return None
     if isinstance(error, ConnectionError) or text.startswith("When connecting to an existing cluster"):
         return UserError(f"hydra.launcher.ray.init: {text}")
     if "timed out during startup" in text:

@@ -323,3 +323,13 @@ def test_sigterm_ends_a_serial_sweep_with_the_job_that_heard_it(
     assert "stopped by SIGTERM after step 3 and saved" in result.err
     assert result.err.endswith("the sweep ends here, and the same command does its other jobs\n")
     assert not list(Path("runs").glob(".jobs*"))
+
+
+def test_a_reader_that_has_closed_the_pipe_is_no_error(tmp_path: Path) -> None:
+    """As in `opo plan train | head`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "opo", "plan", "train", "teraflops=1", "json=true"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=tmp_path, timeout=60)
+    os.close(writer)
+    assert done.stderr == ""
