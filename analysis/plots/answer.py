@@ -6,9 +6,8 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from analysis.plots.intervals import draw_intervals, plain_log_ticks
+from analysis.plots.intervals import WIDEST, draw_intervals, ratio_axis
 from analysis.plots.style import INK, MARKERS, axes, styled
-from analysis.plots.variance import WIDEST
 from analysis.study.result import Study
 
 MOST_POLICIES = 3
@@ -29,14 +28,9 @@ def ratio_by_policy(study: Study, estimators: Sequence[str] | None = None, ax: A
         rows = pl.DataFrame({"estimator": names}).join(study.compare(policy), on="estimator", maintain_order="left")
         offset = (turn - (len(policies) - 1) / 2) * apart
         draw_intervals(ax, rows, span=(1 / WIDEST, WIDEST), lower=offset, shape=MARKERS[turn])
-    ax.axvline(1, color=INK, linewidth=0.8)
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(-0.6, len(names) - 0.4)
-    ax.set_xscale("log")
-    ax.set_xlim(max(ax.get_xlim()[0], 0.9 / WIDEST), min(ax.get_xlim()[1], 1.1 * WIDEST))
-    plain_log_ticks(ax, "x")
-    ax.set_xlabel(f"relative gradient variance over {study.settings['reference']}'s, below 1: less noise")
-    ax.grid(axis="x")
+    ratio_axis(ax, f"relative gradient variance over {study.settings['reference']}'s, below 1: less noise")
     if len(policies) > 1:
         keys = [
             Line2D([], [], color=INK, linestyle="", marker=MARKERS[turn], label=study.policy(policy)["label"])

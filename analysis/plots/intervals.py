@@ -7,7 +7,9 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from analysis.plots.style import FAINT, colour, is_hollow
+from analysis.plots.style import FAINT, INK, colour, is_hollow
+
+WIDEST = 8.0  # a ratio beyond this, or below its inverse, is drawn as an arrow
 
 
 def draw_intervals(
@@ -72,6 +74,16 @@ def log_when_wide(ax: Axes, rows: pl.DataFrame, axis: str) -> None:
         (ax.set_xscale if axis == "x" else ax.set_yscale)("log")
         (ax.set_xlim if axis == "x" else ax.set_ylim)(*span)
         plain_log_ticks(ax, axis)
+
+
+def ratio_axis(ax: Axes, label: str) -> None:
+    """The horizontal axis of ratios: a line at one, a log scale that ends where ratios become arrows."""
+    ax.axvline(1, color=INK, linewidth=0.8)
+    ax.set_xscale("log")
+    ax.set_xlim(max(ax.get_xlim()[0], 0.9 / WIDEST), min(ax.get_xlim()[1], 1.1 * WIDEST))
+    plain_log_ticks(ax, "x")
+    ax.set_xlabel(label)
+    ax.grid(axis="x")
 
 
 def plain_log_ticks(ax: Axes, axis: str) -> None:

@@ -6,9 +6,8 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from analysis.plots.intervals import draw_intervals, plain_log_ticks
-from analysis.plots.style import INK, axes, colour, is_hollow, marker, styled
-from analysis.plots.variance import WIDEST
+from analysis.plots.intervals import WIDEST, draw_intervals, ratio_axis
+from analysis.plots.style import axes, colour, is_hollow, marker, styled
 from analysis.study.several import Looked, ratio
 
 
@@ -23,14 +22,9 @@ def ratio_across(looked: Sequence[Looked], estimators: Sequence[str], ax: Axes |
         offset = (turn - (len(names) - 1) / 2) * apart
         colours = [colour(name, names)] * len(looked)
         draw_intervals(ax, rows, colours=colours, span=(1 / WIDEST, WIDEST), lower=offset, shape=marker(name, names))
-    ax.axvline(1, color=INK, linewidth=0.8)
     ax.set_yticks(range(len(looked)), [each.label for each in reversed(looked)])
     ax.set_ylim(-0.6, len(looked) - 0.4)
-    ax.set_xscale("log")
-    ax.set_xlim(max(ax.get_xlim()[0], 0.9 / WIDEST), min(ax.get_xlim()[1], 1.1 * WIDEST))
-    plain_log_ticks(ax, "x")
-    ax.set_xlabel(f"relative gradient variance over {looked[0].study.settings['reference']}'s, below 1: less noise")
-    ax.grid(axis="x")
+    ratio_axis(ax, f"relative gradient variance over {looked[0].study.settings['reference']}'s, below 1: less noise")
     keys = [
         Line2D(
             [],

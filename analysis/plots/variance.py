@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 
-from analysis.plots.intervals import draw_intervals, log_span, log_when_wide, plain_log_ticks
+from analysis.plots.intervals import WIDEST, draw_intervals, log_span, log_when_wide, plain_log_ticks, ratio_axis
 from analysis.plots.style import FAINT, INK, axes, colour, is_hollow, marker, styled
 from analysis.study.result import Study
 from analysis.variance.text import interval_text
@@ -35,7 +35,6 @@ MAIN = (
     "group_standardized",
 )
 WITHIN, FITTED = "#8fa8bf", "#7d6bb3"  # no estimator's colours
-WIDEST = 8.0  # a ratio beyond this, or below its inverse, is drawn as an arrow
 
 
 @styled()
@@ -72,13 +71,8 @@ def ratio_forest(
     names = rows["estimator"].to_list()
     ax = axes(ax, 6.4, 1.1 + 0.34 * len(names))
     draw_intervals(ax, rows, span=(1 / WIDEST, WIDEST))
-    ax.axvline(1, color=INK, linewidth=0.8)
     ax.set_yticks(range(len(names)), names)
-    ax.set_xlabel(f"relative variance, as a multiple of {rows['reference'][0]}'s")
-    ax.set_xscale("log")
-    ax.set_xlim(max(ax.get_xlim()[0], 0.9 / WIDEST), min(ax.get_xlim()[1], 1.1 * WIDEST))
-    plain_log_ticks(ax, "x")
-    ax.grid(axis="x")
+    ratio_axis(ax, f"relative variance, as a multiple of {rows['reference'][0]}'s")
     ax.set_title(f"{study.policy(rows['policy'][0])['label']}: groups of {rows['group_size'][0]}")
     return ax
 

@@ -24,6 +24,7 @@ from torch.func import functional_call, grad, vmap
 from transformers import LlamaConfig, PreTrainedModel
 
 from analysis.score_gram.core import score_gram
+from opo.plan.shape import PACKAGED
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from small import random_model
@@ -37,15 +38,7 @@ SMALL = {
     "num_key_value_heads": 8,
     "tie_word_embeddings": False,
 }
-SMOLLM2_135M = {
-    "vocab_size": 49152,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "tie_word_embeddings": True,
-}
+SMOLLM2_135M = {key: value for key, value in PACKAGED["smollm2"].items() if key != "model_type"}
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 

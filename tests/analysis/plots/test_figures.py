@@ -23,8 +23,8 @@ from analysis.plots import variance as figures
 from analysis.plots.answer import ratio_by_policy
 from analysis.plots.audits import audit_by_part, audits_over_training
 from analysis.plots.exact import parabola
+from analysis.plots.intervals import WIDEST
 from analysis.plots.style import colour, figure_of, inline_svg, is_hollow, marker, save
-from analysis.plots.variance import WIDEST
 from analysis.runs.groups import with_groups
 from analysis.runs.load import load
 from analysis.study.result import Study
