@@ -12,7 +12,7 @@ from analysis.study.tables import estimate_text
 
 DRAWN = ("none", "opo", "length_weighted", "length_weighted_loo", "score_norm_weighted_loo", "shrinkage")
 AUDITED = {  # what a gain could come from
-    "norm_length_r2": "share of the spread of |z|² that length explains",
+    "norm_length_r2": "share of the variance of log |z|² that length explains",
     "reward_norm_rank": "rank correlation of reward and |z|²",
     "best_gain": "most that a known baseline could gain over the mean",
     "length_gain": "gain of the length-weighted baseline, were it known",
@@ -65,7 +65,7 @@ def _across(looked: Sequence[Looked]) -> list[Block]:
         text(
             "What could be gained, and by what: a weighting by scores helps only where reward and squared score norm are correlated, and "
             "length can stand for the norm only as far as it explains it. A baseline that holds the response itself also shrinks the weight of "
-            "each response by its share of the group’s lengths, which lowers noise where lengths differ, at the price of bias."
+            "each response by its share of the group’s lengths, which lowers noise where long responses have large scores."
         ),
         table(
             "Audits: value [95 % interval over prompts]",
