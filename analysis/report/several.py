@@ -1,7 +1,9 @@
 """The page of a folder that holds several studies: all policies side by side, then each study by itself."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from analysis.claims.ledger import ALPHA
 from analysis.plots.several import ratio_across
 from analysis.report import answer, cite
 from analysis.report import study as report_study
@@ -80,10 +82,19 @@ def sentence(looked: Sequence[Looked], names: Sequence[str]) -> str:
     reference, found = looked[0].study.settings["reference"], []
     for name in names:
         rows = [ratio(each, name) for each in looked]
-        less = sum(row["high"] is not None and row["high"] < 1 for row in rows)
-        more = sum(row["low"] is not None and row["low"] > 1 for row in rows)
-        found.append(f"{name} has less noise than {reference} at {less} of {len(rows)} policies and more at {more}")
-    return f"By relative gradient variance, {'; '.join(found)}; at the others the interval contains 1."
+        less = [row for row in rows if row["high"] is not None and row["high"] < 1]
+        more = [row for row in rows if row["low"] is not None and row["low"] > 1]
+        found.append(
+            f"{name} has less noise than {reference} at {len(less)} of {len(rows)} policies{_corrected(less)} and more at "
+            f"{len(more)}{_corrected(more)}"
+        )
+    return f"By relative gradient variance, {'; '.join(found)}; at the others the 95 % interval contains 1."
+
+
+def _corrected(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How many of these differences stay with Holm's correction over the comparisons of their study."""
+    kept = sum(row["p_holm"] is not None and row["p_holm"] < ALPHA for row in rows)
+    return f" ({kept} with Holm’s correction)" if rows else ""
 
 
 def _ratios(looked: Sequence[Looked], names: Sequence[str]) -> list[list[str]]:

@@ -46,10 +46,14 @@ def test_the_sentence_counts_intervals_that_leave_out_one() -> None:
         {"less": less, "more": more.only("start"), "open": with_interval(study, "length_weighted", 0.9, None)}
     )
     assert [each.label for each in looked] == ["less, start", "less, step 20", "more", "open, start", "open, step 20"]
-    assert sentence(looked, ["length_weighted"]) == (
-        "By relative gradient variance, length_weighted has less noise than leave_one_out at 2 of 5 policies and more at 1; at the others the "
-        "interval contains 1."
+    kept = sum(
+        each.study.ratio("length_weighted", each.policy["name"])["p_holm"] < 0.05
+        for each in looked
+        if each.label.startswith("less")
     )
+    found = sentence(looked, ["length_weighted"])
+    assert f"less noise than leave_one_out at 2 of 5 policies ({kept} with Holm’s correction) and more at 1" in found
+    assert found.endswith("at the others the 95 % interval contains 1.")
 
 
 def test_what_cannot_stand_side_by_side() -> None:
@@ -85,6 +89,10 @@ def test_the_shipped_evidence_says_what_the_readme_says() -> None:
     studies = {name: load(folder) for name, folder in study_folders(EVIDENCE).items()}
     looked = looked_at(studies)
     assert len(looked) == 8
+    assert (
+        "length_weighted has less noise than leave_one_out at 4 of 8 policies (2 with Holm’s correction)"
+        in sentence(looked, ["length_weighted"])
+    )
     assert "length_weighted_loo has less noise than leave_one_out at 0 of 8 policies" in sentence(
         looked, ["length_weighted_loo"]
     )
