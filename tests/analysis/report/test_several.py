@@ -15,7 +15,7 @@ from analysis.study.result import Study
 from analysis.study.several import length_spread, looked_at, shared_estimators, study_folders
 from opo.errors import UserError
 
-EVIDENCE = Path(__file__).parents[3] / "notebooks" / "example" / "smollm2"
+EVIDENCE = Path(__file__).parents[3] / "notebooks" / "evidence" / "smollm2"
 
 
 def with_interval(study: Study, estimator: str, low: float | None, high: float | None) -> Study:
