@@ -33,6 +33,16 @@ class StoredRun:
         return [json.loads(self.lines[number]) for number in sorted(self.lines)]
 
 
+def forget_login() -> None:
+    """Leave this process with a client of W&B that has not logged in anywhere, where it has one."""
+    if "wandb" in sys.modules:
+        import wandb
+        from wandb.sdk.lib import wbauth
+
+        wandb.teardown()
+        wbauth.unauthenticate_session(update_settings=False)
+
+
 class WandbServer(ThreadingHTTPServer):
     """A context manager: answers in threads of its own at `url` until it is left."""
 
@@ -48,18 +58,14 @@ class WandbServer(ThreadingHTTPServer):
         self.refuses = False  # answer every operation by an error
 
     def __enter__(self) -> "WandbServer":
+        forget_login()  # of a test before, to another address
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
         return self
 
     def __exit__(self, *args: object) -> None:
         self.shutdown()
         self.server_close()
-        if "wandb" in sys.modules:  # this process may have logged in here; the next test finds a client that has not
-            import wandb
-            from wandb.sdk.lib import wbauth
-
-            wandb.teardown()
-            wbauth.unauthenticate_session(update_settings=False)
+        forget_login()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that is gone is none of the server's affairs; anything else is shown."""

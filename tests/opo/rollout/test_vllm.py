@@ -6,9 +6,13 @@ wait and are preempted all the time.
 
 import itertools
 import json
+import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -41,13 +45,60 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@dataclass
+class Started:
+    """An engine, and what its start, a first refusal and a first sample did to the process and said."""
+
+    sampler: Any
+    refusal: str
+    before: list[Any]
+    after: list[Any]
+    said: str
+
+
+def process_state() -> list[Any]:
+    numpy_state = str(np.random.get_state(legacy=False))
+    hooks = [sys.excepthook, torch.set_num_threads]
+    return [torch.get_rng_state().tolist(), random.getstate(), numpy_state, torch.get_num_threads(), *hooks]
+
+
+@contextmanager
+def everything_said(file: Path) -> Iterator[None]:
+    """Into this file goes what this process and its children write to both streams."""
+    kept = [os.dup(stream) for stream in (1, 2)]
+    with file.open("w") as to:
+        for stream in (1, 2):
+            os.dup2(to.fileno(), stream)
+        try:
+            with redirect_stdout(to), redirect_stderr(to):
+                yield
+        finally:
+            for stream, copy in zip((1, 2), kept, strict=True):
+                os.dup2(copy, stream)
+                os.close(copy)
+
+
 @pytest.fixture(scope="module")
-def sampler(folder: Path) -> Any:
+def started(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
     from opo.rollout.vllm import VllmSampler
 
-    engine = VllmSampler(str(folder), kv_cache_gib=2e-4, max_sequences=16)
-    yield engine
+    said = tmp_path_factory.mktemp("said") / "text"
+    with everything_said(said):
+        before = process_state()
+        engine = VllmSampler(str(folder), kv_cache_gib=2e-4, max_sequences=16)
+        with pytest.raises(RuntimeError) as refused:
+            engine.generate(PROMPTS, SAMPLING, generator())
+        engine.load_weights(make_model(), 0)
+        before[0] = torch.get_rng_state().tolist()  # make_model seeds
+        engine.generate(PROMPTS, SAMPLING, generator())
+        after = process_state()
+    yield Started(engine, str(refused.value), before, after, said.read_text())
     engine.close()
+
+
+@pytest.fixture
+def sampler(started: Started) -> Any:
+    return started.sampler
 
 
 @torch.no_grad()
@@ -124,29 +175,10 @@ def test_without_vllm_the_extra_is_named(folder: Path, monkeypatch: pytest.Monke
         VllmSampler(str(folder))
 
 
-def test_the_engine_starts_and_samples_without_a_trace(
-    folder: Path, request: pytest.FixtureRequest, capfd: Any
-) -> None:
-    def state() -> list[Any]:
-        numpy_state = np.random.get_state(legacy=False)
-        return [
-            torch.get_rng_state().tolist(),
-            random.getstate(),
-            str(numpy_state),
-            torch.get_num_threads(),
-            sys.excepthook,
-        ]
-
-    before, set_num_threads = state(), torch.set_num_threads
-    sampler = request.getfixturevalue("sampler")
-    with pytest.raises(RuntimeError, match="load_weights comes before"):
-        sampler.generate(PROMPTS, SAMPLING, generator())
-    sampler.load_weights(make_model(), 0)
-    before[0] = torch.get_rng_state().tolist()  # make_model seeds
-    sampler.generate(PROMPTS, SAMPLING, generator())
-    assert state() == before
-    assert torch.set_num_threads is set_num_threads
-    assert capfd.readouterr() == ("", "")
+def test_the_engine_starts_and_samples_without_a_trace(started: Started) -> None:
+    assert "load_weights comes before" in started.refusal
+    assert started.after == started.before
+    assert started.said == ""
 
 
 def test_no_false_alarm_over_a_training_run(sampler: Any) -> None:
