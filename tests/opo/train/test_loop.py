@@ -123,8 +123,9 @@ def test_a_learning_rate_of_zero_moves_nothing(tmp_path):
 
 
 def test_products_in_half_precision_are_stopped_or_corrected_and_marked(tmp_path):
-    """Sampler and trainer round differently: a real breach, met in both ways that a run may choose."""
+    """Sampler and trainer round differently, on some processors by 1e-7 nats alone: a real breach, met in both ways that a run may choose."""
     options = ("steps=2", "tracking=off", "tracking.completions_every=1", "model.compute=bfloat16")
+    options += ("certificate.logprob_abs_mean_nats=1e-9",)
     stderr = train(tmp_path / "stopped", *options, status=1)
     assert "step 1 is not exactly on-policy: mean log-probability difference" in stderr
     assert len(stderr.strip().splitlines()) == 1
