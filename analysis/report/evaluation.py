@@ -1,9 +1,9 @@
-"""The section of a report that an evaluation fills: measures of every policy, paired differences, pass@k against k."""
+"""The section of a report that an evaluation fills: pass@k against k, measures of every policy, paired differences."""
 
 from analysis.evaluation.result import Evaluation
 from analysis.evaluation.text import INTERVALS, difference_rows, difference_title, policies_rows, sentence
 from analysis.plots.evaluation import rates_against_k
-from analysis.report.blocks import Block, Section, figure, table, text
+from analysis.report.blocks import Block, Section, figure, fold, table, text
 
 MOST_COLUMNS = 4  # policies side by side: more do not fit on paper
 READING = (
@@ -12,9 +12,13 @@ READING = (
 )
 
 
-def section(found: Evaluation) -> Section:
-    """The finding, a table of the policies, one of their differences, and the figure."""
-    blocks: list[Block] = [text(sentence(found)), text(READING)]
+def section(found: Evaluation, said: bool = False) -> Section:
+    """The finding (unless the page has `said` it), the figure, a table of the policies, and their differences, folded."""
+    blocks: list[Block] = [*([] if said else [text(sentence(found))]), text(READING)]
+    ks = {name for policy in found.policies for name in policy["measures"] if name.startswith("pass@")}
+    if len(ks) > 1:
+        caption = f"pass@k against the number of responses k, with {INTERVALS}."
+        blocks.append(figure(rates_against_k(found.policies), caption))
     for start in range(0, len(found.policies), MOST_COLUMNS):
         part = Evaluation(found.settings, found.policies[start : start + MOST_COLUMNS], [])
         columns, rows = policies_rows(part)
@@ -22,11 +26,7 @@ def section(found: Evaluation) -> Section:
         blocks.append(table(f"{asked}; value [{INTERVALS}]", columns, rows))
     if found.differences:
         columns, rows = difference_rows(found)
-        blocks.append(table(difference_title(found), columns, rows))
-    ks = {name for policy in found.policies for name in policy["measures"] if name.startswith("pass@")}
-    if len(ks) > 1:
-        caption = f"pass@k against the number of responses k, with {INTERVALS}."
-        blocks.append(figure(rates_against_k(found.policies), caption))
+        blocks.append(fold("Differences, prompt by prompt", [table(difference_title(found), columns, rows)]))
     return Section("evaluation", "Evaluation", blocks)
 
 

@@ -52,7 +52,7 @@ def sections_of(folder: Path) -> list[Section]:
     if study is not None:
         sections.append(report_study.assumptions(study))
     if sources.evaluation is not None:
-        sections.append(report_evaluation.section(sources.evaluation))
+        sections.append(report_evaluation.section(sources.evaluation, said=study is None and runs is None))
     if shown := completions.section(sources):
         sections.append(shown)
     limits = (report_study.limits(study) if study else []) + (report_runs.limits(runs) if runs else [])

@@ -207,3 +207,10 @@ def test_the_opening_figure_draws_each_policy_of_each_estimator(study: Study) ->
         ends = np.clip([low, high], 1 / WIDEST, WIDEST)
         assert any(np.allclose(line, ends) for line in drawn)
     clashes(ax)
+
+
+def test_many_unknown_names_differ_in_colour_and_marker() -> None:
+    names = [f"step {step}" for step in range(12)]
+    assert len({colour(name, names) for name in names}) == len({marker(name, names) for name in names}) == 12
+    known = ["opo", *names[:11]]
+    assert len({colour(name, known) for name in known}) == 12
