@@ -100,10 +100,8 @@ def _place(name: str, names: Sequence[str]) -> int:
         place = PLACE_OF.get(base.removesuffix("_loo"))
         if place is not None and (other == base or place not in places.values()):
             places[other] = place
-    ordered = (
-        *range(len(PALETTE), len(MARKERS)),
-        *range(len(PALETTE)),
-    )  # those of known names only where the others are taken
+    # places of known names only where the others are taken
+    ordered = (*range(len(PALETTE), len(MARKERS)), *range(len(PALETTE)))
     free = [place for place in ordered if place not in places.values()]
     unknown = [other for other in dict.fromkeys((*names, name)) if other not in places]
     return places[name] if name in places else free[unknown.index(name) % len(free)]

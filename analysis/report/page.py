@@ -42,7 +42,7 @@ def sections_of(folder: Path) -> list[Section]:
     """The answer, then variance, training, audits and completions as far as the folder has them, the limits, and what to cite."""
     sources = Sources.of(folder)
     study, runs = sources.study, sources.runs
-    if sources.several and runs is None and sources.evaluation is None:
+    if sources.several:
         return several.sections(sources.several)
     sections = [answer.section(sources)]
     if study is not None:

@@ -28,7 +28,7 @@ class Sources:
     study: Study | None
     runs: Runs | None
     evaluation: Evaluation | None = None
-    several: "dict[str, Sources]" = field(default_factory=dict)  # studies below a folder that is none itself
+    several: "dict[str, Sources]" = field(default_factory=dict)  # studies below a folder that has nothing else
 
     @classmethod
     def of(cls, folder: Path) -> "Sources":
@@ -37,8 +37,9 @@ class Sources:
         study = load_study(study_folder) if study_folder else None
         runs = load_runs(folder) if any(folder.rglob("run.json")) else None
         evaluation = load_evaluation(folder) if (folder / EVALUATION).is_file() else None
-        below = {} if study_folder else {name: cls.of(path) for name, path in study_folders(folder).items()}
-        if study is None and runs is None and evaluation is None and not below:
+        alone = study is None and runs is None and evaluation is None
+        below = {name: cls.of(path) for name, path in study_folders(folder).items()} if alone else {}
+        if alone and not below:
             raise UserError(f"{folder}: nothing to report on (no result.json, no {EVALUATION}, no run folder)")
         return cls(folder, study_folder, study, runs, evaluation, below)
 

@@ -230,9 +230,8 @@ def gram(device: str, tiny: bool, shape: str) -> dict[str, Any]:
         found[f"{name}_plain_s"], found[f"{name}_gram_s"] = seconds(device, plain), seconds(device, whole)
         found[f"{name}_ratio"] = found[f"{name}_gram_s"] / found[f"{name}_plain_s"]
         found[f"{name}_plain_gib"], found[f"{name}_gram_gib"] = peak_gib(device, plain), peak_gib(device, whole)
-        small = score_gram(
-            qwen("tiny", dtype).to(device), *exact_inputs
-        )  # drawn on the CPU, as the exact one's weights
+        # weights drawn on the CPU, as the exact one's
+        small = score_gram(qwen("tiny", dtype).to(device), *exact_inputs)
         found[f"{name}_error"] = relative(small, exact)
         del model, policy
     return found | {"ok": found["float32_error"] < 1e-3 and found["bfloat16_error"] < 0.2}

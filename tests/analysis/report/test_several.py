@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from studies import bandit_study
+from studies import bandit_study, write_run
 
 from analysis.plots.several import ratio_across
 from analysis.report.page import write_report
@@ -37,6 +37,13 @@ def test_a_page_of_several_studies(tmp_path: Path) -> None:
         assert html.count(label) >= 3  # in the figure and in both tables
     assert "at each study’s default group size" in html
     assert html.count("<summary>sums</summary>") == 2  # its results, and what to cite
+
+
+def test_a_folder_of_runs_is_reported_on_whatever_studies_lie_below(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "one", "opo", 0, 0.01)
+    (tmp_path / "runs" / "study").mkdir()
+    (tmp_path / "runs" / "study" / "result.json").write_text("{cut")
+    assert "one seed has no interval" in write_report(tmp_path / "runs").read_text(encoding="utf-8")
 
 
 def test_the_sentence_counts_intervals_that_leave_out_one() -> None:
