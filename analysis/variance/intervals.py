@@ -39,21 +39,24 @@ class Tails:
     """From quantiles of t* to critical values: outwards, towards what the sample has not seen.
 
     A share of the way to Student's where those are wider; the longer tail lengthened by its ratio to the shorter one, to the
-    power `lean`, since a tail that shows in two dozen prompts is longer still; then each by a factor of its own.
+    power `lean`, since a tail that shows in two dozen prompts is longer still; then each by a share of its own at 24
+    prompts, which falls as 1 / sqrt(P).
     """
 
     towards_student: float = 0.25
     lean: float = 0.0
-    low: float = 1.0
-    high: float = 1.0
+    low: float = 0.0
+    high: float = 0.0
     high_as_student: bool = False  # the upper one at least Student's
 
 
-RATIO = Tails()
+MEAN = Tails()
+RATIO = Tails(low=0.07, high=0.12)
+BIAS = Tails(low=0.13)
 COMPARISON = Tails(
-    towards_student=0.5, lean=1.0
+    towards_student=0.75, lean=0.25, high=0.2
 )  # of two estimators, whose paired difference a rare prompt may reverse
-COSINE = Tails(low=0.85, high=1.3, high_as_student=True)  # prompts whose mean estimate points elsewhere are rare
+COSINE = Tails(high=0.4, high_as_student=True)  # prompts whose mean estimate points elsewhere are rare
 
 
 def resample_counts(num_prompts: int, num_bootstrap: int, rng: np.random.Generator) -> Array:
@@ -222,7 +225,7 @@ def studentised_means(values_P: Array, counts_BP: Array) -> Array:
     return _divide(mean_B, np.sqrt(variance_B / (num_prompts - 1)), np.abs(centred_P).max(-1, keepdims=True))
 
 
-def critical_values(t_B: Array, num_prompts: int, level: float | Array, tails: Tails = RATIO) -> tuple[Array, Array]:
+def critical_values(t_B: Array, num_prompts: int, level: float | Array, tails: Tails = MEAN) -> tuple[Array, Array]:
     """Critical values (low, high) from t*, over its last axis; see `Tails`."""
     tail = (1 - np.asarray(level)) / 2
     wide = student.ppf(1 - tail, num_prompts - 1)
@@ -236,7 +239,8 @@ def critical_values(t_B: Array, num_prompts: int, level: float | Array, tails: T
         ratio = np.clip(ratio, 1 / _LONGEST, _LONGEST)
         low, high = low * np.maximum(1 / ratio, 1.0), high * np.maximum(ratio, 1.0)
     high = np.maximum(high, wide) if tails.high_as_student else high
-    return low * tails.low, high * tails.high
+    few = np.sqrt(24 / num_prompts)
+    return low * (1 + few * tails.low), high * (1 + few * tails.high)
 
 
 def _lognormal_weight(log_P: Array) -> float:

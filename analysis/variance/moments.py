@@ -20,6 +20,7 @@ from typing import Self
 import numpy as np
 
 from analysis.variance.intervals import (
+    BIAS,
     COSINE,
     RATIO,
     Array,
@@ -170,7 +171,7 @@ class Row:
 
 def bias_interval(moments: Moments, counts_BP: Array, level: float = 0.95) -> Interval:
     """Interval of |E g - grad J| / |grad J|."""
-    low, high = ratio_interval(moments.error, moments.reference, counts_BP, level)
+    low, high = ratio_interval(moments.error, moments.reference, counts_BP, level, tails=BIAS)
     return _root(low), _root(high)
 
 

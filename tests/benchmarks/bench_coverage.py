@@ -1,6 +1,6 @@
 """The table of analysis/variance/README.md: how often 95 % intervals of a variance study hold the truth (`tests/support/interval_coverage.py`).
 
-python tests/benchmarks/bench_coverage.py [prompts in the bank] [replicates] [population: binary, graded, hard]
+python tests/benchmarks/bench_coverage.py [prompts in the bank] [replicates] [population: binary, graded, hard, signed, tail]
 """
 
 import sys
@@ -10,11 +10,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from interval_coverage import bank, coverage
 
-SCALES = {
-    "binary": (0.0, 0.25, 0.5, 0.75, 1.0),
-    "graded": (0.0, 0.5, 1.0, "gamma", "two"),
-    "hard": (0.0, 0.5, 1.0, "gamma", "two"),
-}
+SCALES = {"binary": (0.0, 0.25, 0.5, 0.75, 1.0)}
+OTHER_SCALES = (0.0, 0.5, 1.0, "gamma", "two")
 KINDS = (
     "trace_cov", "signal", "relative_variance", "mse", "mse_rescaled", "bias", "cosine", "ratio of relative variances", "ratio of traces",
 )  # fmt: skip
@@ -23,7 +20,7 @@ KINDS = (
 def main() -> None:
     given = sys.argv[1:] + ["4000", "2000", "binary"][len(sys.argv) - 1 :]
     size, replicates, population = int(given[0]), int(given[1]), given[2]
-    scales = SCALES[population]
+    scales = SCALES.get(population, OTHER_SCALES)
     start = time.process_time()
     print(
         f"{population}: {size} prompts in the bank, {replicates} replicates; coverage in %, lowest to highest estimator"

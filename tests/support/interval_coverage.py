@@ -14,6 +14,7 @@ import numpy as np
 from analysis.variance.compare import compare
 from analysis.variance.exact import Population, softmax_bandit
 from analysis.variance.intervals import (
+    BIAS,
     COMPARISON,
     COSINE,
     RATIO,
@@ -41,26 +42,41 @@ Ratio = tuple[str, str, Array, Array, Tails]  # estimator, kind of number, x and
 
 
 def binary(rng: np.random.Generator) -> Population:
-    """A bandit of six arms, of which one to five earn a reward, with long and short ones. The tails were chosen on these."""
+    """A bandit of six arms, of which one to five earn a reward, with long and short ones."""
     rewards = rng.permutation(np.arange(6) < rng.integers(1, 6)).astype(np.float64)
     return softmax_bandit(rng.normal(size=6), rewards, lengths=rng.integers(1, 12, 6))
 
 
 def graded(rng: np.random.Generator) -> Population:
-    """Held out: twelve arms of rewards between 0 and 1 that fall with length, lengths log-normal."""
+    """Twelve arms of rewards between 0 and 1 that fall with length, lengths log-normal."""
     lengths = np.ceil(np.exp(rng.normal(2.0, 0.7, 12)))
     rewards = np.clip(rng.beta(0.6, 0.6, 12) - 0.01 * lengths, 0.0, 1.0)
     return softmax_bandit(1.5 * rng.normal(size=12), rewards, lengths)
 
 
 def hard(rng: np.random.Generator) -> Population:
-    """Held out: one right arm of eight, whose probability is anything from 2 to 98 %: many groups are silent."""
+    """One right arm of eight, whose probability is anything from 2 to 98 %: many groups are silent."""
     right = rng.beta(0.7, 0.7) * 0.96 + 0.02
     wrong = rng.dirichlet(np.ones(7)) * (1 - right)
     return softmax_bandit(np.log(np.r_[right, wrong] + 1e-6), np.r_[1.0, np.zeros(7)], rng.integers(1, 30, 8))
 
 
-POPULATIONS = {"binary": binary, "graded": graded, "hard": hard}
+def signed(rng: np.random.Generator) -> Population:
+    """Held out: ten arms of rewards -1, 0 and 1, every third or so four times as long."""
+    rewards = rng.choice([-1.0, 0.0, 1.0], size=10, p=[0.4, 0.3, 0.3])
+    rewards[:2] = -1, 1
+    return softmax_bandit(1.2 * rng.normal(size=10), rewards, 1 + rng.poisson(20, 10) * rng.choice([1, 4], 10))
+
+
+def tail(rng: np.random.Generator) -> Population:
+    """Held out: sixteen arms whose probabilities fall as a power, any share of them right, wrong ones longer."""
+    logits = -1.2 * np.log(np.arange(1, 17)) + 0.5 * rng.normal(size=16)
+    rewards = (rng.random(16) < rng.beta(1, 1)).astype(np.float64)
+    rewards[rng.integers(16)], rewards[rng.integers(16)] = 1, 0
+    return softmax_bandit(logits, rewards, np.ceil(np.exp(rng.normal(3 + 0.3 * (1 - rewards), 0.4))))
+
+
+POPULATIONS = {"binary": binary, "graded": graded, "hard": hard, "signed": signed, "tail": tail}
 
 
 def bank(size: int, group_size: int, seed: int = 0, population: str = "binary") -> dict[str, Moments]:
@@ -79,7 +95,7 @@ def ratios(moments: dict[str, Moments], group_size: int) -> Iterator[Ratio]:
         yield name, "mse", m.trace + m.error, m.reference, RATIO
         yield name, "mse_rescaled", product_of_means(m.cross, m.cross, over=m.reference), m.second, RATIO
         if name in BIASED and not (group_size == 2 and name == "group_standardized"):  # there a multiple of the mean
-            yield name, "bias", m.error, m.reference, RATIO
+            yield name, "bias", m.error, m.reference, BIAS
             yield name, "cosine", product_of_means(m.cross, m.cross, over=m.reference), m.signal, COSINE
         if name != "leave_one_out" and not (group_size == 2 and name in ("group_standardized", "length_weighted_loo")):
             denominator = product_of_means(base.trace, m.signal, over=base.signal)

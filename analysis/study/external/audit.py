@@ -21,7 +21,15 @@ from scipy.stats import binomtest, spearmanr
 from analysis.study.external.groups import Group
 from analysis.study.external.record import RewardChoice
 from analysis.variance.estimators import Estimator, Groups, resolve
-from analysis.variance.intervals import FEWEST, Array, mean_interval, product_of_means, ratio_interval, resample_counts
+from analysis.variance.intervals import (
+    FEWEST,
+    MEAN,
+    Array,
+    mean_interval,
+    product_of_means,
+    ratio_interval,
+    resample_counts,
+)
 from opo.rounding import all_equal, levelled
 
 UNIT = "leave_one_out"
@@ -140,7 +148,7 @@ def _plain_mean(values: Sequence[float], num_bootstrap: int, rng: np.random.Gene
         return {"value": None, "low": None, "high": None}
     values_P = np.array(values)
     counts_BP = resample_counts(len(values_P), num_bootstrap, rng)
-    low, high = ratio_interval(values_P, np.ones_like(values_P), counts_BP, nonnegative=False)
+    low, high = ratio_interval(values_P, np.ones_like(values_P), counts_BP, nonnegative=False, tails=MEAN)
     return _estimate(values_P.mean(), max(low, -1.0), min(high, 1.0), len(values_P))
 
 

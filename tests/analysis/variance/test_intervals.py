@@ -49,7 +49,7 @@ def test_ratio_interval_covers_at_two_dozen_prompts_where_the_percentile_does_no
         mine.append(held(ratio_interval(trace_P, signal_P, counts_BP), 2.0))
         ratio_B = (counts_BP @ trace_P) / (counts_BP @ signal_P)
         percentile.append(held(np.quantile(ratio_B, [0.025, 0.975]), 2.0))
-    assert 0.93 <= np.mean(mine) <= 0.97
+    assert 0.935 <= np.mean(mine) <= 0.98
     assert np.mean(percentile) < np.mean(mine)
 
 
@@ -113,7 +113,7 @@ def test_ratio_interval_is_the_set_of_accepted_ratios(shift):
     counts_BP = resample_counts(PROMPTS, 999, rng)
     low, high = ratio_interval(x, y, counts_BP)
     residual = x - x.mean() / y.mean() * y if y.mean() > 0 else -y
-    q_low, q_high = critical_values(studentised_means(residual, counts_BP), PROMPTS, 0.95)
+    q_low, q_high = critical_values(studentised_means(residual, counts_BP), PROMPTS, 0.95, RATIO)
     theta = np.concatenate([np.linspace(0, 50, 50_001), np.geomspace(50, 1e6, 2000)])
     difference = x - theta[:, None] * y
     t = difference.mean(1) / (difference.std(1, ddof=1) / np.sqrt(PROMPTS))
@@ -188,8 +188,10 @@ def test_tails_move_outwards():
     low, high = critical_values(t_B, PROMPTS, 0.95, Tails(towards_student=0.0))
     longer = critical_values(t_B, PROMPTS, 0.95, Tails(towards_student=0.0, lean=1.0))
     assert longer == pytest.approx((low, high * high / -low))
-    cosine = critical_values(t_B, PROMPTS, 0.95, Tails(towards_student=0.0, low=0.5, high=2.0, high_as_student=True))
-    assert cosine == pytest.approx((0.5 * low, 2 * max(high, student.ppf(0.975, PROMPTS - 1))))
+    cosine = critical_values(t_B, PROMPTS, 0.95, Tails(towards_student=0.0, low=0.1, high=0.4, high_as_student=True))
+    assert cosine == pytest.approx((1.1 * low, 1.4 * max(high, student.ppf(0.975, PROMPTS - 1))))
+    many = critical_values(t_B, 100 * PROMPTS, 0.95, Tails(towards_student=0.0, low=0.1))
+    assert many == pytest.approx((1.01 * low, high))
 
 
 def check_coverage(scales, group_sizes, prompt_counts, replicates, least, most):
@@ -205,13 +207,13 @@ def check_coverage(scales, group_sizes, prompt_counts, replicates, least, most):
 
 def test_every_kind_of_interval_covers():
     """A small part of tests/benchmarks/bench_coverage.py; 400 replicates have an error of 1.1 %."""
-    check_coverage((0.5,), (8,), (24,), 400, 0.90, 0.995)
+    check_coverage((0.5,), (8,), (24,), 400, 0.905, 1.0)
 
 
 @pytest.mark.prove
 def test_every_kind_of_interval_covers_at_all_scales():
-    """92 to 98 %, and three times the error of 1500 replicates, 0.6 %."""
-    check_coverage((0.0, 0.5, 1.0), (2, 8), (24, 48), 1500, 0.905, 0.993)
+    """At least 93 %, less three times the error of 1500 replicates, 0.6 %."""
+    check_coverage((0.0, 0.5, 1.0), (2, 8), (24, 48), 1500, 0.912, 0.999)
 
 
 def test_product_of_means_has_its_value_and_the_spread_of_the_delta_method():
