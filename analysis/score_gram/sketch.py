@@ -1,7 +1,6 @@
 """Gram matrix of scores by random projection, where the exact one costs too much: time and memory linear in N.
 
-Every coordinate of a score goes, with a random sign, into one of d bins (a count sketch, Charikar, Chen and Farach-Colton 2002;
-Weinberger et al. 2009): s_n = S z_n with E[S^T S] = I, so <s_n, s_m> is an unbiased estimate of <z_n, z_m> with
+s_n = S z_n is a count sketch of the score (`analysis.score_gram.count_sketch`), so <s_n, s_m> is an unbiased estimate of <z_n, z_m> with
 
     Var <s_n, s_m> <= (|z_n|^2 |z_m|^2 + <z_n, z_m>^2) / d,
 
@@ -9,19 +8,18 @@ that is a relative standard error of at most sqrt(2 / d) for squared norms. Bloc
 each other with the same S, so no two of them need to be in memory at once.
 """
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from analysis.score_gram.core import accumulate_scores, metric_scales, trainable_parameters, verify_norms
+from analysis.score_gram.count_sketch import count_sketch
 from analysis.score_gram.inputs import Batch
 from analysis.score_gram.layers import Contribution, as_matrix, row_blocks
 
-BLOCK = 2**16  # coordinates that are permuted at once
+BLOCK = 2**16  # coordinates that are projected at once
 
 
 @dataclass(frozen=True)
@@ -54,19 +52,8 @@ class SketchAccumulator:
         norms_N = torch.zeros(n, dtype=torch.float64, device=device)
         for low, block_NC in row_blocks(contributions, buffer, (n, rows, columns), step, scale):
             norms_N += block_NC.square().sum(1, dtype=torch.float64)
-            self.sketch_ND += self._project(name, low, block_NC)
+            self.sketch_ND += count_sketch(block_NC, self.dim, self.seed, name, low)
         self.squared_norms[name] = norms_N
-
-    def _project(self, name: str, low: int, block_NC: Tensor) -> Tensor:
-        """Random signs, a random permutation, and the sum of what falls into the same of d bins."""
-        n, size = block_NC.shape
-        seed = np.random.SeedSequence([self.seed, zlib.crc32(name.encode()), low]).generate_state(1, np.uint64)[0]
-        rng = torch.Generator().manual_seed(int(seed) >> 1)
-        padded = -(-size // self.dim) * self.dim
-        place = torch.randperm(padded, generator=rng).to(block_NC.device)
-        sign = torch.randint(0, 2, (size,), generator=rng).to(block_NC) * 2 - 1
-        spread = torch.nn.functional.pad(block_NC * sign, (0, padded - size))
-        return spread[:, place].view(n, -1, self.dim).sum(1)
 
 
 def sketch_gram(

@@ -9,12 +9,11 @@ with leave-one-out A, is kept as a random projection; <u_p, u_q> over p != q is 
 error that the projection to d dimensions adds to |sum_p u_p|^2 is at most sqrt(2 / d).
 """
 
-import zlib
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from analysis.score_gram.count_sketch import count_sketch
 from analysis.variance.intervals import Array, product_of_means, ratio_interval
 from analysis.variance.moments import Moments
 
@@ -44,22 +43,10 @@ class Projection:
 
 
 def project(vector: Tensor, name: str, dim: int) -> Tensor:
-    """A count sketch: each coordinate with a random sign into one of `dim` bins, the same for the same name, (dim,) float64.
-
-    Rows of `dim` coordinates go to the bins in order, turned by a random offset: two coordinates meet with a chance of 1 / dim at
-    most, which is all that the error needs.
-    """
-    projection = torch.zeros(dim, dtype=torch.float64, device=vector.device)
-    for low in range(0, len(vector), BLOCK):
-        part = vector[low : low + BLOCK]
-        rng = np.random.Generator(np.random.SFC64(np.random.SeedSequence([zlib.crc32(name.encode()), low])))
-        bits = np.unpackbits(np.frombuffer(rng.bytes(-(-len(part) // 8)), np.uint8), count=len(part))
-        signed = part * (1 - 2 * torch.from_numpy(bits).to(part.device).to(part.dtype))
-        rows_RD = torch.nn.functional.pad(signed, (0, -len(part) % dim)).view(-1, dim)
-        for row_D, offset in zip(rows_RD, rng.integers(dim, size=len(rows_RD)).tolist(), strict=True):
-            projection[offset:] += row_D[: dim - offset]
-            projection[:offset] += row_D[dim - offset :]
-    return projection
+    """The count sketch of a parameter's coordinates, the same signs and bins for the same name, (dim,) float64."""
+    blocks = range(0, len(vector), BLOCK)
+    sketches = (count_sketch(vector[None, low : low + BLOCK], dim, name, low)[0] for low in blocks)
+    return sum(sketches, torch.zeros(dim, dtype=torch.float64, device=vector.device))
 
 
 def mean_gradient_values(gradients_PD: Array) -> Array:
