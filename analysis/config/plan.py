@@ -8,7 +8,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from analysis.study.config import VarianceConfig, complaints, read_study
-from opo.config.plan import PlanTrain, one_speed
+from opo.config.plan import PlanTrain, Where, one_speed
 from opo.config.plan import load_config as load_training
 from opo.config.read import shown
 from opo.errors import UserError
@@ -19,24 +19,16 @@ Power = Annotated[float, Field(ge=0.5, le=0.99)]
 
 
 @dataclass(config=STRICT)
-class PlanVariance(VarianceConfig):
+class PlanVariance(Where, VarianceConfig):
     """A variance study, where it would run, and the difference that it should resolve."""
 
     planned: Literal["variance"] = "variance"
-    ranks: Count = 1  # processes under torchrun, a device each
-    device_gib: Positive | None = None  # memory of each device; null: what is found here
-    prompt_tokens: Count | None = None  # of a prompt; null: as the task's first prompts are, where they are at hand
     policies: Count = 1  # that are studied, each on all prompts: a run's start and its checkpoints
     seconds_per_prompt: Positive | None = None  # on one rank; null: measured, or at best
     pilot: str | None = None  # the folder of an earlier study: how many prompts resolve `ratio` there
     estimator: str = "length_weighted"  # compared with reference
     ratio: Ratio = 0.9  # the true ratio of their relative variances that an interval should tell from 1
     power: Power = 0.8  # the chance that it does
-    teraflops: Positive | None = (
-        None  # a second, that a rank really reaches: the time is then that of the model's arithmetic
-    )
-    measure: bool = False  # load the model and time one prompt
-    json: bool = False  # for machines, one object
 
     @property
     def pilot_folder(self) -> Path:

@@ -15,21 +15,27 @@ from opo.keys import STRICT, Count, Positive
 
 
 @dataclass(config=STRICT)
-class PlanTrain(RunConfig):
-    """A training, where it would run, and what is known of its speed."""
+class Where:
+    """Where the work would run, and what is known of its speed."""
 
-    planned: Literal["train"] = "train"
     ranks: Count = 1  # processes under torchrun, a device each
     device_gib: Positive | None = None  # memory of each device; null: what is found here
     prompt_tokens: Count | None = None  # of a prompt; null: as the task's first prompts are, where they are at hand
-    response_tokens: Count | None = None  # of a mean response, for the time; null: rollout.max_new_tokens
-    sampling_tokens_per_s: Positive | None = None  # of one rank; null: measured, or at best
-    update_tokens_per_s: Positive | None = None  # of one rank
     teraflops: Positive | None = (
         None  # a second, that a rank really reaches: the time is then that of the model's arithmetic
     )
-    measure: bool = False  # load the model and time two steps
+    measure: bool = False  # load the model and time two steps of a training, or the pools of a few prompts
     json: bool = False  # for machines, one object
+
+
+@dataclass(config=STRICT)
+class PlanTrain(Where, RunConfig):
+    """A training, where it would run, and what is known of its speed."""
+
+    planned: Literal["train"] = "train"
+    response_tokens: Count | None = None  # of a mean response, for the time; null: rollout.max_new_tokens
+    sampling_tokens_per_s: Positive | None = None  # of one rank; null: measured, or at best
+    update_tokens_per_s: Positive | None = None  # of one rank
 
     @property
     def run(self) -> RunConfig:
