@@ -56,6 +56,11 @@ class Evidence:
         return max(self.replicates + 1, math.ceil(self.replicates * (width / distance) ** 2))
 
 
+def _exp(x: float) -> float:
+    """e^x, inf where that is beyond float64, as the end of an interval over two values that differ may be."""
+    return math.exp(x) if x < 709 else math.inf
+
+
 @dataclass(frozen=True)
 class MeanEvidence(Evidence):
     """Evidence from independent values, one a replicate, by Student's t; `back` maps the scale of the mean to the effect's."""
@@ -67,13 +72,13 @@ class MeanEvidence(Evidence):
     @classmethod
     def of(cls, values: Sequence[float], unit: str, note: str = "", log: bool = False) -> "MeanEvidence":
         """`log`: the values are logarithms of a ratio, which is the effect."""
-        back, forth = (math.exp, math.log) if log else (float, float)
+        back, forth = (_exp, math.log) if log else (float, float)
         count, mean = len(values), float(np.mean(values))
 
         def interval(level: float) -> tuple[float, float]:
             if count < 2:
                 return -math.inf, math.inf
-            half = student.ppf((1 + level) / 2, count - 1) * float(np.std(values, ddof=1)) / math.sqrt(count)
+            half = float(student.ppf((1 + level) / 2, count - 1)) * float(np.std(values, ddof=1)) / math.sqrt(count)
             return back(mean - half), back(mean + half)
 
         return cls(back(mean), interval, unit, count, note, values=tuple(values), back=back, forth=forth)

@@ -5,6 +5,8 @@ measured on frozen responses of OPO's start, middle and end; every claim of the 
 the results and what they do not show. Finished parts are recognised, so the same command resumes after an interruption.
 """
 
+from collections.abc import Collection
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from analysis.runs.load import load as load_runs
 from analysis.study import run as study
 from analysis.study.config import VarianceConfig
 from analysis.study.config import load_config as load_study_config
+from analysis.study.result import Study
 from analysis.study.tables import moments_table
 from analysis.tracking.record import record
 from opo.cli import quoted
@@ -41,7 +44,7 @@ TRAININGS: dict[str, list[str]] = {
     "grpo off-policy": ["algo.updates_per_rollout=4", "algo.minibatches=4"],
     "ppo": [],
 }
-LONGEST = ("ppo", "grpo off-policy")  # several updates a batch: begun first, so that none of them runs alone at the end
+EARLY = ("opo", "ppo")  # OPO's checkpoints are what is measured, and PPO's runs are the longest
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,7 @@ def main(values: dict[str, Any], folder: Path) -> None:
     """Train, measure, judge, and write the page."""
     config, console = load_config(values), wide_console()
     plans = trainings(config)
-    chosen = work(config, plans, folder, console)
-    page, tables = conclude(chosen, folder)
+    page, tables = conclude(work(config, plans, folder, console), folder)
     console.print(*tables)
     for result in (folder / "variance", folder):
         record(result, config.tracking)
@@ -71,29 +73,38 @@ def main(values: dict[str, Any], folder: Path) -> None:
     )
 
 
-def work(config: VerifyConfig, plans: list[Training], folder: Path, console: Console) -> VarianceConfig:
-    """The trainings, then the pools of the variance study on OPO's checkpoints; returns that study's config."""
+def work(config: VerifyConfig, plans: list[Training], folder: Path, console: Console) -> Study:
+    """The trainings, and as soon as OPO's are there its variance study, so that no process waits for another at the end."""
+
+    def submit(kinds: Collection[str]) -> dict[Future[Any], str]:
+        chosen = [plan for kind in kinds for plan in plans if plan.kind == kind]
+        return {pool.submit(train_in, folder / plan.name, plan.overrides): plan.name for plan in chosen}
+
     with workers(config.jobs) as pool:
-        by_length = sorted(plans, key=lambda plan: LONGEST.index(plan.kind) if plan.kind in LONGEST else len(LONGEST))
-        finish(console, "training", {pool.submit(train_in, folder / p.name, p.overrides): p.name for p in by_length})
-        checkpoints = [str(folder / plan.name) for plan in plans if plan.name.startswith("opo-")]
-        chosen = load_study_config(study_values(config, checkpoints))
+        opo, ppo = submit(["opo"]), submit(["ppo"])
+        finish(console, "training OPO", opo)
+        chosen = load_study_config(study_values(config, [str(folder / name) for name in opo.values()]))
         shards = [replace(chosen, shard=f"{which}/{config.jobs}") for which in range(config.jobs)]
-        finish(
-            console,
-            "measuring",
-            {pool.submit(study.measure, s, folder / "variance"): f"shard {s.shard}" for s in shards},
-        )
-    return chosen
+        pools = {pool.submit(study.measure, s, folder / "variance"): f"shard {s.shard}" for s in shards}
+        others = ppo | submit([kind for kind in TRAININGS if kind not in EARLY])
+        finish(console, "measuring", pools)
+        findings = pool.submit(find, chosen, folder / "variance")
+        finish(console, "training", others)
+        return findings.result()
 
 
-def conclude(chosen: VarianceConfig, folder: Path) -> tuple[Path, list[RichTable]]:
+def find(chosen: VarianceConfig, folder: Path) -> Study:
+    """In a worker: the study's tables, figures and ledgers, from the pools on disk."""
+    measured = study.conclude(chosen, folder)
+    write_findings(measured, folder)
+    return measured
+
+
+def conclude(measured: Study, folder: Path) -> tuple[Path, list[RichTable]]:
     """Tables, figures, ledger and page from what is on disk.
 
     Claims about variance are judged at the last policy; variance/ledger/ has those of every policy.
     """
-    measured = study.conclude(chosen, folder / "variance")
-    write_findings(measured, folder / "variance")
     runs = with_groups(load_runs(folder))
     ledger = judge(evidence_of(Material(measured.only(measured.last_policy), runs=runs, folder=folder)))
     save(ledger, folder)

@@ -14,10 +14,17 @@ from rich.console import Console
 
 @contextmanager
 def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """Fresh processes of one thread each: a training changes its process, and a fork would copy this one's threads."""
+    """Fresh processes of one thread each: a training changes its process, and a fork would copy this one's threads.
+
+    After a failure what has begun ends, and what has not is not begun.
+    """
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _leave_with_parent) as pool:
-        yield pool
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _leave_with_parent() -> None:
@@ -33,11 +40,8 @@ def _leave_with_parent() -> None:
 
 
 def finish(console: Console, what: str, jobs: dict[Future[Any], str]) -> None:
-    """Wait for all, saying which is done; the first failure cancels those that have not begun and is raised."""
+    """Wait for all, saying which is done; the first failure is raised."""
     for number, job in enumerate(as_completed(jobs), 1):
-        if job.exception() is not None:
-            for other in jobs:
-                other.cancel()
         job.result()
         console.print(f"{what} {number}/{len(jobs)}: {jobs[job]}", highlight=False)
 

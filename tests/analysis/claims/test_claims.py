@@ -262,3 +262,11 @@ def test_the_table_of_claims() -> None:
     }
     promised |= {"distinct_above_grpo", "self_bleu_below_grpo", "repetition_below_grpo"}
     assert promised <= {c.id for c in CLAIMS}
+
+
+def test_an_interval_of_a_ratio_over_two_seeds_that_differ_may_have_no_end() -> None:
+    evidence = MeanEvidence.of([-3.0, 4.0], "seeds", log=True)
+    assert evidence.effect == pytest.approx(math.exp(0.5))
+    low, high = evidence.interval(0.9999)
+    assert low == pytest.approx(math.exp(0.5 - 3.5 * float(stats.t.ppf(0.99995, 1))))
+    assert high == math.inf

@@ -79,7 +79,7 @@ def test_it_concludes_from_what_is_on_disk(tmp_path: Path) -> None:
         folder = PoolFolder(tmp_path / "variance" / "pools" / stage.name, setting_of(chosen, stage))
         for number in range(config.prompts):
             bandit_pool(100 * i + number).save(folder.file(number))
-    page, tables = verify.conclude(chosen, tmp_path)
+    page, tables = verify.conclude(verify.find(chosen, tmp_path / "variance"), tmp_path)
     assert page == tmp_path / "report.html"
     assert len(tables) == 3
     claims = {claim["id"]: claim for claim in json.loads((tmp_path / "claims.json").read_text())["claims"]}
