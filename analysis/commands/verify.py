@@ -81,7 +81,7 @@ def work(config: VerifyConfig, plans: list[Training], folder: Path, console: Con
         return {pool.submit(train_in, folder / plan.name, plan.overrides): plan.name for plan in chosen}
 
     with workers(config.jobs) as pool:
-        opo, ppo = submit(["opo"]), submit(["ppo"])
+        opo, ppo = (submit([kind]) for kind in EARLY)
         finish(console, "training OPO", opo)
         chosen = load_study_config(study_values(config, [str(folder / name) for name in opo.values()]))
         shards = [replace(chosen, shard=f"{which}/{config.jobs}") for which in range(config.jobs)]

@@ -1,6 +1,6 @@
 """The table of analysis/variance/README.md: how often 95 % intervals of a variance study hold the truth (`tests/support/interval_coverage.py`).
 
-python tests/benchmarks/bench_coverage.py [prompts in the bank] [replicates] [population: binary, graded, hard, signed, tail]
+python tests/benchmarks/bench_coverage.py [prompts in the bank] [replicates] [population: binary, graded, hard, signed, tail, halves]
 """
 
 import sys

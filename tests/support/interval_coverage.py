@@ -62,21 +62,29 @@ def hard(rng: np.random.Generator) -> Population:
 
 
 def signed(rng: np.random.Generator) -> Population:
-    """Held out: ten arms of rewards -1, 0 and 1, every third or so four times as long."""
+    """Ten arms of rewards -1, 0 and 1, every third or so four times as long."""
     rewards = rng.choice([-1.0, 0.0, 1.0], size=10, p=[0.4, 0.3, 0.3])
     rewards[:2] = -1, 1
     return softmax_bandit(1.2 * rng.normal(size=10), rewards, 1 + rng.poisson(20, 10) * rng.choice([1, 4], 10))
 
 
 def tail(rng: np.random.Generator) -> Population:
-    """Held out: sixteen arms whose probabilities fall as a power, any share of them right, wrong ones longer."""
+    """Sixteen arms whose probabilities fall as a power, any share of them right, wrong ones longer."""
     logits = -1.2 * np.log(np.arange(1, 17)) + 0.5 * rng.normal(size=16)
     rewards = (rng.random(16) < rng.beta(1, 1)).astype(np.float64)
     rewards[rng.integers(16)], rewards[rng.integers(16)] = 1, 0
     return softmax_bandit(logits, rewards, np.ceil(np.exp(rng.normal(3 + 0.3 * (1 - rewards), 0.4))))
 
 
-POPULATIONS = {"binary": binary, "graded": graded, "hard": hard, "signed": signed, "tail": tail}
+def halves(rng: np.random.Generator) -> Population:
+    """Held out: four to twenty arms of rewards 0, 1/2 and 1, geometric lengths; which arms are likely has nothing to do with either."""
+    arms = int(rng.integers(4, 21))
+    rewards = rng.choice([0.0, 0.5, 1.0], size=arms)
+    rewards[:2] = 0, 1
+    return softmax_bandit(np.log(rng.dirichlet(np.full(arms, 0.8)) + 1e-4), rewards, rng.geometric(0.08, arms))
+
+
+POPULATIONS = {"binary": binary, "graded": graded, "hard": hard, "signed": signed, "tail": tail, "halves": halves}
 
 
 def bank(size: int, group_size: int, seed: int = 0, population: str = "binary") -> dict[str, Moments]:

@@ -207,13 +207,13 @@ def check_coverage(scales, group_sizes, prompt_counts, replicates, least, most):
 
 def test_every_kind_of_interval_covers():
     """A small part of tests/benchmarks/bench_coverage.py; 400 replicates have an error of 1.1 %."""
-    check_coverage((0.5,), (8,), (24,), 400, 0.905, 1.0)
+    check_coverage((0.5,), (8,), (24,), 400, 0.905, 0.995)
 
 
 @pytest.mark.prove
 def test_every_kind_of_interval_covers_at_all_scales():
-    """At least 93 %, less three times the error of 1500 replicates, 0.6 %."""
-    check_coverage((0.0, 0.5, 1.0), (2, 8), (24, 48), 1500, 0.912, 0.999)
+    """93 to 99.3 %, and three times the error of 1500 replicates, 0.6 and 0.2 %."""
+    check_coverage((0.0, 0.5, 1.0), (2, 8), (24, 48), 1500, 0.912, 0.998)
 
 
 def test_product_of_means_has_its_value_and_the_spread_of_the_delta_method():
