@@ -112,7 +112,7 @@ def ratios(moments: dict[str, Moments], group_size: int) -> Iterator[Ratio]:
 
 
 def factors(scale: float | str, rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Array, float]:
-    """Squared factors of the prompts' scores and their expectation: log-normal of that deviation, or one of two held out."""
+    """Squared factors of the prompts' scores and their expectation: log-normal of that deviation, or of one of two other laws."""
     if scale == "gamma":  # squared factors with a coefficient of variation of 1.4
         return rng.gamma(0.5, 2.0, shape), 1.0
     if scale == "two":  # one prompt in eight has scores four times as large
