@@ -156,7 +156,8 @@ class Rollouts:
 
     def rows_of(self, prompts: list[int]) -> Tensor:
         """Indices into N of all responses to these prompts, int64."""
-        return torch.tensor([p * self.group_size + g for p in prompts for g in range(self.group_size)])
+        rows = [p * self.group_size + g for p in prompts for g in range(self.group_size)]
+        return torch.tensor(rows, dtype=torch.int64)
 
     def select(self, prompts: list[int]) -> Self:
         """The same record of these prompts alone, in this order; padding is cut to the longest response left."""

@@ -5,13 +5,49 @@ backpropagated through the model micro-batch by micro-batch. So a loss that coup
 gives the same gradient however the micro-batches are cut.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from opo.batch import Rollouts
-from opo.model.policy import BatchScores, Policy
+from opo.model.forward import Microbatch
+from opo.model.policy import BatchScores, Policy, TokenScores
+
+
+@dataclass(frozen=True)
+class OpenPass:
+    """A forward pass over these prompts whose backward pass waits for weights."""
+
+    prompts: list[int]
+    part: Microbatch
+    scores: TokenScores
+
+
+def open_pass(
+    policy: Policy,
+    rollouts: Rollouts,
+    prompts: list[int],
+    likely_NT: Tensor,
+    entropy_weights_NT: Tensor | None = None,
+) -> tuple[BatchScores, OpenPass | None]:
+    """`policy.measure` of these prompts, for weights that depend on what it gives, in the forward pass that `accumulate` would repeat.
+
+    The graph is kept of prompts that have a nonzero weight in `likely_NT`, if they are one micro-batch of one process; otherwise
+    there is none, and `accumulate` makes its own.
+    """
+    likely = _weighing(rollouts, prompts, likely_NT, entropy_weights_NT)
+    parts = list(policy.parts(rollouts, likely)) if policy.world.size == 1 else []
+    if len(parts) != 1:
+        return policy.measure(rollouts, prompts), None
+    opened = OpenPass(likely, parts[0], policy.scores(rollouts, parts[0], entropy_grad=entropy_weights_NT is not None))
+    rest = policy.measure(rollouts, [p for p in prompts if p not in likely])
+    passed = BatchScores(torch.zeros_like(rest.logprobs_NT), torch.zeros_like(rest.entropies_NT))
+    passed.place(opened.part, opened.scores)
+    return rest.plus(passed, rollouts), opened
 
 
 def accumulate(
@@ -20,24 +56,26 @@ def accumulate(
     prompts: list[int],
     weights_NT: Tensor,
     entropy_weights_NT: Tensor | None = None,
+    opened: OpenPass | None = None,
 ) -> BatchScores:
     """Add -sum_nt (w_nt grad log pi(y_nt) + c_nt grad H_nt) over these prompts to the parameters' gradients.
 
     H_nt is the entropy of the distribution that token t of response n was drawn from, and c_nt its weight (none: no entropy term).
     A prompt whose responses all have zero weight (equal rewards, with most baselines) has no backward pass, and responses
-    that are the same go through the model once, with the sum of their weights.
+    that are the same go through the model once, with the sum of their weights. `opened`, which serves once, comes from `open_pass`
+    at the same parameters, and with entropy weights if there are some here.
     """
-    first_N = rollouts.first_N
-    weights_NT = torch.zeros_like(weights_NT).index_add(0, first_N, weights_NT)
-    c_NT = torch.zeros_like(weights_NT)
-    if entropy_weights_NT is not None:
-        c_NT = c_NT.index_add(0, first_N, entropy_weights_NT)
-    weighs_N = ((weights_NT != 0) | (c_NT != 0)).any(1)
-    active = [p for p in prompts if bool(weighs_N[rollouts.rows_of([p])].any())]
-    measured = policy.measure(rollouts, [p for p in prompts if p not in active])
-    logprobs_NT, entropies_NT = torch.zeros_like(measured.logprobs_NT), torch.zeros_like(measured.entropies_NT)
-    for part in policy.parts(rollouts, active):
-        scores = policy.scores(rollouts, part, entropy_grad=entropy_weights_NT is not None)
+    weights_NT = _of_first(rollouts, weights_NT)
+    c_NT = torch.zeros_like(weights_NT) if entropy_weights_NT is None else _of_first(rollouts, entropy_weights_NT)
+    active = _weighing(rollouts, prompts, weights_NT, c_NT)
+    done = opened.prompts if opened is not None and any(p in active for p in opened.prompts) else []
+    measured = policy.measure(rollouts, [p for p in prompts if p not in active and p not in done])
+    passed = BatchScores(torch.zeros_like(measured.logprobs_NT), torch.zeros_like(measured.entropies_NT))
+    passes: Iterator[tuple[Microbatch, TokenScores]] = (
+        (part, policy.scores(rollouts, part, entropy_grad=entropy_weights_NT is not None))
+        for part in policy.parts(rollouts, [p for p in active if p not in done])
+    )
+    for part, scores in chain(passes, [(opened.part, opened.scores)] if opened is not None and done else []):
         width = scores.mask_MT.shape[1]
         objective = (weights_NT[part.rows_M, :width].to(scores.logprobs_MT) * scores.logprobs_MT).sum()
         if entropy_weights_NT is not None:
@@ -46,14 +84,25 @@ def accumulate(
             (0.0 * objective).backward()
             continue
         (-objective).backward()
-        logprobs_NT[part.rows_M, :width] = scores.logprobs_MT.detach().double().cpu()
-        entropies_NT[part.rows_M, :width] = scores.entropies_MT.detach().double().cpu()
+        passed.place(part, scores)
     if not active:  # a zero gradient, not a missing one, so that the optimizer's momentum decays
         for parameter in policy.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
     policy.add_gradients()
-    policy.world.add(logprobs_NT, entropies_NT)
-    return BatchScores(measured.logprobs_NT + logprobs_NT[first_N], measured.entropies_NT + entropies_NT[first_N])
+    policy.world.add(passed.logprobs_NT, passed.entropies_NT)
+    return measured.plus(passed, rollouts)
+
+
+def _of_first(rollouts: Rollouts, weights_NT: Tensor) -> Tensor:
+    """Each response's weights with those of its duplicates, at the first of them."""
+    return torch.zeros_like(weights_NT).index_add(0, rollouts.first_N, weights_NT)
+
+
+def _weighing(rollouts: Rollouts, prompts: list[int], weights_NT: Tensor, c_NT: Tensor | None) -> list[int]:
+    """The prompts with a response that has a nonzero weight."""
+    weighs_NT = weights_NT != 0 if c_NT is None else (weights_NT != 0) | (c_NT != 0)
+    weighs_N = weighs_NT.any(1)
+    return [p for p in prompts if bool(weighs_N[rollouts.rows_of([p])].any())]
 
 
 def gradient_norm(parameters: list[torch.nn.Parameter]) -> float:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,21 @@ class BatchScores:
     logprobs_NT: Tensor
     entropies_NT: Tensor
     energies_NT: Tensor | None = None
+
+    def place(self, part: Microbatch, scores: TokenScores) -> None:
+        """Write a part's scores at its rows."""
+        width = scores.mask_MT.shape[1]
+        self.logprobs_NT[part.rows_M, :width] = scores.logprobs_MT.detach().double().cpu()
+        self.entropies_NT[part.rows_M, :width] = scores.entropies_MT.detach().double().cpu()
+        if self.energies_NT is not None and scores.energies_MT is not None:
+            self.energies_NT[part.rows_M, :width] = scores.energies_MT.double().cpu()
+
+    def plus(self, first: Self, rollouts: Rollouts) -> "BatchScores":
+        """With the scores of other prompts, which `first` has at the first of equal responses alone."""
+        rows = rollouts.first_N
+        return BatchScores(
+            self.logprobs_NT + first.logprobs_NT[rows], self.entropies_NT + first.entropies_NT[rows], self.energies_NT
+        )
 
 
 @dataclass(frozen=True)
@@ -119,19 +134,14 @@ class Policy:
         """The same for all responses to these prompts, without gradient: (N, T) float64 on the CPU, zero elsewhere."""
         logprobs_NT = torch.zeros(rollouts.mask_NT.shape, dtype=torch.float64)
         entropies_NT, energies_NT = torch.zeros_like(logprobs_NT), torch.zeros_like(logprobs_NT)
+        found = BatchScores(logprobs_NT, entropies_NT, energies_NT)
         for part in self.parts(rollouts, prompts):
             scores = self.scores(rollouts, part, energy=energy)
-            if part.idle:
-                continue
-            width = scores.mask_MT.shape[1]
-            logprobs_NT[part.rows_M, :width] = scores.logprobs_MT.double().cpu()
-            entropies_NT[part.rows_M, :width] = scores.entropies_MT.double().cpu()
-            if scores.energies_MT is not None:
-                energies_NT[part.rows_M, :width] = scores.energies_MT.double().cpu()
+            if not part.idle:
+                found.place(part, scores)
         self.world.add(logprobs_NT, entropies_NT, energies_NT)
         first_N = rollouts.first_N
-        energies = energies_NT[first_N] if energy else None
-        return BatchScores(logprobs_NT[first_N], entropies_NT[first_N], energies)
+        return BatchScores(logprobs_NT[first_N], entropies_NT[first_N], energies_NT[first_N] if energy else None)
 
 
 def _scatter(values_K: Tensor, mask_MT: Tensor) -> Tensor:

@@ -60,18 +60,20 @@ def packed_weight(weight: Tensor, rows: int) -> Tensor:
 
 
 class LinearLayers(TorchFunctionMode):
-    """Inside this context, float32 linear layers are differentiated by `_Linear`."""
+    """Inside this context, float32 linear layers are `linear`, differentiated by `_Linear`: the same numbers with and without a gradient."""
 
     def __init__(self, backward_dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.backward_dtype = backward_dtype
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.linear and torch.is_grad_enabled():
+        if func is F.linear:
             x, weight, bias = _operands(*args, **(kwargs or {}))
-            differentiated = x.requires_grad or weight.requires_grad
-            if x.dtype == weight.dtype == torch.float32 and x.dim() > 1 and differentiated:
-                return _Linear.apply(x, weight, bias, self.backward_dtype)
+            if x.dtype == weight.dtype == torch.float32 and x.dim() > 1:
+                differentiated = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+                return (
+                    _Linear.apply(x, weight, bias, self.backward_dtype) if differentiated else linear(x, weight, bias)
+                )
         return func(*args, **(kwargs or {}))
 
 

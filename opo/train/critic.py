@@ -13,6 +13,7 @@ from opo.gae import gae, value_loss
 from opo.model.forward import Microbatch, response_hidden
 from opo.model.gradient import clip_gradients, gradient_norm
 from opo.model.policy import Policy
+from opo.model.precision import computing
 
 
 class Critic(nn.Module):
@@ -32,8 +33,9 @@ class Critic(nn.Module):
 
     def forward(self, rollouts: Rollouts, part: Microbatch) -> Tensor:
         """Values of the part's response tokens, (M, T) in float32 or float64, zero outside the responses."""
-        hidden_KH, mask_MT = response_hidden(self.decoder, rollouts, part, self.shared_prefix)
-        values_K = self.head(hidden_KH).squeeze(-1)
+        with computing("float32", self.head.weight.device.type):
+            hidden_KH, mask_MT = response_hidden(self.decoder, rollouts, part, self.shared_prefix)
+            values_K = self.head(hidden_KH).squeeze(-1)
         values_K = values_K.to(torch.promote_types(values_K.dtype, torch.float32))
         return torch.zeros(mask_MT.shape, device=values_K.device, dtype=values_K.dtype).masked_scatter(
             mask_MT, values_K

@@ -15,7 +15,7 @@ from torch import Tensor
 from opo.algorithms import ALGORITHMS, token_weights
 from opo.batch import Rollouts
 from opo.config.schema import RunConfig
-from opo.model.gradient import accumulate, clip_gradients, gradient_norm
+from opo.model.gradient import OpenPass, accumulate, clip_gradients, gradient_norm, open_pass
 from opo.model.load import restore_model, save_model
 from opo.model.policy import BatchScores, Policy
 from opo.parallel.first import SharedFolder
@@ -79,9 +79,10 @@ class Learner:
         for update in range(algo.updates_per_rollout):
             prompts = minibatch(self.config, self.step, update)
             rows = rollouts.rows_of(prompts)
-            current_NT, weights_NT = rollouts.logprobs_NT, on_policy_NT
+            current_NT, weights_NT, opened = rollouts.logprobs_NT, on_policy_NT, None
             if update > 0:
-                current_NT = current_NT.index_copy(0, rows, self.policy.measure(rollouts, prompts).logprobs_NT[rows])
+                moved, opened = open_pass(self.policy, rollouts, prompts, on_policy_NT, entropy_NT)
+                current_NT = current_NT.index_copy(0, rows, moved.logprobs_NT[rows])
                 weights_NT = token_weights(loss, current_NT)
             elif corrects and self._breach(measured := self.policy.measure(rollouts, prompts), rollouts, rows):
                 tally.row["mismatch/corrected"] = 1.0
@@ -89,7 +90,7 @@ class Learner:
                 weights_NT = weights_NT * truncated_ratios(
                     current_NT, measured.logprobs_NT, inside_NT, self.config.certificate.cap
                 )
-            forward, weights_NT = self.backward(rollouts, prompts, weights_NT, entropy_NT)
+            forward, weights_NT = self.backward(rollouts, prompts, weights_NT, entropy_NT, opened)
             tally.add(rows, current_NT, weights_NT)
             if self.parts.gradient is not None:
                 self.parts.gradient.estimate(self.policy.parameters())
@@ -113,7 +114,12 @@ class Learner:
         return tally.metrics()
 
     def backward(
-        self, rollouts: Rollouts, prompts: list[int], weights_NT: Tensor, entropy_NT: Tensor | None
+        self,
+        rollouts: Rollouts,
+        prompts: list[int],
+        weights_NT: Tensor,
+        entropy_NT: Tensor | None,
+        opened: OpenPass | None = None,
     ) -> tuple[BatchScores, Tensor]:
         """Leave the gradients of an update on these prompts in the parameters; what the pass saw, and the weights after the mask."""
         if self.parts.mask is not None:
@@ -122,7 +128,7 @@ class Learner:
         # the loss averages over the batch: rescaled, these prompts' rows alone average as the batch does
         scale = rollouts.num_prompts / len(prompts)
         bonus_NT = None if entropy_NT is None else entropy_NT * scale
-        return accumulate(self.policy, rollouts, prompts, weights_NT * scale, bonus_NT), weights_NT
+        return accumulate(self.policy, rollouts, prompts, weights_NT * scale, bonus_NT, opened), weights_NT
 
     def _mismatch(self, forward: BatchScores, rollouts: Rollouts, rows: Tensor) -> Mismatch:
         """Between sampler and trainer, over these rows."""

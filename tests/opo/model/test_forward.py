@@ -8,7 +8,7 @@ from small import random_rollouts, small_gpt2, small_llama
 
 from opo.batch import Rollouts
 from opo.model.forward import microbatches, response_hidden
-from opo.model.gradient import accumulate
+from opo.model.gradient import accumulate, open_pass
 from opo.model.logprobs import CHUNK, token_logprobs
 from opo.model.policy import Policy
 
@@ -85,6 +85,39 @@ def test_prompts_without_weight_are_measured_and_add_nothing(silent):
     assert (actual - expected).norm() <= 1e-12 * expected.norm()
     assert torch.allclose(seen.logprobs_NT, logprobs_NT, rtol=0, atol=1e-12)
     assert bool((seen.entropies_NT[rollouts.mask_NT] > 0).all())
+
+
+@pytest.mark.parametrize("token_budget", [40, 10_000])
+@pytest.mark.parametrize("likely", [[0, 1, 2, 3], [0, 2], []])
+@pytest.mark.parametrize("silent", [[], [0, 2], [1], [0, 1, 2, 3]])
+@pytest.mark.parametrize("entropy_coef", [0.0, 0.3])
+def test_an_open_pass_gives_what_two_passes_give(token_budget, likely, silent, entropy_coef, generator):
+    model, rollouts = small_gpt2(), random_rollouts()
+    policy, prompts = Policy(model, None, token_budget=token_budget), [2, 0, 3, 1]  # type: ignore[arg-type]
+    likely_NT, bonus_NT = torch.zeros(rollouts.mask_NT.shape), None
+    likely_NT[rollouts.rows_of(likely)] = 1.0
+    if entropy_coef:
+        bonus_NT = entropy_coef * rollouts.mask_NT.double() / rollouts.mask_NT.sum()
+        bonus_NT[rollouts.rows_of(silent)] = 0.0
+    measured = policy.measure(rollouts, prompts)
+    weights_NT = measured.logprobs_NT * torch.randn(
+        measured.logprobs_NT.shape, generator=generator, dtype=torch.float64
+    )
+    weights_NT[rollouts.rows_of(silent)] = 0.0
+
+    def gradient(opened: Any) -> tuple[torch.Tensor, Any]:
+        model.zero_grad(set_to_none=True)
+        seen = accumulate(policy, rollouts, prompts, weights_NT, bonus_NT, opened)
+        return torch.cat([p.grad.flatten() for p in model.parameters()]), seen
+
+    expected, twice = gradient(None)
+    now, opened = open_pass(policy, rollouts, prompts, likely_NT, bonus_NT)
+    assert (opened is not None) == (token_budget > 40 and bool(likely or (bonus_NT is not None and len(silent) < 4)))
+    actual, once = gradient(opened)
+    assert (actual - expected).norm() <= 1e-12 * expected.norm()
+    for found in (now, once):
+        assert torch.allclose(found.logprobs_NT, twice.logprobs_NT, rtol=0, atol=1e-12)
+        assert torch.allclose(found.entropies_NT, twice.entropies_NT, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("vocabulary", [29, 9000])  # the second one's logits are made in tiles

@@ -43,6 +43,15 @@ def test_linear_layers_have_the_gradients_of_torch(dtype, frozen, generator):
         assert (a - b).norm() <= tolerance * b.norm()
 
 
+def test_a_linear_layer_is_the_same_with_and_without_a_gradient(generator):
+    x, weight, bias = (torch.randn(shape, generator=generator) for shape in [(301, 128), (512, 128), (512,)])
+    with LinearLayers():
+        measured = F.linear(x, weight, bias)
+        differentiated = F.linear(x, weight.requires_grad_(), bias)
+    assert torch.equal(measured, differentiated)
+    assert not measured.requires_grad and differentiated.requires_grad
+
+
 def test_a_product_outside_a_context_can_be_differentiated(generator):
     x, weight = torch.randn(3, 7, generator=generator), torch.randn(4, 7, generator=generator).requires_grad_()
     (gradient,) = torch.autograd.grad(linear(x, weight).sum(), weight)
