@@ -11,7 +11,6 @@ from rich.table import Table as RichTable
 from analysis.config.audit import AuditConfig, load_config, weighing
 from analysis.plots.rewards import effective_shares
 from analysis.plots.style import save
-from analysis.report.terminal import wide_console
 from analysis.study.external import Notes, read_groups
 from analysis.study.external.audit import answers, audit
 from analysis.study.external.messages import as_messages
@@ -19,6 +18,7 @@ from analysis.variance.intervals import FEWEST
 from analysis.variance.text import interval_text
 from opo.errors import UserError
 from opo.system.atomic import write_text
+from opo.system.console import wide_console
 from opo.system.seeding import rng_for
 from opo.system.terminal import say
 

@@ -17,7 +17,6 @@ from rich.table import Table as RichTable
 from torch import Tensor
 
 from analysis.config.doctor import DoctorConfig, load_config
-from analysis.report.terminal import wide_console
 from analysis.score_gram.core import score_gram
 from analysis.score_gram.rounding import Rounding
 from analysis.study.pools import sequences
@@ -28,6 +27,7 @@ from opo.model.load import load_policy
 from opo.model.policy import Policy
 from opo.model.precision import in_float64
 from opo.rollout.collect import Collector, open_collector
+from opo.system.console import wide_console
 from opo.system.seeding import generator_for
 from opo.system.threads import use_machine
 from opo.system.world import World

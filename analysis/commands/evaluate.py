@@ -18,7 +18,6 @@ from analysis.evaluation.result import Evaluation, plain
 from analysis.evaluation.text import MEASURED, difference_rows, difference_title, measure_rows
 from analysis.plots.evaluation import rates_against_k
 from analysis.plots.style import save
-from analysis.report.terminal import wide_console
 from analysis.study.provenance import record_of
 from analysis.tracking.record import record
 from opo.config.schema import RewardConfig
@@ -26,6 +25,7 @@ from opo.model.load import load_policy
 from opo.rollout.collect import open_collector
 from opo.run.policies import evaluated_policies
 from opo.system.atomic import replacing, write_text
+from opo.system.console import wide_console
 from opo.system.seeding import generator_for, rng_for
 from opo.system.threads import use_machine
 from opo.system.world import World

@@ -10,10 +10,10 @@ from rich.table import Table
 
 from analysis.config.plan import PlanVariance, load_config
 from analysis.plan.variance import plan_study
-from analysis.report.terminal import wide_console
 from opo.plan.machine import GIB
 from opo.plan.report import plan_training
 from opo.plan.training import Phase
+from opo.system.console import wide_console
 from opo.system.terminal import say
 
 SMALLEST_PART = 0.0005  # GiB; below it a part is not worth a row

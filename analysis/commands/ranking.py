@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from analysis.report.ranking import notes, ranking_table
-from analysis.report.terminal import wide_console
 from analysis.runs.load import load, run_folders
 from analysis.runs.ranking import Ranking, ranking
 from analysis.runs.states import run_states
+from opo.system.console import wide_console
 from opo.system.terminal import say
 
 

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from analysis.commands.ranking import rank, show
 from analysis.config.runs import load_config
-from analysis.report.terminal import wide_console
 from analysis.runs.states import RunState, run_states
+from opo.system.console import wide_console
 
 
 def main(values: dict[str, Any], folder: Path) -> None:

@@ -6,12 +6,13 @@ from typing import Any
 import yaml
 
 from analysis.claims.files import read_ledger, write_findings
-from analysis.report.terminal import ledger_table, wide_console
+from analysis.report.terminal import ledger_table
 from analysis.study.config import load_config
 from analysis.study.run import run_study
 from analysis.study.tables import moments_table
 from analysis.tracking.record import record
 from opo.system.atomic import write_text
+from opo.system.console import wide_console
 from opo.system.terminal import say
 from opo.system.world import World
 

@@ -7,36 +7,18 @@ the results and what they do not show. Finished parts are recognised, so the sam
 
 from collections.abc import Collection
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-from rich import box
-from rich.console import Console
 from rich.table import Table as RichTable
 
-from analysis.claims.evidence import Material
-from analysis.claims.files import write_findings
-from analysis.claims.ledger import judge, save
-from analysis.claims.records import evidence_of
-from analysis.commands.workers import finish, train_in, workers
+from analysis.commands.workers import call, finish, train_in, workers
 from analysis.config.verify import VerifyConfig, load_config, study_values
-from analysis.plots import runs as figures_runs
-from analysis.plots.style import save as save_figure
-from analysis.report.page import write_report
-from analysis.report.runs import WINDOW, ends
-from analysis.report.terminal import ledger_table, wide_console
-from analysis.runs.groups import with_groups
-from analysis.runs.load import load as load_runs
-from analysis.study import run as study
-from analysis.study.config import VarianceConfig
 from analysis.study.config import load_config as load_study_config
-from analysis.study.result import Study
-from analysis.study.tables import moments_table
-from analysis.tracking.record import record
 from opo.cli import quoted
 from opo.cli.compose import run_name
+from opo.system.console import wide_console
 
 TRAININGS: dict[str, list[str]] = {
     "opo": [],
@@ -44,7 +26,6 @@ TRAININGS: dict[str, list[str]] = {
     "grpo off-policy": ["algo.updates_per_rollout=4", "algo.minibatches=4"],
     "ppo": [],
 }
-EARLY = ("opo", "ppo")  # OPO's checkpoints are what is measured, and PPO's runs are the longest
 
 
 @dataclass(frozen=True)
@@ -62,59 +43,41 @@ class Training:
 
 def main(values: dict[str, Any], folder: Path) -> None:
     """Train, measure, judge, and write the page."""
-    config, console = load_config(values), wide_console()
-    plans = trainings(config)
-    page, tables = conclude(work(config, plans, folder, console), folder)
-    console.print(*tables)
-    for result in (folder / "variance", folder):
-        record(result, config.tracking)
+    config = load_config(values)
+    page, tables = work(config, trainings(config), folder)
+    wide_console().print(*tables)
     print(
         f"{page}: what was found, and what it does not say. Beside it: claims.json, figures/, variance/ and the run folders."
     )
 
 
-def work(config: VerifyConfig, plans: list[Training], folder: Path, console: Console) -> Study:
-    """The trainings, and as soon as OPO's are there its variance study, so that no process waits for another at the end."""
-
-    def submit(kinds: Collection[str]) -> dict[Future[Any], str]:
-        chosen = [plan for kind in kinds for plan in plans if plan.kind == kind]
-        return {pool.submit(train_in, folder / plan.name, plan.overrides): plan.name for plan in chosen}
-
+def work(config: VerifyConfig, plans: list[Training], folder: Path) -> tuple[Path, list[RichTable]]:
+    """All of it in workers: OPO's policies are measured as soon as they are there, so that none waits for another at the end."""
+    console = wide_console()
     with workers(config.jobs) as pool:
-        opo, ppo = (submit([kind]) for kind in EARLY)
+
+        def train(kinds: Collection[str]) -> dict[Future[Any], str]:
+            chosen = [plan for kind in kinds for plan in plans if plan.kind == kind]
+            return {pool.submit(train_in, folder / plan.name, plan.overrides): plan.name for plan in chosen}
+
+        def find(what: str, *arguments: Any) -> Future[Any]:
+            return pool.submit(call, f"analysis.commands.findings:{what}", *arguments)
+
+        opo, ppo = train(["opo"]), train(["ppo"])
         finish(console, "training OPO", opo)
-        chosen = load_study_config(study_values(config, [str(folder / name) for name in opo.values()]))
-        shards = [replace(chosen, shard=f"{which}/{config.jobs}") for which in range(config.jobs)]
-        pools = {pool.submit(study.measure, s, folder / "variance"): f"shard {s.shard}" for s in shards}
-        others = ppo | submit([kind for kind in TRAININGS if kind not in EARLY])
+        study = load_study_config(study_values(config, [str(folder / name) for name in opo.values()]))
+        shards = [f"{which}/{config.jobs}" for which in range(config.jobs)]
+        pools = {find("measure_shard", study, shard, folder / "variance"): f"shard {shard}" for shard in shards}
+        others = ppo | train(["grpo"])
         finish(console, "measuring", pools)
-        findings = pool.submit(find, chosen, folder / "variance")
-        finish(console, "training", others)
-        return findings.result()
-
-
-def find(chosen: VarianceConfig, folder: Path) -> Study:
-    """In a worker: the study's tables, figures and ledgers, from the pools on disk."""
-    measured = study.conclude(chosen, folder)
-    write_findings(measured, folder)
-    return measured
-
-
-def conclude(measured: Study, folder: Path) -> tuple[Path, list[RichTable]]:
-    """Tables, figures, ledger and page from what is on disk.
-
-    Claims about variance are judged at the last policy; variance/ledger/ has those of every policy.
-    """
-    runs = with_groups(load_runs(folder))
-    ledger = judge(evidence_of(Material(measured.only(measured.last_policy), runs=runs, folder=folder)))
-    save(ledger, folder)
-    for metric in figures_runs.CURVES:
-        curves = figures_runs.training_curves(runs, metric, by="group", window=WINDOW)
-        save_figure(curves, folder / "figures", metric.replace("/", "-"))
-    by_tokens = figures_runs.training_curves(runs, "train/reward_mean", x="train/tokens", by="group", window=WINDOW)
-    save_figure(by_tokens, folder / "figures", "reward-against-tokens")
-    save_figure(figures_runs.ledger(ledger), folder / "figures", "ledger")
-    return write_report(folder), [runs_table(runs), moments_table(measured), ledger_table(ledger)]
+        measured = find("conclude_study", study, folder / "variance", config.tracking)
+        finish(console, "training", others | train(["grpo off-policy"]))
+        measured.result()
+        curves, concluded = find("write_curves", folder), find("conclude", folder)
+        curves.result()
+        found = concluded.result()
+        find("record", folder, config.tracking).result()
+        return found
 
 
 def trainings(config: VerifyConfig) -> list[Training]:
@@ -139,14 +102,3 @@ def trainings(config: VerifyConfig) -> list[Training]:
             label = run_name({"algo": algo, "task": "arithmetic"}, seed, changes)
             plans.append(Training(label, name, overrides))
     return plans
-
-
-def runs_table(runs: pl.DataFrame) -> RichTable:
-    """What the trainings came to."""
-    block = ends(runs)
-    table = RichTable(title=block.caption, title_justify="left", box=box.SIMPLE_HEAD)
-    for name in block.columns:
-        table.add_column(name, justify="left" if name == "algorithm" else "right")
-    for row in block.rows:
-        table.add_row(*row)
-    return table

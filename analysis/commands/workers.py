@@ -11,6 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
+from opo.cli import load
+
 
 @contextmanager
 def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
@@ -44,6 +46,11 @@ def finish(console: Console, what: str, jobs: dict[Future[Any], str]) -> None:
     for number, job in enumerate(as_completed(jobs), 1):
         job.result()
         console.print(f"{what} {number}/{len(jobs)}: {jobs[job]}", highlight=False)
+
+
+def call(what: str, *arguments: Any) -> Any:
+    """In a worker: the function `module:name`, whose module is imported there alone."""
+    return load(what)(*arguments)
 
 
 def train_in(path: Path, overrides: list[str]) -> None:

@@ -16,7 +16,6 @@ from rich.table import Table as RichTable
 
 from analysis.commands.workers import finish, train_in, workers
 from analysis.report.gallery import write_gallery
-from analysis.report.terminal import wide_console
 from analysis.study.tables import estimate_text
 from analysis.zoo.config import ZooConfig, load_config
 from analysis.zoo.measure import POLICIES, measure
@@ -25,6 +24,7 @@ from analysis.zoo.rows import Row, all_rows, row_of
 from opo.cli.compose import run_name
 from opo.cli.readme import MEASURED, to_measured
 from opo.system.atomic import write_text
+from opo.system.console import wide_console
 from opo.system.records import read_json
 
 MIDDLE = "middle"  # folder of the run that ends in mid-training

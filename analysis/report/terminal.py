@@ -1,4 +1,4 @@
-"""Tables on the terminal: wide enough for an interval in a cell, also where the output is a file."""
+"""Tables on the terminal."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,15 +7,6 @@ from rich import box
 from rich.table import Table as RichTable
 
 from analysis.plots import runs as figures_runs
-from opo.system.console import PlainConsole
-
-WIDTH = 118
-
-
-def wide_console() -> PlainConsole:
-    """A console at least `WIDTH` columns wide."""
-    console = PlainConsole()
-    return console if console.width >= WIDTH else PlainConsole(width=WIDTH)
 
 
 def ledger_table(ledger: Sequence[Mapping[str, Any]]) -> RichTable:

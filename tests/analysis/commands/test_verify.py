@@ -12,7 +12,7 @@ from run_folders import fake_policy
 from small import random_rollouts, small_llama
 from studies import bandit_pool, write_run
 
-from analysis.commands import doctor, verify
+from analysis.commands import doctor, findings, verify
 from analysis.score_gram.core import score_gram
 from analysis.study.config import load_config as load_study_config
 from analysis.study.pools import PoolFolder
@@ -20,6 +20,7 @@ from analysis.study.run import setting_of
 from analysis.tracking.record import describe
 from opo.cli.compose import composed
 from opo.config.load import load_config as load_run_config
+from opo.config.schema import WandbConfig
 from opo.errors import StoppedRun, UserError
 from opo.model.load import save_model
 from opo.model.policy import Policy
@@ -79,7 +80,9 @@ def test_it_concludes_from_what_is_on_disk(tmp_path: Path) -> None:
         folder = PoolFolder(tmp_path / "variance" / "pools" / stage.name, setting_of(chosen, stage))
         for number in range(config.prompts):
             bandit_pool(100 * i + number).save(folder.file(number))
-    page, tables = verify.conclude(verify.find(chosen, tmp_path / "variance"), tmp_path)
+    findings.conclude_study(chosen, tmp_path / "variance", WandbConfig(mode="off"))
+    findings.write_curves(tmp_path)
+    page, tables = findings.conclude(tmp_path)
     assert page == tmp_path / "report.html"
     assert len(tables) == 3
     claims = {claim["id"]: claim for claim in json.loads((tmp_path / "claims.json").read_text())["claims"]}

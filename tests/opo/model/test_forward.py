@@ -108,7 +108,7 @@ def test_an_open_pass_gives_what_two_passes_give(token_budget, likely, silent, e
     def gradient(opened: Any) -> tuple[torch.Tensor, Any]:
         model.zero_grad(set_to_none=True)
         seen = accumulate(policy, rollouts, prompts, weights_NT, bonus_NT, opened)
-        return torch.cat([p.grad.flatten() for p in model.parameters()]), seen
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]), seen
 
     expected, twice = gradient(None)
     now, opened = open_pass(policy, rollouts, prompts, likely_NT, bonus_NT)
