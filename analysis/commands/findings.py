@@ -1,4 +1,4 @@
-"""What `opo verify` makes of the pools and runs on disk: the study's tables and figures, the curves, the ledger and the page.
+"""What `opo verify` makes of the pools and runs on disk: the study's tables and figures, the curves, the ledger, the page and their records in W&B.
 
 Its workers call these, so that the command itself starts and waits without torch.
 """
@@ -11,10 +11,11 @@ from rich import box
 from rich.table import Table as RichTable
 
 from analysis.claims.evidence import Material
-from analysis.claims.files import write_findings
+from analysis.claims.files import write_ledgers
 from analysis.claims.ledger import judge, save
 from analysis.claims.records import evidence_of
 from analysis.plots import runs as figures_runs
+from analysis.plots.study import write_figures
 from analysis.plots.style import save as save_figure
 from analysis.report.page import write_report
 from analysis.report.runs import WINDOW, ends
@@ -26,7 +27,8 @@ from analysis.study.config import VarianceConfig
 from analysis.study.result import load as load_study
 from analysis.study.tables import moments_table
 from analysis.tracking.record import record
-from opo.config.schema import WandbConfig
+
+__all__ = ["conclude", "conclude_study", "measure_shard", "record", "study_figures", "study_ledgers", "write_curves"]
 
 
 def measure_shard(chosen: VarianceConfig, shard: str, folder: Path) -> None:
@@ -34,10 +36,19 @@ def measure_shard(chosen: VarianceConfig, shard: str, folder: Path) -> None:
     study.measure(replace(chosen, shard=shard), folder)
 
 
-def conclude_study(chosen: VarianceConfig, folder: Path, tracking: WandbConfig) -> None:
-    """The study's tables, figures and ledgers, from its pools, and their record."""
-    write_findings(study.conclude(chosen, folder), folder)
-    record(folder, tracking)
+def conclude_study(chosen: VarianceConfig, folder: Path) -> None:
+    """The study's tables, from its pools."""
+    study.conclude(chosen, folder)
+
+
+def study_figures(folder: Path) -> None:
+    """The figures of the study in this folder."""
+    write_figures(load_study(folder), folder / "figures")
+
+
+def study_ledgers(folder: Path) -> None:
+    """The ledgers of its policies."""
+    write_ledgers(load_study(folder), folder)
 
 
 def write_curves(folder: Path) -> None:

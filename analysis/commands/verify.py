@@ -6,7 +6,7 @@ the results and what they do not show. Finished parts are recognised, so the sam
 """
 
 from collections.abc import Collection
-from concurrent.futures import Future
+from concurrent.futures import Future, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,31 +53,40 @@ def main(values: dict[str, Any], folder: Path) -> None:
 
 def work(config: VerifyConfig, plans: list[Training], folder: Path) -> tuple[Path, list[RichTable]]:
     """All of it in workers: OPO's policies are measured as soon as they are there, so that none waits for another at the end."""
-    console = wide_console()
+    console, study = wide_console(), folder / "variance"
     with workers(config.jobs) as pool:
 
-        def train(kinds: Collection[str]) -> dict[Future[Any], str]:
-            chosen = [plan for kind in kinds for plan in plans if plan.kind == kind]
+        def train(kind: str) -> dict[Future[Any], str]:
+            chosen = [plan for plan in plans if plan.kind == kind]
             return {pool.submit(train_in, folder / plan.name, plan.overrides): plan.name for plan in chosen}
 
         def find(what: str, *arguments: Any) -> Future[Any]:
             return pool.submit(call, f"analysis.commands.findings:{what}", *arguments)
 
-        opo, ppo = train(["opo"]), train(["ppo"])
+        opo, ppo = train("opo"), train("ppo")  # PPO's runs are the longest
         finish(console, "training OPO", opo)
-        study = load_study_config(study_values(config, [str(folder / name) for name in opo.values()]))
+        config_of_study = load_study_config(study_values(config, [str(folder / name) for name in opo.values()]))
         shards = [f"{which}/{config.jobs}" for which in range(config.jobs)]
-        pools = {find("measure_shard", study, shard, folder / "variance"): f"shard {shard}" for shard in shards}
-        others = ppo | train(["grpo"])
+        pools = {find("measure_shard", config_of_study, shard, study): f"shard {shard}" for shard in shards}
+        others = ppo | train("grpo")
         finish(console, "measuring", pools)
-        measured = find("conclude_study", study, folder / "variance", config.tracking)
-        finish(console, "training", others | train(["grpo off-policy"]))
+        measured = find("conclude_study", config_of_study, study)
+        others |= train("grpo off-policy")
         measured.result()
-        curves, concluded = find("write_curves", folder), find("conclude", folder)
-        curves.result()
-        found = concluded.result()
+        shown = [find(what, study) for what in ("study_figures", "study_ledgers")]  # short work to end with
+        finish(console, "training", others)
+        wait(shown)
+        curves, recorded = find("write_curves", folder), find("record", study, config.tracking)
+        found = find("conclude", folder).result()
+        wait([curves, recorded])
         find("record", folder, config.tracking).result()
         return found
+
+
+def wait(jobs: Collection[Future[Any]]) -> None:
+    """Until all are done; the first failure is raised."""
+    for job in as_completed(jobs):
+        job.result()
 
 
 def trainings(config: VerifyConfig) -> list[Training]:

@@ -20,7 +20,6 @@ from analysis.study.run import setting_of
 from analysis.tracking.record import describe
 from opo.cli.compose import composed
 from opo.config.load import load_config as load_run_config
-from opo.config.schema import WandbConfig
 from opo.errors import StoppedRun, UserError
 from opo.model.load import save_model
 from opo.model.policy import Policy
@@ -80,7 +79,9 @@ def test_it_concludes_from_what_is_on_disk(tmp_path: Path) -> None:
         folder = PoolFolder(tmp_path / "variance" / "pools" / stage.name, setting_of(chosen, stage))
         for number in range(config.prompts):
             bandit_pool(100 * i + number).save(folder.file(number))
-    findings.conclude_study(chosen, tmp_path / "variance", WandbConfig(mode="off"))
+    findings.conclude_study(chosen, tmp_path / "variance")
+    findings.study_figures(tmp_path / "variance")
+    findings.study_ledgers(tmp_path / "variance")
     findings.write_curves(tmp_path)
     page, tables = findings.conclude(tmp_path)
     assert page == tmp_path / "report.html"
