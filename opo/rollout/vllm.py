@@ -12,6 +12,7 @@ response has a seed of its own, drawn from the generator. vLLM does not report a
 synchronisation; opo/train/mismatch.py detects them.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -266,6 +267,8 @@ def _import_vllm() -> Any:
         raise UserError(
             f"rollout.engine=vllm: {error}; install the extra {extra} (pip install 'opo-workbench[{extra}]')"
         ) from error
+    # the environment sets this only for the first import, which may have been someone else's
+    logging.getLogger("vllm").setLevel(logging.ERROR)
     return vllm
 
 

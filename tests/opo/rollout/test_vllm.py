@@ -147,6 +147,19 @@ def test_models_that_vllm_does_not_know_are_refused_in_one_sentence(tmp_path: Pa
         VllmSampler(str(tmp_path / "nowhere"))
 
 
+def test_it_is_silent_whoever_imported_vllm_first(tmp_path: Path) -> None:
+    """In a process of its own: vLLM's level and stream are those of its first import, here as loud as it is by itself."""
+    LlamaConfig(**{**CONFIG, "num_attention_heads": 4}, architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path)
+    script = (
+        "import sys, vllm\nfrom opo.errors import UserError\nfrom opo.rollout.vllm import VllmSampler\nprint('mark')\n"
+        "try:\n    VllmSampler(sys.argv[1])\nexcept UserError as error:\n    print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
+    said = done.stdout.partition("mark\n")[2]
+    assert said.startswith("rollout.engine=vllm: vLLM cannot run the model")
+    assert said.count("\n") == 1
+
+
 def test_too_little_memory_for_one_sequence_names_the_key(folder: Path) -> None:
     from opo.rollout.vllm import VllmSampler
 
