@@ -5,8 +5,7 @@ measured on frozen responses of OPO's start, middle and end; every claim of the 
 the results and what they do not show. Finished parts are recognised, so the same command resumes after an interruption.
 """
 
-from collections.abc import Collection
-from concurrent.futures import Future, as_completed
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,18 +74,14 @@ def work(config: VerifyConfig, plans: list[Training], folder: Path) -> tuple[Pat
         measured.result()
         shown = [find(what, study) for what in ("study_figures", "study_ledgers")]  # short work to end with
         finish(console, "training", others)
-        wait(shown)
-        curves, recorded = find("write_curves", folder), find("record", study, config.tracking)
+        for job in shown:
+            job.result()
+        beside = [find("write_curves", folder), find("record", study, config.tracking)]
         found = find("conclude", folder).result()
-        wait([curves, recorded])
+        for job in beside:
+            job.result()
         find("record", folder, config.tracking).result()
         return found
-
-
-def wait(jobs: Collection[Future[Any]]) -> None:
-    """Until all are done; the first failure is raised."""
-    for job in as_completed(jobs):
-        job.result()
 
 
 def trainings(config: VerifyConfig) -> list[Training]:

@@ -45,7 +45,7 @@ def open_pass(
         return policy.measure(rollouts, prompts), None
     opened = OpenPass(likely, parts[0], policy.scores(rollouts, parts[0], entropy_grad=entropy_weights_NT is not None))
     rest = policy.measure(rollouts, [p for p in prompts if p not in likely])
-    passed = BatchScores(torch.zeros_like(rest.logprobs_NT), torch.zeros_like(rest.entropies_NT))
+    passed = BatchScores.zeros(rollouts)
     passed.place(opened.part, opened.scores)
     return rest.plus(passed, rollouts), opened
 
@@ -70,7 +70,7 @@ def accumulate(
     active = _weighing(rollouts, prompts, weights_NT, c_NT)
     done = opened.prompts if opened is not None and any(p in active for p in opened.prompts) else []
     measured = policy.measure(rollouts, [p for p in prompts if p not in active and p not in done])
-    passed = BatchScores(torch.zeros_like(measured.logprobs_NT), torch.zeros_like(measured.entropies_NT))
+    passed = BatchScores.zeros(rollouts)
     passes: Iterator[tuple[Microbatch, TokenScores]] = (
         (part, policy.scores(rollouts, part, entropy_grad=entropy_weights_NT is not None))
         for part in policy.parts(rollouts, [p for p in active if p not in done])

@@ -36,6 +36,12 @@ class BatchScores:
     entropies_NT: Tensor
     energies_NT: Tensor | None = None
 
+    @classmethod
+    def zeros(cls, rollouts: Rollouts) -> Self:
+        """Of nothing measured yet, for `place`."""
+        zeros_NT = torch.zeros(rollouts.mask_NT.shape, dtype=torch.float64)
+        return cls(zeros_NT, zeros_NT.clone(), zeros_NT.clone())
+
     def place(self, part: Microbatch, scores: TokenScores) -> None:
         """Write a part's scores at its rows."""
         width = scores.mask_MT.shape[1]
@@ -44,7 +50,7 @@ class BatchScores:
         if self.energies_NT is not None and scores.energies_MT is not None:
             self.energies_NT[part.rows_M, :width] = scores.energies_MT.double().cpu()
 
-    def plus(self, first: Self, rollouts: Rollouts) -> "BatchScores":
+    def plus(self, first: "BatchScores", rollouts: Rollouts) -> "BatchScores":
         """With the scores of other prompts, which `first` has at the first of equal responses alone."""
         rows = rollouts.first_N
         return BatchScores(
@@ -132,16 +138,16 @@ class Policy:
     @torch.no_grad()
     def measure(self, rollouts: Rollouts, prompts: list[int], *, energy: bool = False) -> BatchScores:
         """The same for all responses to these prompts, without gradient: (N, T) float64 on the CPU, zero elsewhere."""
-        logprobs_NT = torch.zeros(rollouts.mask_NT.shape, dtype=torch.float64)
-        entropies_NT, energies_NT = torch.zeros_like(logprobs_NT), torch.zeros_like(logprobs_NT)
-        found = BatchScores(logprobs_NT, entropies_NT, energies_NT)
+        found = BatchScores.zeros(rollouts)
         for part in self.parts(rollouts, prompts):
             scores = self.scores(rollouts, part, energy=energy)
             if not part.idle:
                 found.place(part, scores)
-        self.world.add(logprobs_NT, entropies_NT, energies_NT)
+        assert found.energies_NT is not None
+        self.world.add(found.logprobs_NT, found.entropies_NT, found.energies_NT)
         first_N = rollouts.first_N
-        return BatchScores(logprobs_NT[first_N], entropies_NT[first_N], energies_NT[first_N] if energy else None)
+        energies_NT = found.energies_NT[first_N] if energy else None
+        return BatchScores(found.logprobs_NT[first_N], found.entropies_NT[first_N], energies_NT)
 
 
 def _scatter(values_K: Tensor, mask_MT: Tensor) -> Tensor:
