@@ -128,7 +128,7 @@ def _speed(config: PlanTrain, model: Any, lengths: Lengths) -> Speed | None:
         return measured(config.run, config.ranks)
     if (known := rate_of(config, config.run.model.compute)) is None:
         return None
-    return at_rate(config.run, model, lengths, *known)
+    return at_rate(config.run, model, config.ranks, lengths, *known)
 
 
 def rate_of(config: Any, compute: str) -> tuple[float, str] | None:

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from opo.catalogue import catalogue
 from opo.config.schema import CheckpointConfig, EvaluateConfig, RunConfig, TrackingConfig
 from opo.plan.machine import Machine
-from opo.plan.training import Lengths
+from opo.plan.training import Lengths, Microbatch
 
 SIDE = 1024  # of the square matrices whose product is timed
 SECONDS = 0.3  # at least
@@ -47,13 +47,17 @@ class Speed:
         return run.steps * self.step_seconds(run, ranks, tokens) + evaluations * evaluated / self.sampling
 
 
-def at_rate(run: RunConfig, model: Any, lengths: Lengths, rate: float, source: str) -> Speed:
-    """From the model's arithmetic at `rate` operations a second: a pass forward for each sampled token, three for each that is learnt from."""
+def at_rate(run: RunConfig, model: Any, ranks: int, lengths: Lengths, rate: float, source: str) -> Speed:
+    """From the model's arithmetic at `rate` operations a second: a pass forward for each sampled token, three for each that is learnt from.
+
+    Updates beyond the first of a batch need the policy's log-probabilities before their weights: one pass more, unless the prompts
+    are one micro-batch of one rank (`opo.model.gradient.open_pass`).
+    """
     flops = forward_flops(model)
     share = 1 + lengths.prompt / (lengths.response * run.rollout.group_size)  # the prompt is encoded once for its group
     algo = run.algo
-    epochs = algo.updates_per_rollout / algo.minibatches
-    passes = 3 * epochs + (1 if algo.updates_per_rollout > 1 else 0)
+    epochs, once = algo.updates_per_rollout / algo.minibatches, ranks == 1 and Microbatch.of(run, 1, lengths).parts == 1
+    passes = 3 * epochs + (0 if once else epochs - 1 / algo.minibatches)
     if run.kl_init_every or algo.kl_coef or "reference_logprobs_NT" in catalogue()[algo.name].needs:
         passes += 1 if algo.kl_coef else 1 / max(1, run.kl_init_every)
     if "values_NT" in catalogue()[algo.name].needs:

@@ -119,6 +119,23 @@ def test_given_speeds_are_divided_among_ranks(capfd: Any) -> None:
     assert two == pytest.approx(one / 2)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "passes"),
+    [
+        (["algo=opo"], 3),
+        (["algo=grpo", "algo.updates_per_rollout=4", "algo.minibatches=4"], 3),  # each update is one micro-batch
+        (["algo=grpo", "algo.updates_per_rollout=4", "algo.minibatches=4", "ranks=2"], 3 + 3 / 4),
+        (["algo=grpo", "algo.updates_per_rollout=4", "optim.tokens_per_microbatch=512"], 4 * 3 + 3),
+        (["algo=ppo"], 2 * 3 + 1 + 2 * 3),  # the critic's values, and its updates
+        (["algo=ppo", "optim.tokens_per_microbatch=512"], 2 * 3 + 3 / 2 + 1 + 2 * 3),
+    ],
+)
+def test_an_update_is_timed_by_its_passes(overrides: list[str], passes: float, capfd: Any) -> None:
+    fixed = ["teraflops=1.0", "response_tokens=20", "kl_init_every=0"]
+    speed = planned(capfd, "train", *fixed, *overrides)["speed"]
+    assert speed["sampling"] / speed["update"] == pytest.approx(passes)
+
+
 def test_sharding_cuts_weights_and_optimizer(capfd: Any) -> None:
     plans = [
         planned(capfd, "train", "ranks=4", "teraflops=1", f"parallel={mode}") for mode in ("replicated", "sharded")
