@@ -14,6 +14,7 @@ from analysis.plots.style import save
 from analysis.study.external import Notes, read_groups
 from analysis.study.external.audit import answers, audit
 from analysis.study.external.messages import as_messages
+from analysis.study.external.record import Record
 from analysis.variance.intervals import FEWEST
 from analysis.variance.text import interval_text
 from opo.errors import UserError
@@ -72,11 +73,11 @@ def _length(tokenizer: str | None) -> tuple[Any, str]:
         except (OSError, ValueError) as error:
             raise UserError(f"tokenizer={tokenizer}: {str(error).splitlines()[0]}") from error
 
-    def count(response: Any) -> int:
-        messages = as_messages(response, "rollouts", "response")
-        text = response if messages is None else "".join(message["content"] for message in messages)
+    def count(record: Record) -> int:
+        messages = as_messages(record.response, record.where, "response")
+        text: Any = record.response if messages is None else "".join(message["content"] for message in messages)
         if not isinstance(text, str):
-            return len(text) if isinstance(text, list) else 1
+            return len(text)
         return len(text) if encoder is None else len(encoder.encode(text, add_special_tokens=False)) + 1
 
     return count, "characters, or tokens where the file has ids" if encoder is None else "tokens, with the end of text"

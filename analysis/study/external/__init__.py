@@ -18,6 +18,7 @@ from analysis.study.external import (
     trl,
     verl,
 )
+from analysis.study.external.checks import checked
 from analysis.study.external.encode import EncodedPrompt, Encoder
 from analysis.study.external.files import read_table
 from analysis.study.external.groups import Group, group, without_copies
@@ -45,7 +46,7 @@ def read_groups(
         rows = form.records(table, choice)
         choice.check(file, [*dict.fromkeys([*table.columns, *(name for row in rows for name in row.numbers)])])
         notes.files.append({"path": str(file), "format": form.NAME, "rows": len(table.rows)})
-        records += rows
+        records += map(checked, rows)
     if choice.weights:
         notes.reward = " + ".join(f"{weight:g} {name}" for name, weight in choice.weights.items())
     records = _of_steps(records, steps, files)
@@ -111,7 +112,7 @@ def _of_steps(records: list[Record], steps: Sequence[int] | None, files: Sequenc
 
 
 def _temperature(records: Sequence[Record], notes: Notes, files: Sequence[Path]) -> None:
-    temperatures = sorted({float(r.temperature) for r in records if isinstance(r.temperature, int | float)})
+    temperatures = sorted({r.temperature for r in records if r.temperature is not None})
     if len(temperatures) > 1:
         raise UserError(
             f"rollouts={_names(files)}: sampled at temperatures {_some(temperatures)}; one policy has one temperature"

@@ -19,7 +19,7 @@ import numpy as np
 from scipy.stats import binomtest, spearmanr
 
 from analysis.study.external.groups import Group
-from analysis.study.external.record import RewardChoice
+from analysis.study.external.record import RewardChoice, own_tokens
 from analysis.variance.estimators import Estimator, Groups, resolve
 from analysis.variance.intervals import (
     FEWEST,
@@ -55,7 +55,7 @@ def answers(groups: Sequence[Group], choice: RewardChoice, count: Any) -> list[A
     found = []
     for group in groups:
         said = [r for r in group.records if r.response is not None]
-        rows = [(choice.of(r), sum(r.produced) if isinstance(r.produced, list) else count(r.response)) for r in said]
+        rows = [(choice.of(r), count(r) if r.produced is None else sum(own_tokens(r))) for r in said]
         rows = [(reward, length) for reward, length in rows if not math.isnan(reward)]
         if len(rows) > 1:
             rewards, lengths = np.array(rows, dtype=np.float64).T

@@ -19,7 +19,7 @@ from analysis.study.external.messages import (
 )
 from analysis.study.external.notes import Notes
 from analysis.study.external.reader import Reader
-from analysis.study.external.record import Messages, Record, own_tokens
+from analysis.study.external.record import LARGEST, Messages, Record, own_tokens
 from opo.batch import Rollouts
 from opo.errors import UserError
 
@@ -89,7 +89,7 @@ class Encoder:
             encoded.texts.append(text)
             encoded.rewards.append(rewards[n])
             encoded.logprobs.append(self._logprobs(rows[n], ids))
-            encoded.produced.append(own_tokens(rows[n], ids))
+            encoded.produced.append([True] * len(ids) if rows[n].produced is None else own_tokens(rows[n]))
             self.notes.turns += not all(encoded.produced[-1])
         return encoded if encoded.response_ids else None
 
@@ -166,8 +166,15 @@ class Encoder:
             raise UserError(
                 f"{record.where} has messages as prompt, and the tokenizer of {self.reader.source} has no chat template; give text or token ids"
             )
+        if record.tools:
+            raise UserError(
+                f"{record.where} has definitions of tools, which are part of the prompt; give its prompt and response as token ids"
+            )
+        begun = messages[-1]["role"] == "assistant"  # the policy goes on with what it is given
         try:
-            text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            text = tokenizer.apply_chat_template(
+                messages, add_generation_prompt=not begun, continue_final_message=begun, tokenize=False
+            )
         except (TemplateError, TypeError, ValueError, KeyError) as error:
             raise UserError(
                 f"{record.where}: the chat template of {self.reader.source} does not take its messages: {error}"
@@ -179,6 +186,8 @@ class Encoder:
         tokenizer, ends = self.reader.tokenizer, self.reader.ends
         if not ends or not self.append_eos:
             return []
+        while chat and chat[-1]["role"] == "assistant":
+            chat = chat[:-1]
         if chat is not None and (turn := turn_end(tokenizer, chat)) in ends:
             return [turn]
         return [ends[0]]  # the tokenizer's, where it has one
@@ -220,6 +229,7 @@ class Encoder:
             raise UserError(
                 f"{record.where} has a {what} that is a {type(content).__name__}; text, token ids or messages are needed"
             )
+        content = [int(i) if isinstance(i, float) and i.is_integer() else i for i in content]  # as pandas writes them
         for i in content:
             if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < self.reader.vocabulary:
                 raise UserError(
@@ -272,9 +282,11 @@ class Encoder:
             raise UserError(
                 f"{record.where} has logprobs that are no list of numbers; one for each token of the response is needed, or null"
             )
-        if any(math.isnan(v) or v > 1e-4 or v == -math.inf for v in values):
-            bad = next(v for v in values if math.isnan(v) or v > 1e-4 or v == -math.inf)
-            raise UserError(f"{record.where} has a log-probability of {bad}; finite ones up to 0 are needed")
+        for v in values:
+            if not -LARGEST < v <= 1e-4:
+                raise UserError(
+                    f"{record.where} has a log-probability of {str(v)[:12]}; finite ones up to 0 are needed"
+                )
         if len(values) != len(ids):
             text = f"{record.where}: {len(values)} log-probabilities, {len(ids)} tokens"
             if isinstance(record.response, list):

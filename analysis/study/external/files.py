@@ -11,17 +11,24 @@ from opo.errors import UserError
 
 KINDS = (".parquet", ".jsonl")
 BOM = b"\xef\xbb\xbf"
+NO_TEXT = {
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}  # by first bytes
 
 
 def read_table(file: Path) -> Table:
     """The rows of a file. A path is a path: brackets and stars in it are letters. Raises UserError naming the row at fault."""
-    if file.suffix not in KINDS:
+    kind = file.suffix.lower()
+    if kind not in KINDS:
         raise UserError(f"rollouts={file}: a .parquet or .jsonl file is needed (or a list of them)")
     try:
         content = file.read_bytes()
     except OSError as error:
         raise UserError(f"rollouts={file}: {error.strerror or error}") from error
-    table = _parquet(file, content) if file.suffix == ".parquet" else _jsonl(file, content)
+    table = _parquet(file, content) if kind == ".parquet" else _jsonl(file, content)
     if not table.rows:
         raise UserError(f"rollouts={file}: has no rows")
     return table
@@ -29,15 +36,26 @@ def read_table(file: Path) -> Table:
 
 def _parquet(file: Path, content: bytes) -> Table:
     try:
-        rows = pl.read_parquet(io.BytesIO(content), hive_partitioning=False).to_dicts()
+        frame = pl.read_parquet(io.BytesIO(content), hive_partitioning=False)
+        rows = frame.cast({name: dtype for name, kind in frame.schema.items() if (dtype := _float(kind))}).to_dicts()
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
         line = next(iter(str(error).splitlines()), "damaged")
         raise UserError(f"rollouts={file}: cannot be read as parquet: {line}") from error
     return Table(file, rows, list(range(1, len(rows) + 1)))
 
 
+def _float(kind: pl.DataType) -> pl.DataType | None:
+    """What decimals are read as, and lists of them; None: as they are."""
+    if isinstance(kind, pl.Decimal):
+        return pl.Float64()
+    return pl.List(pl.Float64()) if isinstance(kind, pl.List) and isinstance(kind.inner, pl.Decimal) else None
+
+
 def _jsonl(file: Path, content: bytes) -> Table:
     """One object a line, blank lines aside; lines end at a line feed alone, so U+2028 and U+0085 are part of the text."""
+    for first, name in NO_TEXT.items():
+        if content.startswith(first):
+            raise UserError(f"rollouts={file}: is {name}; plain UTF-8 text is needed")
     rows, numbers = [], []
     for number, line in enumerate(content.removeprefix(BOM).split(b"\n"), 1):
         if not line.strip():
@@ -46,7 +64,7 @@ def _jsonl(file: Path, content: bytes) -> Table:
             row = json.loads(line.decode("utf-8"))
         except UnicodeDecodeError as error:
             raise UserError(f"rollouts={file}: row {number} is not UTF-8 ({error.reason})") from error
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"rollouts={file}: row {number} is no JSON: {error}") from error
         if not isinstance(row, dict):
             raise UserError(f"rollouts={file}: row {number} is a {type(row).__name__}; one object a line is needed")

@@ -27,7 +27,7 @@ def group(records: Sequence[Record]) -> list[Group]:
         key = ("prompt", hashable(record.prompt)) if record.group is None else ("id", record.group)
         records_of.setdefault((record.step, key), []).append(record)
     steps = {record.step for record in records}
-    groups = []
+    groups, names = [], dict[tuple[int | None, str], Record]()
     for number, rows in enumerate(records_of.values()):
         first = rows[0]
         for other in rows:
@@ -37,6 +37,10 @@ def group(records: Sequence[Record]) -> list[Group]:
                     "an id stands for one prompt at one step"
                 )
         name = str(number) if first.group is None else named(first.group)
+        if first.group is not None and (other := names.setdefault((first.step, name), first)) is not first:
+            raise UserError(
+                f"{first.where} has the id {name} in another type than {other.where}; ids are all text or all numbers"
+            )
         groups.append(Group(first.step, f"step {first.step}: {name}" if len(steps) > 1 else name, rows))
     return groups
 
@@ -67,7 +71,9 @@ def without_copies(groups: Sequence[Group]) -> tuple[list[Group], int]:
         for there in earlier:
             shared = [key for key in here if key in there]
             equal = {key for key in shared if here[key] == there[key]}
-            if equal and _chance([_log_chance(here[key], 1) for key in equal], len(shared)) < CHANCE:
+            if equal and _log_chance_among([_log_chance(here[key], 1) for key in equal], len(shared)) < math.log(
+                CHANCE
+            ):
                 copies |= equal
         dropped += sum(len(item.records) for item in items if _prompt(item) in copies)
         kept += [item for item in items if _prompt(item) not in copies]
@@ -76,32 +82,42 @@ def without_copies(groups: Sequence[Group]) -> tuple[list[Group], int]:
 
 
 def _once(groups: Sequence[Group]) -> tuple[list[Group], int]:
-    """Each group once where its responses all occur equally often, and more often than chance would have it."""
-    times = {n: math.gcd(*_content(item.records).values()) for n, item in enumerate(groups)}
-    repeated = {n: count for n, count in times.items() if count > 1}
-    logs = []
-    for n, count in repeated.items():
-        counts = Counter({key: many // count for key, many in _content(groups[n].records).items()})
-        logs.append(_log_chance(counts, count - 1))
-    if not repeated or _chance(logs, len(groups)) >= CHANCE:
+    """Each group once where its responses all occur equally often, and more often than chance would have it.
+
+    How often is the number of times that chance explains least. Responses that are all equal occur equally often in any case: such a group
+    is taken for a repeated one where it is as large as those that show it.
+    """
+    contents = [_content(item.records) for item in groups]
+    times = [math.gcd(*content.values()) for content in contents]
+
+    def showing(count: int) -> list[int]:
+        return [n for n, often in enumerate(times) if often % count == 0 and len(contents[n]) > 1]
+
+    def log_chance(count: int) -> float:
+        once = [Counter({key: many // count for key, many in contents[n].items()}) for n in showing(count)]
+        return _log_chance_among([_log_chance(content, count - 1) for content in once], len(groups))
+
+    count = min(range(2, max(times, default=1) + 1), key=log_chance, default=1)
+    if count == 1 or log_chance(count) >= math.log(CHANCE):
         return list(groups), 0
-    shared = math.gcd(*repeated.values())
-    if shared < 2:
-        return list(groups), 0
+    repeated, least = {*showing(count)}, min(len(groups[n].records) for n in showing(count))
     found, dropped = [], 0
     for n, item in enumerate(groups):
-        if n not in repeated:
-            found.append(item)
-            continue
-        left = Counter({key: many // shared for key, many in _content(item.records).items()})
-        rows = []
-        for record in item.records:
-            if left[_key(record)] > 0:
-                left[_key(record)] -= 1
-                rows.append(record)
+        constant = len(contents[n]) == 1 and times[n] % count == 0 and len(item.records) >= least
+        rows = _first_of(item.records, contents[n], count) if n in repeated or constant else item.records
         dropped += len(item.records) - len(rows)
         found.append(Group(item.step, item.name, rows))
     return found, dropped
+
+
+def _first_of(records: Sequence[Record], content: Counter[Hashable], count: int) -> list[Record]:
+    """One in `count` of each response, the first ones."""
+    left, rows = Counter({key: many // count for key, many in content.items()}), []
+    for record in records:
+        if left[_key(record)] > 0:
+            left[_key(record)] -= 1
+            rows.append(record)
+    return rows
 
 
 def _prompt(item: Group) -> Hashable:
@@ -124,7 +140,7 @@ def _log_chance(counts: Counter[Hashable], times: int) -> float:
     return times * log
 
 
-def _chance(logs: Sequence[float], among: int) -> float:
-    """That some `len(logs)` of `among` groups do it."""
+def _log_chance_among(logs: Sequence[float], among: int) -> float:
+    """Log-probability that some `len(logs)` of `among` groups do it."""
     ways = math.lgamma(among + 1) - math.lgamma(len(logs) + 1) - math.lgamma(among - len(logs) + 1)
-    return math.exp(min(0.0, sum(logs) + ways))
+    return min(0.0, sum(logs) + ways)

@@ -33,6 +33,10 @@ class Imported:
             )
         reader = Reader.of(model_source(planned[0].weights[0].model))
         groups, notes = read_groups(config.rollout_files, config.reward.choice, config.steps)
+        if notes.temperature == 0:
+            raise UserError(
+                f"rollouts={config.rollouts}: sampled at temperature 0, always the likeliest token; a study needs responses that were drawn"
+            )
         encoder = Encoder(reader, notes, config.append_eos, config.rollout.max_new_tokens)
         prompts = encode_groups(groups, config.reward.choice, encoder, config.responses)
         return cls(prompts, notes)

@@ -8,6 +8,7 @@ from analysis.study.external.record import Messages
 from opo.errors import UserError
 
 ROLES = ("system", "user", "assistant", "model", "tool", "developer")
+THOUGHT = ("reasoning_content", "reasoning")  # which a template may render, and a policy samples before the content
 NEEDS_IDS = (
     "messages do not say which tokens the policy sampled, so such a response is read as token ids with a response_mask"
 )
@@ -20,7 +21,7 @@ def as_messages(content: Any, where: str, what: str) -> Messages | None:
     if isinstance(content, str) and re.match(r"\s*\[\s*\{", content):
         try:
             parsed = json.loads(content)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         if not all(isinstance(item, dict) and {"role", "content"} <= {*item} for item in parsed):
             return None
@@ -42,7 +43,10 @@ def _message(item: Any, where: str, what: str) -> dict[str, Any]:
         raise UserError(f"{where} has a {what} with a tool call; {NEEDS_IDS}")
     if not isinstance(content, str):
         raise UserError(f"{where} has a {what} with a message without text; messages are {{role, content}}")
-    return {"role": item["role"], "content": content}
+    thought = {name: item[name] for name in THOUGHT if item.get(name)}
+    if thought and what == "response":
+        raise UserError(f"{where} has a {what} with {next(iter(thought))} beside its content; {NEEDS_IDS}")
+    return {"role": item["role"], "content": content} | thought
 
 
 def said_by_assistant(messages: Messages, where: str) -> str:

@@ -24,7 +24,7 @@ def records(table: Table, choice: RewardChoice) -> list[Record]:
             numbers=row,
             logprobs=row.get("logprobs"),
             answer=text_of(row.get("ground_truth")),
-            truncated=finish(row.get("finish_reason")),
+            truncated=finish(row.get("finish_reason"), table.where(n)),
             step=whole(row.get("step"), table.where(n), "step"),
         )
         for n, row in enumerate(table.rows)

@@ -4,6 +4,7 @@ A response in token ids that holds what tools answered says which tokens the pol
 `tool_mask` (as TRL does), a list of 0 and 1.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from analysis.study.external.record import Record, RewardChoice, Table, hashable, numeric_columns, text_of, whole
@@ -14,7 +15,9 @@ RESPONSES = ("response", "completion")
 REWARDS = ("reward", "score")
 MASKS = ("response_mask", "tool_mask", "env_mask")
 STEPS = ("step", "policy_version")
-IDS = ("prompt_id", "group_id")
+IDS = ("prompt_id", "group_id", "example_id")
+OWN = {"prompt_id", "group_id", "logprobs", "finish_reason"}  # which no trainer writes beside its own columns
+CUT = ("length", "max_tokens", "max_length", "abort", "aborted", "cancelled", "timeout", "error")
 
 
 def matches(columns: set[str]) -> bool:
@@ -50,7 +53,7 @@ def records(table: Table, choice: RewardChoice) -> list[Record]:
             logprobs=row.get("logprobs"),
             produced=row.get(mask) if mask else None,
             answer=text_of(row.get("answer")),
-            truncated=finish(row.get("finish_reason")),
+            truncated=finish(row.get("finish_reason"), where),
             step=whole(row.get(step), where, step) if step else None,
             temperature=row.get("temperature"),
         )
@@ -58,6 +61,12 @@ def records(table: Table, choice: RewardChoice) -> list[Record]:
     return [record(n, row) for n, row in enumerate(table.rows)]
 
 
-def finish(reason: Any) -> bool | None:
-    """Whether a response was cut, where `finish_reason` says so."""
-    return None if reason is None else reason in ("length", "max_tokens", "max_length")
+def finish(reason: Any, where: str) -> bool | None:
+    """Whether a response was cut, where `finish_reason` says so: text as vLLM writes it, or an object with a `type` as SGLang does."""
+    if isinstance(reason, Mapping):
+        reason = reason.get("type")
+    if reason is not None and not isinstance(reason, str):
+        raise UserError(
+            f"{where} has finish_reason {str(reason)[:40]}; stop, length or another word is needed, or null"
+        )
+    return reason.lower() in CUT if reason else None

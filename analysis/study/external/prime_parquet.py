@@ -43,7 +43,7 @@ def _sample(where: str, row: dict[str, Any]) -> Record:
     try:
         steps = json.loads(row["trajectory"] or "null")
         messages = steps[0]["messages"] if steps and len(steps) == 1 else None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{where} has a trajectory that cannot be read: {error}") from error
     if not isinstance(messages, list):
         raise UserError(f"{where} has a trajectory of {len(steps or [])} steps; rollouts of one turn are read")

@@ -7,13 +7,14 @@ reward 0.0, which says nothing about the answer.
 import re
 from pathlib import Path
 
-from analysis.study.external.record import Record, RewardChoice, Table, text_of
+from analysis.study.external.plain import OWN
+from analysis.study.external.record import Record, RewardChoice, Table, flag, part_of, text_of
 
 NAME = "prime-rl rollouts"
 
 
 def matches(columns: set[str]) -> bool:
-    return {"example_id", "prompt", "completion", "reward"} <= columns
+    return {"example_id", "prompt", "completion", "reward"} <= columns and not columns & {*OWN, "step"}
 
 
 def records(table: Table, choice: RewardChoice) -> list[Record]:
@@ -25,10 +26,11 @@ def records(table: Table, choice: RewardChoice) -> list[Record]:
             prompt=row.get("prompt"),
             response=row.get("completion"),
             reward=row.get("reward"),
-            numbers=(row.get("metrics") or {}) | row,
+            numbers={**part_of(row.get("metrics"), table.where(n), "metrics"), **row},
             answer=text_of(row.get("answer")),
-            truncated=row.get("is_truncated"),
+            truncated=flag(row.get("is_truncated"), table.where(n), "is_truncated"),
             step=step,
+            tools=row.get("tool_defs"),
             left_out="of rollouts that failed (error)" if row.get("error") else None,
         )
         for n, row in enumerate(table.rows)

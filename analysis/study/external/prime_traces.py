@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from analysis.study.external.messages import NEEDS_IDS
 from analysis.study.external.prime_rollouts import step_of
-from analysis.study.external.record import Record, RewardChoice, Table, number, text_of, whole
+from analysis.study.external.record import Record, RewardChoice, Table, flag, number, part_of, text_of, whole
 from opo.errors import UserError
 
 NAME = "prime-rl traces"
@@ -33,41 +33,57 @@ def records(table: Table, choice: RewardChoice) -> list[Record]:
             group = (row.get("kind"), row.get("env_name"), row.get("group_id"))
             parsed.append(_record(where, row, group, step_of(table.file) if step is None else step))
             continue
-        traces = [t for t in row.get("traces") or [] if (t.get("agent") or {}).get("trainable", True)]
-        group, step = (row.get("group") or {}).get("id"), whole(_step(row), where, "run.work.policy.start")
+        traces = [t for t in _objects(row.get("traces"), where, "traces") if _agent(t, where).get("trainable", True)]
+        group, step = (
+            part_of(row.get("group"), where, "group").get("id"),
+            whole(_step(row, where), where, "run.work.policy.start"),
+        )
         if not traces or row.get("ok") is False or row.get("errors"):
             parsed.append(Record(where, group, None, None, None, step=step, left_out=FAILED))
             continue
-        parsed += [_record(where, trace, (group, (trace.get("agent") or {}).get("name")), step) for trace in traces]
+        parsed += [_record(where, trace, (group, _agent(trace, where).get("name")), step) for trace in traces]
     return parsed
 
 
-def _step(episode: Mapping[str, Any]) -> Any:
+def _objects(value: Any, where: str, name: str) -> list[dict[str, Any]]:
+    """A list of objects, empty where it is null."""
+    if value is not None and not (isinstance(value, list) and all(isinstance(item, dict) for item in value)):
+        raise UserError(f"{where} has {name} that are no list of objects")
+    return value or []
+
+
+def _agent(trace: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    return part_of(trace.get("agent"), where, "agent")
+
+
+def _step(episode: Mapping[str, Any], where: str) -> Any:
     """The version of the policy that began the rollout, else the training step."""
-    work = (episode.get("run") or {}).get("work") or {}
-    start = (work.get("policy") or {}).get("start")
+    work = part_of(part_of(episode.get("run"), where, "run").get("work"), where, "run.work")
+    start = part_of(work.get("policy"), where, "run.work.policy").get("start")
     return work.get("step") if start is None else start
 
 
 def _record(where: str, trace: Mapping[str, Any], group: Any, step: int | None) -> Record:
     failed = bool(trace.get("errors")) or trace.get("ok") is False
-    nodes = trace.get("nodes") or []
+    nodes = _objects(trace.get("nodes"), where, "nodes")
     sampled = [n for n, node in enumerate(nodes) if node.get("sampled")]
-    numbers = {name: _weighted(value, where, name) for name, value in (trace.get("rewards") or {}).items()}
+    numbers = {
+        name: _weighted(value, where, name) for name, value in part_of(trace.get("rewards"), where, "rewards").items()
+    }
     known = [value for value in numbers.values() if not math.isnan(value)]
     turns = _turns(nodes, sampled, where) if sampled and not failed else _Turns()
-    data = (trace.get("task") or {}).get("data") or {}
+    data = part_of(part_of(trace.get("task"), where, "task").get("data"), where, "task.data")
     return Record(
         where=where,
         group=group,
         prompt=turns.prompt,
         response=turns.response,
         reward=math.fsum(known) if known else None,
-        numbers=(trace.get("metrics") or {}) | numbers,
+        numbers={**part_of(trace.get("metrics"), where, "metrics"), **numbers},
         logprobs=turns.logprobs,
         produced=turns.produced,
         answer=text_of(data.get("answer")),
-        truncated=trace.get("is_truncated"),
+        truncated=flag(trace.get("is_truncated"), where, "is_truncated"),
         step=step,
         left_out=FAILED if failed else None,
     )
@@ -81,6 +97,14 @@ def _weighted(value: Any, where: str, name: str) -> float:
     return number(value, where, name)
 
 
+def _list(node: Mapping[str, Any], name: str, where: str) -> list[Any]:
+    """A list of a node, empty where it is null."""
+    value = node.get(name)
+    if value is not None and not isinstance(value, list):
+        raise UserError(f"{where} has a node with {name} that is a {type(value).__name__}; a list is needed")
+    return value or []
+
+
 class _Turns(NamedTuple):
     prompt: Any = None
     response: Any = None
@@ -92,6 +116,10 @@ def _turns(nodes: list[dict[str, Any]], sampled: list[int], where: str) -> _Turn
     """From the root to the last sampled node: token ids where every node has them, else messages."""
     chain, place = [], sampled[-1]
     while place is not None and len(chain) <= len(nodes):
+        if place not in range(len(nodes)):
+            raise UserError(
+                f"{where} has a node whose parent is {place!r}; its nodes are 0 to {len(nodes) - 1}, or null"
+            )
         chain.append(place)
         place = nodes[place].get("parent")
     chain.reverse()
@@ -103,9 +131,9 @@ def _turns(nodes: list[dict[str, Any]], sampled: list[int], where: str) -> _Turn
         return _Turns([nodes[n].get("message") for n in chain[:-1]], [nodes[chain[-1]].get("message")])
     ids, produced, logprobs, known = list[int](), list[bool](), list[float](), True
     for n in chain:
-        tokens, own = nodes[n]["token_ids"], nodes[n].get("sampled")
-        mask = [bool(own) and bool(m) for m in nodes[n].get("mask") or [own] * len(tokens)]
-        given = nodes[n].get("logprobs") or []
+        tokens, own = _list(nodes[n], "token_ids", where), nodes[n].get("sampled")
+        mask = [bool(own) and bool(m) for m in _list(nodes[n], "mask", where) or [own] * len(tokens)]
+        given = _list(nodes[n], "logprobs", where)
         if len(mask) != len(tokens):
             raise UserError(f"{where} has a node of {len(tokens)} token ids and a mask of {len(mask)}")
         if len(given) == sum(mask) < len(mask):
@@ -113,7 +141,7 @@ def _turns(nodes: list[dict[str, Any]], sampled: list[int], where: str) -> _Turn
             given = [next(rest) if m else 0.0 for m in mask]
         known = known and (len(given) == len(tokens) or not any(mask))
         logprobs += (
-            [float(v) if m else 0.0 for v, m in zip(given, mask, strict=True)]
+            [number(v, where, "a log-probability") if m else 0.0 for v, m in zip(given, mask, strict=True)]
             if any(mask) and known
             else [0.0] * len(mask)
         )

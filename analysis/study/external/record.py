@@ -11,6 +11,7 @@ from opo.errors import UserError, near
 
 Messages = list[dict[str, Any]]
 Content = str | list[int] | Messages  # text, token ids, or a conversation
+LARGEST = 1e50  # of rewards, so that fourth powers of differences are finite
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Record:
     answer: str | None = None
     truncated: bool | None = None  # cut at a limit, so that no end of text was sampled
     step: int | None = None  # of training, or the version of the policy that sampled
-    temperature: float | None = None
+    temperature: Any = None
+    tools: Any = None  # definitions that the prompt's template was given
     left_out: str | None = None  # why it does not count
 
 
@@ -87,7 +89,7 @@ def number(value: Any, where: str, name: str) -> float:
             value = {"true": 1.0, "false": 0.0}[value.strip().lower()]
         except KeyError:
             try:
-                value = float(value)
+                value = float(value if "_" not in value else "")
             except ValueError:
                 raise UserError(
                     f"{where} has {name} {value[:40]!r}; a number is needed, or null for unscored"
@@ -99,17 +101,21 @@ def number(value: Any, where: str, name: str) -> float:
         raise UserError(
             f"{where} has a {name} that is a {type(value).__name__}; a number is needed, or null for unscored"
         )
-    if math.isinf(value):
-        raise UserError(f"{where} has {name} {value}; a finite number is needed, or null for unscored")
+    if abs(value) > LARGEST:
+        raise UserError(
+            f"{where} has {name} {str(value)[:12]}; a finite number is needed (up to {LARGEST:g}), or null for unscored"
+        )
     return float(value)
 
 
-def own_tokens(record: Record, ids: Sequence[int]) -> list[bool]:
-    """Which tokens of a response the policy produced: all, where the file says nothing."""
-    mask, what = record.produced, f"{record.where} has a mask of the tokens that the policy produced"
-    if mask is None:
-        return [True] * len(ids)
-    if not isinstance(record.response, list) or (record.response and isinstance(record.response[0], dict)):
+def own_tokens(record: Record) -> list[bool]:
+    """Which tokens of a response in token ids the policy produced. Raises UserError where the mask does not fit them."""
+    mask, ids, what = (
+        record.produced,
+        record.response,
+        f"{record.where} has a mask of the tokens that the policy produced",
+    )
+    if not isinstance(ids, list) or (ids and isinstance(ids[0], dict)):
         raise UserError(f"{what} beside a response that is no token ids; the two go together")
     if not isinstance(mask, list) or len(mask) != len(ids) or not all(m in (0, 1) for m in mask) or not any(mask):
         raise UserError(f"{what} that is no list of {len(ids)} zeros and ones, one for each token, with a one in it")
@@ -131,16 +137,36 @@ def whole(value: Any, where: str, name: str) -> int | None:
     """A whole number or None."""
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    if isinstance(value, bool) or not (isinstance(value, int) or (isinstance(value, float) and value.is_integer())):
         raise UserError(f"{where} has {name} {value!r}; a whole number is needed")
     return int(value)
 
 
 def hashable(value: Any) -> Hashable:
     """An id as something that can be compared: lists and dicts by their JSON."""
+    if isinstance(value, tuple):
+        return tuple(hashable(part) for part in value)
     return json.dumps(value, sort_keys=True, default=str) if isinstance(value, list | dict) else value
 
 
 def text_of(value: Any) -> str | None:
     """A gold answer as text."""
     return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def part_of(value: Any, where: str, name: str) -> Mapping[str, Any]:
+    """An object by name, empty where it is null."""
+    if value is not None and not isinstance(value, Mapping):
+        raise UserError(f"{where} has {name} that is a {type(value).__name__}; an object is needed, or null")
+    return value or {}
+
+
+def flag(value: Any, where: str, name: str) -> bool | None:
+    """True, false or None, also as 0, 1 and text."""
+    known = {"true": True, "false": False, "1": True, "0": False, "none": None, "": None}
+    text = str(value).strip().lower()
+    if text not in known:
+        raise UserError(f"{where} has {name} {text[:40]!r}; true, false or null is needed")
+    return known[text]

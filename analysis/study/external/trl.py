@@ -8,6 +8,7 @@ an evaluation share the file.
 from collections import Counter
 from itertools import groupby
 
+from analysis.study.external.plain import OWN
 from analysis.study.external.record import Record, RewardChoice, Table, numeric_columns, whole
 from opo.errors import UserError
 
@@ -15,7 +16,7 @@ NAME = "TRL completions"
 
 
 def matches(columns: set[str]) -> bool:
-    return {"step", "prompt", "completion", "advantage"} <= columns
+    return {"step", "prompt", "completion", "advantage"} <= columns and not columns & OWN
 
 
 def records(table: Table, choice: RewardChoice) -> list[Record]:

@@ -5,6 +5,7 @@ Keys: input, output (decoded without special tokens), gts, score, step, every re
 need not be adjacent. A rollout of several outputs has its score on each of them.
 """
 
+import re
 from collections import Counter
 
 from analysis.study.external.record import Record, RewardChoice, Table, text_of, whole
@@ -19,7 +20,7 @@ def matches(columns: set[str]) -> bool:
 def records(table: Table, choice: RewardChoice) -> list[Record]:
     """One record a rollout; rollouts in several outputs are left out, since each has the score of all."""
     parts = [_uid(row.get("uid")) for row in table.rows]
-    outputs = Counter(parts)
+    outputs = Counter(_uid(uid) for uid in {str(row.get("uid")) for row in table.rows})
     return [
         Record(
             where=table.where(n),
@@ -37,8 +38,6 @@ def records(table: Table, choice: RewardChoice) -> list[Record]:
 
 
 def _uid(uid: object) -> tuple[str, str] | None:
-    """(prompt, rollout) of a v1 uid."""
-    if not isinstance(uid, str) or uid.count("_") < 2:
-        return None
-    prompt, rollout, _ = uid.rsplit("_", 2)
-    return prompt, rollout
+    """(prompt, rollout) of a v1 uid; None for the uid that a data set brought."""
+    match = re.fullmatch(r"(.*)_(\d+)_\d+", uid) if isinstance(uid, str) else None
+    return (match[1], match[2]) if match else None
