@@ -162,7 +162,8 @@ def tiny_alphabet(config: RunConfig) -> Iterator[str]:
     task = make_task(config.task, config.reward.functions)
     for prompt in (task.prompt(index) for index in range(ALPHABET_PROMPTS)):
         if prompt.chat:
-            yield f"task={config.task.name}: the built-in policy has no chat template; set task.template=plain, or choose another model"
+            way = "its prompts are messages, so choose" if prompt.messages else "set task.template=plain, or choose"
+            yield f"task={config.task.name}: the built-in policy has no chat template; {way} a model that has one"
             return
         if unknown := sorted(set(prompt.text) - set(ALPHABET)):
             yield (

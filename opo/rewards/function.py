@@ -9,7 +9,8 @@ Four signatures are known by the names of their arguments, each called with one 
     compute_score(data_source, solution_str, ground_truth, extra_info) -> float | dict with "score"      # verl
     compute_score(data_sources, solution_strs, ground_truths, extra_infos) -> list                        # verl, batched
 
-As in TRL, prompts and completions are lists of messages where the prompt goes through the chat template. None, or an exception, leaves
+As in TRL, prompts and completions are lists of messages where the prompt goes through the chat template. verl's
+ground truth is the row's `reward_model.ground_truth`, `ground_truth`, `answer` or `solution`, of whatever type. None, or an exception, leaves
 the response unscored; a function that compares the responses of a group with one another cannot be used, since a reward must not
 depend on what is scored beside it. Where it fails for every response of a training's batch the run stops (opo/train/prepare.py).
 """
@@ -18,14 +19,25 @@ import asyncio
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from numbers import Real
 from typing import Any
 
 from opo.errors import UserError
 from opo.tasks.base import Prompt, Task
-from opo.tasks.own import load_object
+from opo.tasks.data import column
+from opo.tasks.own import brief, load_object
 
 Scorer = Callable[[Prompt, str], Any]
+
+KNOWN = (
+    "allowed are (prompt, response), TRL's (prompts, completions, **columns) and verl's (data_source, solution_str, ground_truth, "
+    "extra_info)"
+)
+# What a first argument, or a second, is called where it is not the prompt or the response.
+NO_PROMPT = {"response", "completion", "output", "generation", "prediction", "answer", "solution", "ground_truth"}
+NO_RESPONSE = {"answer", "solution", "ground_truth", "gold", "target", "reference", "label", "prompt", "question"}
+TRUTHS = ("reward_model.ground_truth", "ground_truth", "answer", "solution")  # columns with verl's ground truth
 
 
 class Rewarded:
@@ -99,7 +111,10 @@ def scorer(function: Any, reference: str, example: Prompt | None = None) -> Scor
     wrong = f"reward.function={reference}: "
     if not callable(function):
         raise UserError(f"{wrong}is no function")
-    parameters = inspect.signature(function).parameters
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{wrong}its arguments cannot be read ({brief(error)}); {KNOWN}") from error
     required = [
         p.name for p in parameters.values() if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     ]
@@ -110,13 +125,10 @@ def scorer(function: Any, reference: str, example: Prompt | None = None) -> Scor
         made = _verl
     elif "solution_strs" in parameters:
         made = _verl_batched
-    elif len(required) == 2:
+    elif len(required) == 2 and required[0] not in NO_PROMPT and required[1] not in NO_RESPONSE:
         return function
     else:
-        raise UserError(
-            f"{wrong}takes ({', '.join(parameters)}); allowed are (prompt, response), TRL's (prompts, completions, **columns) and "
-            "verl's (data_source, solution_str, ground_truth, extra_info)"
-        )
+        raise UserError(f"{wrong}takes ({', '.join(parameters)}); {KNOWN}")
     if example is not None and (missing := set(required) - set(made(example, ""))):
         columns = ", ".join(columns_of(example)) or "none"
         raise UserError(
@@ -145,8 +157,7 @@ def _trl(prompt: Prompt, response: str) -> dict[str, Any]:
 
 def _verl(prompt: Prompt, response: str) -> dict[str, Any]:
     columns = columns_of(prompt)
-    model = columns.get("reward_model")
-    truth = model.get("ground_truth") if isinstance(model, Mapping) else columns.get("ground_truth", prompt.answer)
+    truth = next((value for name in TRUTHS if (value := column(columns, name)) is not None), "")
     return {
         "data_source": columns.get("data_source", ""), "solution_str": response, "ground_truth": truth,
         "extra_info": columns.get("extra_info") or {},
@@ -169,5 +180,7 @@ def value_of(result: Any) -> Any:
         result = result[0]
     if isinstance(result, Mapping) and "score" in result:
         result = result["score"]
+    if isinstance(result, Decimal):
+        return float(result)
     item = getattr(result, "item", None)
     return item() if callable(item) else result

@@ -18,12 +18,15 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from opo.errors import UserError
 from opo.rewards.worker import HEADER, READY, TAKEN
 from opo.tasks.base import Prompt, Task
+from opo.tasks.own import brief
 
 START_LIMIT_S = 120.0  # to import and construct the task
 BATCH = 64  # responses in one message
@@ -53,7 +56,8 @@ class RewardRunner:
     The rewards depend on the task and the responses alone, not on the number of workers or the order. `memory_gib` bounds the
     address space of a worker (0: unbounded). Close it, or use it as a context manager.
 
-    Raises RuntimeError where the task cannot be constructed in a worker, whose own message is then on standard error.
+    Raises UserError where the task or a prompt does not pickle, and RuntimeError where the task cannot be constructed in a worker,
+    whose own message is then on standard error.
     """
 
     def __init__(self, task: Task, timeout_s: float = 10.0, workers: int = 1, memory_gib: float = 8.0):
@@ -61,7 +65,7 @@ class RewardRunner:
             raise ValueError(f"timeout_s={timeout_s}: must be above zero seconds")
         if workers < 1:
             raise ValueError(f"workers={workers}: needs at least one process, so that a scorer can be killed")
-        pickled, memory_bytes = pickle.dumps(task), int(memory_gib * 2**30)
+        pickled, memory_bytes = _pickled(task, f"task={task.name}: the task"), int(memory_gib * 2**30)
         self._num_parts = len(getattr(task, "parts", ()))
         self._selector = selectors.DefaultSelector()
         self._workers = [_Worker(self._selector, pickled, memory_bytes, timeout_s) for _ in range(workers)]
@@ -128,6 +132,27 @@ class RewardRunner:
         self.close()
 
 
+def _pickled(value: Any, what: str) -> bytes:
+    """The value for a worker. Raises UserError, which begins with `what`, where it does not pickle."""
+    try:
+        return pickle.dumps(value)
+    except Exception as error:  # what the user's objects raise while they are pickled
+        raise UserError(
+            f"{what} cannot be sent to the reward workers, which are processes of their own ({brief(error)}); it must pickle: a lambda "
+            "or an open file within it does not"
+        ) from error
+
+
+def _pickled_questions(questions: list[tuple[Prompt, str]]) -> bytes:
+    """Questions for a worker. Raises UserError naming the prompt that does not pickle."""
+    try:
+        return pickle.dumps(questions)
+    except Exception:  # as above; only now is it worth a look at each
+        for prompt, _ in questions:
+            _pickled(prompt, f"prompt {prompt.index}")
+        raise
+
+
 class _Worker:
     """The parent's end of one worker process: what it was asked, and by when its next answer is due."""
 
@@ -161,11 +186,12 @@ class _Worker:
 
     def ask(self, cells: list[Cell], questions: list[tuple[Prompt, str]]) -> None:
         """Send responses to be scored, known by their cells."""
+        frame = _pickled_questions(questions)
         self.cells.extend(cells)
         self.taken = False
         if self.ready:
             self.deadline = time.monotonic() + self.timeout_s
-        self._post(pickle.dumps(questions))
+        self._post(frame)
 
     def _post(self, frame: bytes) -> None:
         if not self.outbox:

@@ -70,6 +70,10 @@ def render(prompt: Prompt, tokenizer) -> str:
     if not prompt.chat:
         return prompt.text
     messages = list(prompt.messages) or [{"role": "user", "content": prompt.text}]
+    if not tokenizer.chat_template and prompt.messages:
+        raise UserError(
+            f"prompt {prompt.index} is a list of messages, and the tokenizer of this model has no chat template; choose a model with one"
+        )
     if not tokenizer.chat_template:
         raise UserError("task.template=chat: the tokenizer of this model has no chat template; plain needs none")
     try:

@@ -1,6 +1,8 @@
 """Rows of a JSONL or parquet file, numbered from 1, and the order in which a task walks through them."""
 
 import json
+import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -52,12 +54,20 @@ def _json_lines(file: Path) -> Iterator[Row]:
             continue
         try:
             row = json.loads(line.decode("utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            reason = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else "is not JSON"
-            raise UserError(f"{file}:{line_number}: {reason}; needs one JSON object a line") from error
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{file}:{line_number}: {_fault(error)}") from error
         if not isinstance(row, dict):
             raise UserError(f"{file}:{line_number}: needs a JSON object, {{...}}, in each line")
         yield line_number, row
+
+
+def _fault(error: ValueError | RecursionError) -> str:
+    """Why a line cannot be read."""
+    if isinstance(error, UnicodeDecodeError):
+        return "is not UTF-8; needs one JSON object a line"
+    if isinstance(error, json.JSONDecodeError | RecursionError):
+        return "is not JSON; needs one JSON object a line"
+    return f"has an integer of more than {sys.get_int_max_str_digits()} digits; needs it as text, in quotes"
 
 
 def column(row: Mapping[str, Any], name: str) -> Any:
@@ -71,9 +81,13 @@ def column(row: Mapping[str, Any], name: str) -> Any:
 
 
 def column_name(row: Mapping[str, Any], key: str, given: str | None, usual: Sequence[str], where: str) -> str:
-    """`given`, else the first of the usual names that the row has. Raises UserError naming the config `key` and the columns."""
+    """`given`, else the first of the usual names that the row has, where null and NaN (as pandas writes a null) are nothing.
+
+    Raises UserError naming the config `key` and the columns.
+    """
     for name in [given] if given else usual:
-        if column(row, name) is not None:
+        value = column(row, name)
+        if value is not None and not (isinstance(value, float) and math.isnan(value)):
             return name
     looked_for = given or " or ".join(usual)
     raise UserError(f"{where}: has no {looked_for}; its columns are {', '.join(row)}, say which with {key}=NAME")

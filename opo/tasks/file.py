@@ -65,7 +65,9 @@ class File:
                     f"{where}: {name} must be text or a list of messages with role and content, and not empty"
                 )
             if is_messages(prompt) and self.config.template == "plain":
-                raise UserError(f"{where}: {name} is a list of messages, which need task.template=auto or chat")
+                raise UserError(
+                    f"{where}: {name} is a list of messages, which need task.template=auto or chat and a model with a chat template"
+                )
             columns = {other: value for other, value in row.items() if other != name}
             rows.append((prompt if isinstance(prompt, str) else shown(prompt), (prompt, columns)))
         return rows

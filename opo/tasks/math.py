@@ -4,7 +4,9 @@ Files as they are found: MATH (`problem`, `solution` with a box), GSM8K (`questi
 (`prompt` of messages, `reward_model.ground_truth`), or any two columns that `task.question_key` and `task.answer_key` name.
 """
 
+from decimal import Decimal
 from functools import cached_property
+from math import isfinite
 from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass
@@ -88,6 +90,15 @@ def gold(text: str) -> str:
     return text.strip()
 
 
+def _text(answer: Any) -> str:
+    """An answer as text, also where it is a number or a list of one; "" where it can be none."""
+    answer = answer[0] if isinstance(answer, list) and len(answer) == 1 else answer
+    if isinstance(answer, str):
+        return answer
+    number = isinstance(answer, int | Decimal) or (isinstance(answer, float) and isfinite(answer))
+    return str(answer) if number and not isinstance(answer, bool) else ""
+
+
 def _read(config: MathConfig, path: str, key: str) -> list[tuple[str, Any]]:
     """(question as text, (question, gold answer)) of every row. Raises UserError naming the file and row that cannot be used."""
     rows, unreadable = [], 0
@@ -97,15 +108,13 @@ def _read(config: MathConfig, path: str, key: str) -> list[tuple[str, Any]]:
         answer = column(row, column_name(row, "task.answer_key", config.answer_key, ANSWER_KEYS, where))
         if not (is_messages(question) or (isinstance(question, str) and question.strip())):
             raise UserError(f"{where}: the question must be text or a list of messages, and not empty")
-        answer = answer[0] if isinstance(answer, list) and len(answer) == 1 else answer
-        answer = str(answer) if isinstance(answer, int | float) and not isinstance(answer, bool) else answer
-        answer = gold(answer) if isinstance(answer, str) else ""
+        given, answer = answer, gold(_text(answer))
         if not equality.readable(answer):
             unreadable += 1
             if config.unreadable == "refuse":
                 raise UserError(
-                    f"{where}: the answer {answer[:60]!r} is no number, formula or word that a response could be compared with; "
-                    "mend it, or leave such rows out with task.unreadable=skip"
+                    f"{where}: the answer {(answer[:60] if answer else given)!r:.62} is no number, formula or word that a response "
+                    "could be compared with; mend it, or leave such rows out with task.unreadable=skip"
                 )
             continue
         rows.append((question if isinstance(question, str) else shown(question), (question, answer)))

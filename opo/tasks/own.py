@@ -11,7 +11,9 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
+from pydantic.errors import PydanticUndefinedAnnotation, PydanticUserError
 
 from opo.errors import UserError, near
 from opo.keys import STRICT
@@ -40,8 +42,9 @@ def load_object(reference: str, key: str) -> Any:
                 f"{key}={reference}: no module {error.name} in {os.getcwd()} nor among the installed"
             ) from error
         raise UserError(f"{key}={reference}: {module_name} imports {error.name}, which is not installed") from error
-    except Exception as error:
-        raise UserError(f"{key}={reference}: importing {module_name} raised {said(error)}") from error
+    except (Exception, SystemExit) as error:
+        advice = "; a program belongs under `if __name__ == '__main__'`" if isinstance(error, SystemExit) else ""
+        raise UserError(f"{key}={reference}: importing {module_name} raised {said(error)}{advice}") from error
     if not hasattr(module, name):
         raise UserError(f"{key}={reference}: {module.__file__} has no {name}{near(name, vars(module))}")
     return getattr(module, name)
@@ -57,12 +60,17 @@ def _current_folder_before_packages() -> None:
     sys.path.insert(first, folder)
 
 
+def brief(error: BaseException) -> str:
+    """An exception in one line: type and message."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
 def said(error: BaseException) -> str:
     """An exception of the user's code in one line: type, message, file and line."""
     where, trace = "", error.__traceback__
     while trace is not None:
         where, trace = f" ({trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})", trace.tb_next
-    return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
+    return f"{brief(error)}{where}"
 
 
 def source_file(reference: str, key: str) -> Path:
@@ -76,10 +84,15 @@ def options_of(reference: str) -> type | None:
     task = load_object(reference, "task")
     if not isinstance(task, type):
         raise UserError(f"task={reference}: a class is needed, with prompt(index, split) and score(prompt, response)")
-    parameters = list(signature(task).parameters)
+    try:
+        parameters = list(signature(task).parameters)
+    except (TypeError, ValueError) as error:  # of a class that is not written in Python
+        raise UserError(
+            f"task={reference}: a class written in Python is needed; {' '.join(str(error).split())}"
+        ) from error
     if not parameters:
         return None
-    kind = get_type_hints(task.__init__).get(parameters[0])
+    kind = _hints(task.__init__, reference).get(parameters[0])
     if not (isinstance(kind, type) and is_dataclass(kind)):
         raise UserError(
             f"task={reference}: its constructor must take one argument whose annotation is a dataclass of options, or none"
@@ -91,10 +104,35 @@ def options_of(reference: str) -> type | None:
 def config_kind(reference: str) -> type:
     """A dataclass with the task's options and its `name`, which is the reference."""
     options = options_of(reference)
-    own = [] if options is None else [(f.name, get_type_hints(options)[f.name], f) for f in fields(options) if f.init]
+    hints = {} if options is None else _hints(options, reference)
+    own = [] if options is None else [(f.name, hints[f.name], f) for f in fields(options) if f.init]
+    for name, hint, _ in own:
+        _refuse_type(reference, name, hint)
     return dataclass(config=STRICT)(
         make_dataclass("OwnTaskConfig", [("name", str), *(part for part in own if part[0] != "name")], kw_only=True)
     )
+
+
+def _hints(annotated: Any, reference: str) -> dict[str, Any]:
+    """The annotations of a class or function of the user's, evaluated."""
+    try:
+        return get_type_hints(annotated)
+    except Exception as error:  # an annotation is an expression, which may raise anything
+        raise UserError(
+            f"task={reference}: the annotations of {annotated.__qualname__} cannot be read ({brief(error)}); "
+            "what they name must be imported when the module runs, not under TYPE_CHECKING alone"
+        ) from error
+
+
+def _refuse_type(reference: str, name: str, hint: Any) -> None:
+    """Raise UserError for an option of a type that no YAML file holds."""
+    try:
+        TypeAdapter(hint)
+    except (PydanticUserError, PydanticUndefinedAnnotation) as error:
+        raise UserError(
+            f"task={reference}: option {name} is of the type {getattr(hint, '__name__', hint)}, which a config cannot hold; allowed are "
+            "numbers, true or false, text, lists, dicts and dataclasses of these"
+        ) from error
 
 
 def defaults_of(reference: str) -> dict[str, Any]:
@@ -120,17 +158,52 @@ def make_own_task(config: Any) -> Task:
         arguments = (
             [] if options is None else [options(**{f.name: getattr(config, f.name) for f in fields(options) if f.init})]
         )
-        task = kind(*arguments)
-        first = task.prompt(0, "train")
+        task = OwnTask(kind(*arguments), reference)
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"task={reference}: {said(error)}") from error
-    if not isinstance(first, Prompt) or first.index != 0 or not isinstance(first.text, str):
-        raise UserError(f"task={reference}: prompt(0, 'train') must return an opo.tasks.Prompt with index 0 and a text")
-    for name, value in (("name", reference), ("stop", ()), ("extract", stripped)):
-        if not hasattr(task, name):
-            setattr(task, name, value)
+    task.prompt(0)
+    return task
+
+
+class OwnTask:
+    """A task of the user's with what it may leave out. A prompt that is none is refused in one line."""
+
+    def __init__(self, task: Any, reference: str):
+        self._task, self._reference = task, reference
+        self.name: str = getattr(task, "name", reference)
+        self.stop: tuple[str, ...] = getattr(task, "stop", ())
+
+    def __reduce__(self):
+        return _as_it_is, (self._task,)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)  # whatever else the user's task has, such as `warnings`
+
+    def prompt(self, index: int, split: str = "train") -> Prompt:
+        at = f"task={self._reference}: prompt({index}, {split!r})"
+        try:
+            prompt = self._task.prompt(index, split)
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise UserError(f"{at} raised {said(error)}") from error
+        if not isinstance(prompt, Prompt) or prompt.index != index or not isinstance(prompt.text, str):
+            raise UserError(f"{at} must return an opo.tasks.Prompt with index {index} and a text")
+        if not prompt.text and not prompt.chat:
+            raise UserError(f"task={self._reference}: prompt {index} of the {split} stream is empty")
+        return prompt
+
+    def score(self, prompt: Prompt, response: str) -> float:
+        return self._task.score(prompt, response)
+
+    def extract(self, response: str) -> str | None:
+        return getattr(self._task, "extract", stripped)(response)
+
+
+def _as_it_is(task: Any) -> Any:
+    """What a worker needs of it: the user's own task."""
     return task
 
 

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -88,6 +89,7 @@ def test_math_visits_every_question_once_a_lap(fractions):
         ([{"problem": "p?", "solution": "It is $\\boxed{7}$.", "level": 3}], {}, "7"),
         ([{"question": "p?", "answer": "7 apples are 7.\n#### 7"}], {}, "7"),
         ([{"question": "p?", "answer": 7}], {}, "7"),
+        ([{"question": "p?", "answer": float("nan"), "solution": "\\boxed{7}"}], {}, "7"),
         ([{"question": "p?", "answer": ["7"]}], {}, "7"),
         ([{"ask": "p?", "gold": "7"}], {"question_key": "ask", "answer_key": "gold"}, "7"),
         ([{"prompt": "p?", "reward_model": {"ground_truth": "7"}}], {}, "7"),
@@ -101,6 +103,13 @@ def test_files_as_they_are_found(tmp_path, rows, values, answer):
     assert jsonl == all_answers(task_of(tmp_path / "q.parquet", **values)) == {f"p{i}?": answer for i in range(40)}
 
 
+def test_a_decimal_column_is_numbers(tmp_path):
+    rows = [{"question": f"p{i}?", "answer": Decimal("7.50")} for i in range(40)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "q.parquet")
+    task = task_of(tmp_path / "q.parquet")
+    assert task.score(task.prompt(0), "\\boxed{\\frac{15}{2}}") == 1.0
+
+
 def test_messages_go_through_the_chat_template(tmp_path):
     class Tokenizer:
         chat_template = "of its own"
@@ -112,6 +121,11 @@ def test_messages_go_through_the_chat_template(tmp_path):
     path = written(tmp_path, [{"prompt": messages, "answer": "2"}])
     prompt = task_of(path, eval_path=str(written(tmp_path, [{"prompt": "q", "answer": "3"}], "e.jsonl"))).prompt(0)
     assert render(prompt, Tokenizer()) == "<system>Be brief.<user>1+1?<assistant>"
+    Tokenizer.chat_template = ""
+    with pytest.raises(
+        UserError, match=r"prompt 0 is a list of messages, .* has no chat template; choose a model with one"
+    ):
+        render(prompt, Tokenizer())
 
 
 def test_lines_that_are_legal(tmp_path):
@@ -136,10 +150,14 @@ def test_lines_that_are_legal(tmp_path):
         (b'{"q": "a", "answer": "1"}', ":1: has no question or problem.*its columns are q, answer.*task.question_key=NAME"),
         (b'{"question": "a", "answer": ""}', ":1: the answer ''"),
         (b'{"question": " ", "answer": "1"}', ":1: the question must be text"),
-        (b'{"question": "a", "answer": ["1", "2"]}', ":1: the answer ''"),
         (b'{"question": "a", "answer": "1"}\n{"question": "b", "answer": "She climbs one floor while he climbs five floors."}', ":2: the answer 'She"),
         (b'{"question": "a", "answer": "1"}\n{"question": "caf\xe9", "answer": "1"}', ":2: is not UTF-8"),
         (b'{"question": "a", "answer": "1"}\n{"question": "b", "ans', ":2: is not JSON"),
+        (b'{"question": "a", "answer": NaN}', ":1: has no answer or solution .*; its columns are question, answer"),
+        (b'{"question": "a", "answer": Infinity}', ":1: the answer inf is no number"),
+        (b'{"question": "a", "answer": true}', ":1: the answer True is no number"),
+        (b'{"question": "a", "answer": ["1", "2"]}', r":1: the answer \['1', '2'\] is no number"),
+        (b'{"question": "a", "answer": ' + b"9" * 5000 + b"}", ":1: has an integer of more than 4300 digits; needs it as text"),
     ],
 )  # fmt: skip
 def test_math_names_the_line_it_cannot_read(tmp_path, content, says):

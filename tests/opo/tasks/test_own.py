@@ -1,6 +1,7 @@
 """A task and a reward of the user's own, by name, in the workers that score everything."""
 
 import json
+import sys
 
 import polars as pl
 import pytest
@@ -12,8 +13,29 @@ from opo.errors import UserError
 from opo.rewards.runner import RewardRunner
 from opo.tasks import make_task
 from opo.tasks.file import FileConfig
-from opo.tasks.own import defaults_of
+from opo.tasks.own import config_kind, defaults_of, load_object
 from opo.train.loop import train
+
+BROKEN = """
+from __future__ import annotations
+from dataclasses import dataclass, field
+import numpy as np
+from opo.tasks.base import Prompt
+
+@dataclass
+class Options:
+    array: np.ndarray = field(default_factory=lambda: np.zeros(2))
+
+class Own:
+    fault, late = None, Prompt(6, "1+1=", "2")
+    {body}
+    def prompt(self, index, split="train"):
+        if index == 6 and self.fault:
+            raise self.fault
+        return self.late if index == 6 else Prompt(index, "1+1=", "2")
+    def score(self, prompt, response):
+        return 0.0
+"""
 
 
 @pytest.fixture
@@ -22,6 +44,20 @@ def sums(tmp_path):
     rows = [{"prompt": f"{a}+{b}=", "target": a + b, "ground_truth": str(a + b)} for a in range(6) for b in range(6)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return FileConfig(path=str(path))
+
+
+@pytest.fixture
+def users(tmp_path, monkeypatch):
+    """Writes a module of the user's."""
+    monkeypatch.syspath_prepend(tmp_path)
+    load_object.cache_clear()
+    config_kind.cache_clear()
+
+    def write(name, text):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        (tmp_path / f"{name}.py").write_text(text)
+
+    return write
 
 
 def test_a_task_of_ones_own_has_its_options_as_keys():
@@ -80,6 +116,81 @@ def test_several_functions_are_summed_with_their_weights_and_a_lost_part_loses_t
 
 
 @pytest.mark.parametrize(
+    ("row", "truth"),
+    [
+        ({"answer": 2}, 2),
+        ({"answer": 0}, 0),
+        ({"answer": ["a", "b"]}, ["a", "b"]),
+        ({"answer": 2, "ground_truth": 3}, 3),
+        ({"answer": None, "solution": 4.5}, 4.5),
+        ({"answer": "2", "reward_model": {"ground_truth": 5}}, 5),
+        ({"answer": "2", "reward_model": {"style": "rule"}}, "2"),
+        ({}, ""),
+    ],
+)
+def test_the_ground_truth_of_verl_is_the_value_of_its_column(tmp_path, users, row, truth):
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"prompt": f"{i}=", **row}) + "\n" for i in range(20)))
+    users("truth_rewards", f"def is_it(solution_str, ground_truth):\n    return float(ground_truth == {truth!r})")
+    task = make_task(FileConfig(path=str(tmp_path / "rows.jsonl")), {"truth_rewards:is_it": 1.0})
+    assert task.score(task.prompt(0), "") == 1.0
+
+
+def test_a_decimal_is_a_reward(users):
+    users("decimal_reward", "from decimal import Decimal\ndef half(prompt, response): return Decimal('0.5')")
+    task = make_task(task_config({"name": "own_task:Count"}), {"decimal_reward:half": 3.0})
+    with RewardRunner(task) as runner:
+        assert runner.score([task.prompt(0)], [["1"]]).rewards_PG.tolist() == [[1.5]]
+
+
+@pytest.mark.parametrize("names", ["response, answer", "completion, ground_truth", "response, prompt", "prompt, gold"])
+def test_two_arguments_of_other_names_are_refused(users, names):
+    users("named_rewards", f"def score({names}): return 0.0")
+    with pytest.raises(UserError, match=rf"takes \({names}\); allowed are \(prompt, response\), TRL's"):
+        make_task(task_config({"name": "own_task:Count"}), {"named_rewards:score": 1.0})
+
+
+def test_a_function_without_a_signature_is_refused_in_one_line():
+    with pytest.raises(
+        UserError, match=r"^reward.function=builtins:max: its arguments cannot be read .*; allowed are \(prompt"
+    ):
+        make_task(task_config({"name": "own_task:Count"}), {"builtins:max": 1.0})
+
+
+def test_a_module_that_exits_is_refused_and_does_not_end_the_process(users):
+    users("exits_at_once", "import sys\ndef score(prompt, response): return 1.0\nsys.exit(0)")
+    with pytest.raises(
+        UserError, match=r"reward.function=exits_at_once:score: importing exits_at_once raised SystemExit: 0 \("
+    ):
+        make_task(task_config({"name": "own_task:Count"}), {"exits_at_once:score": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("def __init__(self): raise SystemExit(0)", "SystemExit: 0"),
+        ("def __init__(self, o: Nowhere): pass", r"the annotations of Own.__init__ cannot be read \(NameError: name 'Nowhere'"),
+        ("def __init__(self, o: Options): pass", "option array is of the type ndarray, which a config cannot hold"),
+        ("fault = IndexError('only six')", r"prompt\(6, 'train'\) raised IndexError: only six"),
+        ("fault = SystemExit(3)", r"prompt\(6, 'train'\) raised SystemExit: 3"),
+        ("late = None", r"prompt\(6, 'train'\) must return an opo.tasks.Prompt with index 6 and a text"),
+        ("late = Prompt(5, '1+1=', '2')", r"prompt\(6, 'train'\) must return an opo.tasks.Prompt with index 6 and a text"),
+        ("late = Prompt(6, '', '2')", "prompt 6 of the train stream is empty"),
+        ("def __init__(self): self.f = lambda: 0", r"the task cannot be sent to the reward workers"),
+        ("def __init__(self): self.f = open('/dev/null')", r"the task cannot be sent to the reward workers"),
+        ("late = Prompt(6, '1+1=', '2', {'f': lambda: 0})", "prompt 6 cannot be sent to the reward workers"),
+    ],
+)  # fmt: skip
+def test_a_task_that_cannot_be_used_is_one_line(users, body, says):
+    users("broken_task", BROKEN.format(body=body))
+    with pytest.raises(UserError, match=says) as caught:  # noqa: PT012
+        task = make_task(task_config({"name": "broken_task:Own"}))
+        prompts = [task.prompt(index) for index in range(7)]
+        with RewardRunner(task) as runner:
+            runner.score(prompts, [["2"]] * 7)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("function", "weights", "says"),
     [
         (["own_task:plain", "own_task:trl"], [1.0], "reward.weights has 1 numbers for 2 functions"),
@@ -107,6 +218,16 @@ def test_a_run_logs_every_part_by_its_name(tmp_path):
     total = [p["plain_answer"] + 0.5 * p["brief"] for p in parts]
     assert responses["reward"].drop_nulls().to_list() == pytest.approx(total)
     assert row["train/reward_mean"] == pytest.approx(row["reward/plain_answer_mean"] + 0.5 * row["reward/brief_mean"])
+
+
+def test_messages_need_a_model_with_a_chat_template(tmp_path):
+    path = tmp_path / "messages.jsonl"
+    path.write_text("".join(json.dumps({"prompt": [{"role": "user", "content": f"{n}+1="}]}) + "\n" for n in range(99)))
+    with pytest.raises(UserError, match=r"need task.template=auto or chat and a model with a chat template"):
+        make_task(FileConfig(path=str(path), template="plain"), {"own_task:plain": 1.0})
+    asked = ["task=file", f"task.path={path}", "reward.function=own_task:plain"]
+    with pytest.raises(UserError, match="its prompts are messages, so choose a model that has one"):
+        load_config(composed("train", asked))
 
 
 def test_a_file_has_no_reward_of_its_own(sums):
