@@ -6,7 +6,8 @@ from typing import Literal
 
 from analysis.runs.load import run_folders
 from opo.errors import UserError
-from opo.run.folder import FAILED, is_held
+from opo.run.folder import FAILED, steps_done
+from opo.run.hold import is_held
 from opo.run.metrics import read_rows
 from opo.system.records import read_yaml
 
@@ -43,13 +44,13 @@ def run_states(path: Path) -> list[RunState]:
 def _state(folder: Path, name: str) -> RunState:
     try:
         steps = read_yaml(folder / "config.yaml").get("steps")
-        rows = list(read_rows(folder / "metrics.jsonl"))
+        rows, done = list(read_rows(folder / "metrics.jsonl")), steps_done(folder)
     except UserError as error:
         return RunState(name, "damaged", 0, None, None, 0.0, str(error))
     last = rows[-1] if rows else {}
-    why = (folder / FAILED).read_text(errors="replace").strip() if (folder / FAILED).exists() else ""
+    why = (folder / FAILED).read_text(errors="replace").strip() if (folder / FAILED).is_file() else ""
     state: State = "stopped"
-    if (folder / "DONE").exists():
+    if done is not None:
         state, why = "done", ""
     elif is_held(folder):
         state, why = "running", ""

@@ -37,7 +37,7 @@ def _content(content: Any, where: str, what: str) -> None:
             f"{where} has a {what} that is a {type(content).__name__}; text, token ids or messages are needed"
         )
     for token in content:
-        if isinstance(token, bool) or not isinstance(token, int | float):
+        if isinstance(token, bool) or not (isinstance(token, int) or (isinstance(token, float) and token.is_integer())):
             raise UserError(
                 f"{where} has token {json.dumps(token, default=str)[:40]} in its {what}; token ids are whole numbers"
             )

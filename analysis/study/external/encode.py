@@ -1,6 +1,5 @@
 """From text, ids and messages to the token ids that the policy saw, before any model is loaded."""
 
-import json
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -151,7 +150,7 @@ class Encoder:
             self._survives(content, ids, record, "prompt")
         else:
             self.notes.prompt_form["token ids"] += 1
-            ids = self._ids(content, record, "prompt")
+            ids = self._known([int(i) for i in content], record, "prompt")
         if not ids:
             raise UserError(
                 f"{record.where} has an empty prompt, and the tokenizer of {self.reader.source} puts no token before it"
@@ -199,7 +198,7 @@ class Encoder:
         if messages is not None:
             content = said_by_assistant(messages, record.where)
         if not isinstance(content, str):
-            ids = self._ids(content, record, "response")
+            ids = self._known([int(i) for i in content], record, "response")
             self.notes.cut += bool(record.truncated)
             return ids, str(tokenizer.decode(ids, skip_special_tokens=True))
         ids = list(tokenizer.encode(self._sound(content, record, "response"), add_special_tokens=False))
@@ -223,19 +222,6 @@ class Encoder:
             self.notes.ends_added += 1
             self.lengths[len(ids)] += 1
         return ids + end, content
-
-    def _ids(self, content: Any, record: Record, what: str) -> list[int]:
-        if not isinstance(content, list):
-            raise UserError(
-                f"{record.where} has a {what} that is a {type(content).__name__}; text, token ids or messages are needed"
-            )
-        content = [int(i) if isinstance(i, float) and i.is_integer() else i for i in content]  # as pandas writes them
-        for i in content:
-            if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < self.reader.vocabulary:
-                raise UserError(
-                    f"{record.where} has token {json.dumps(i, default=str)[:40]} in its {what}; the vocabulary of {self.reader.source} is 0 to {self.reader.vocabulary - 1}"
-                )
-        return list(content)
 
     def _sound(self, text: str, record: Record, what: str) -> str:
         try:
@@ -267,11 +253,17 @@ class Encoder:
                 f"{record.where}: prompt and response have {len(prompt_ids)} + {len(ids)} = {length} tokens; {self.reader.source} has "
                 f"{self.reader.positions} positions"
             )
-        for i in (*prompt_ids, *ids):
-            if i >= self.reader.vocabulary:
+        self._known(prompt_ids, record, "prompt")
+        self._known(ids, record, "response")
+
+    def _known(self, ids: list[int], record: Record, what: str) -> list[int]:
+        """The ids. Raises UserError where the model has no such token."""
+        for i in ids:
+            if not 0 <= i < self.reader.vocabulary:
                 raise UserError(
-                    f"{record.where} has token {i}; the vocabulary of {self.reader.source} is 0 to {self.reader.vocabulary - 1}"
+                    f"{record.where} has token {i} in its {what}; the vocabulary of {self.reader.source} is 0 to {self.reader.vocabulary - 1}"
                 )
+        return ids
 
     def _logprobs(self, record: Record, ids: list[int]) -> list[float] | None:
         """One a token, or None where the file has none that fit."""
