@@ -150,7 +150,7 @@ class Encoder:
             self._survives(content, ids, record, "prompt")
         else:
             self.notes.prompt_form["token ids"] += 1
-            ids = self._known([int(i) for i in content], record, "prompt")
+            ids = self._known(content, record, "prompt")
         if not ids:
             raise UserError(
                 f"{record.where} has an empty prompt, and the tokenizer of {self.reader.source} puts no token before it"
@@ -198,7 +198,7 @@ class Encoder:
         if messages is not None:
             content = said_by_assistant(messages, record.where)
         if not isinstance(content, str):
-            ids = self._known([int(i) for i in content], record, "response")
+            ids = self._known(content, record, "response")
             self.notes.cut += bool(record.truncated)
             return ids, str(tokenizer.decode(ids, skip_special_tokens=True))
         ids = list(tokenizer.encode(self._sound(content, record, "response"), add_special_tokens=False))
@@ -256,14 +256,14 @@ class Encoder:
         self._known(prompt_ids, record, "prompt")
         self._known(ids, record, "response")
 
-    def _known(self, ids: list[int], record: Record, what: str) -> list[int]:
-        """The ids. Raises UserError where the model has no such token."""
+    def _known(self, ids: Any, record: Record, what: str) -> list[int]:
+        """The ids, which may be whole floats. Raises UserError where the model has no such token."""
         for i in ids:
             if not 0 <= i < self.reader.vocabulary:
                 raise UserError(
                     f"{record.where} has token {i} in its {what}; the vocabulary of {self.reader.source} is 0 to {self.reader.vocabulary - 1}"
                 )
-        return ids
+        return [int(i) for i in ids]
 
     def _logprobs(self, record: Record, ids: list[int]) -> list[float] | None:
         """One a token, or None where the file has none that fit."""
