@@ -173,6 +173,8 @@ def take_apart(name: str, arguments: list[str]) -> "tuple[Invocation, bool]":
     parser.add_argument("--package", "-p")
     parser.add_argument("--resolve", action="store_true")
     given = parser.parse_intermixed_args(arguments)
+    if given.resolve and not (given.cfg or given.help):
+        raise UserError("--resolve: goes with --cfg or --help alone, which show a config")
     flags = [f"--{flag}" for flag in ("multirun", "run", "help", "version", "resolve") if getattr(given, flag)]
     flags += ["--hydra-help"] if given.hydra_help else []
     flags += [

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import MissingConfigException
 
 from opo.config.read import shown
@@ -15,7 +16,7 @@ def one_line(error: Exception, known_keys: Callable[[], Sequence[str]]) -> str:
     text = str(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.rpartition("/")
-        options = sorted(error.options or [])
+        options = sorted(error.options or _options(group))
         if not group:
             return f"--config-name {choice}: no such file"
         return f"{group}={choice}: not one of {', '.join(options)}{near(choice, options)}"
@@ -30,6 +31,12 @@ def one_line(error: Exception, known_keys: Callable[[], Sequence[str]]) -> str:
         return f"{match.group(1)}: several values are several runs, which need -m; one value with a comma needs quotes"
     if match := re.search(r"An item is already at '([^']+)'", text):
         return f"+{match.group(1)}: the key exists; leave out the +"
+    if match := re.search(r"Multiple values for (\S+)\. To override a value use 'override [^:]+: ([^']*)'", text):
+        key, choice = match.groups()
+        return f"+{key}={choice}: {key} has a choice already; leave out the +"
+    if match := re.search(r"full_key: hydra\.runtime\.choices\.(\S+)", text):
+        key = match.group(1)
+        return f"{key}: one choice is needed, without brackets; several are several runs, which need -m {key}=a,b"
     first = text.splitlines()[0]
     if (match := re.match(r"Error merging override (.+)", first)) and error.__cause__:
         return f"{match.group(1)}: {str(error.__cause__).splitlines()[0]}"
@@ -37,6 +44,12 @@ def one_line(error: Exception, known_keys: Callable[[], Sequence[str]]) -> str:
         missing = first.startswith("Missing mandatory value")
         return f"{match.group(1)}: {'a value is needed and there is no default' if missing else first}"
     return shown(" ".join(text.split())) if first.endswith(":") else first  # a list of what is allowed follows
+
+
+def _options(group: str) -> list[str]:
+    """The choices of a group, where Hydra is composing; for one choice of a list it does not say them itself."""
+    composing = GlobalHydra.instance()
+    return composing.config_loader().get_group_options(group) if composing.is_initialized() else []
 
 
 def unreadable(override: str) -> str:

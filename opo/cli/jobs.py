@@ -1,9 +1,11 @@
 """What becomes of the jobs of a multirun, wherever they run: announced at once, noted in a file, listed at the end."""
 
+import copy
 import json
 import sys
 import time
 import traceback
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -12,11 +14,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from opo.cli.commands import OTHERS_SPEAK_S
 from opo.errors import StoppedRun, UserError
-from opo.run.folder import is_held, note_failure
+from opo.run.folder import note_failure
+from opo.run.hold import is_held
 from opo.system.ranks import rank_and_size, take_ranks_of_submitit
 from opo.system.terminal import say
 
@@ -37,10 +40,20 @@ class Announce(Callback):
     """Prints at once that a job of a multirun failed, notes in the file `record` what began and ended, and lets Hydra go on without a word.
 
     It runs where the job does, which may be another process, or several that are the ranks of one run; the file brings all together.
+    The folder of a refused job is taken away, unless something is in it or it was there before the command.
     """
 
     def __init__(self, record: str) -> None:
         self.record = Record(Path(record))
+        self.there: set[Path] | None = None  # folders that were there before the command; None: it is not known
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        folder = _folder(config, "run.dir")
+        self.there = {path for path in (folder, *folder.parents) if path.exists()}
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        folder = _folder(config, "sweep.dir")
+        self.there = {folder, *folder.glob("*")}
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         take_ranks_of_submitit()
@@ -51,13 +64,18 @@ class Announce(Callback):
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         assert job_return.hydra_cfg is not None
         own = job_return.hydra_cfg.hydra
+        folder = Path(own.runtime.output_dir)
         if own.mode != RunMode.MULTIRUN:
+            if job_return._return_value is True:
+                remove_made((folder, *folder.parents), self.there)
             return
         job = Job.of(own)
         if job_return.status is not JobStatus.FAILED:
             self.record.note("ended", job)
             return
         error = job_return._return_value  # the property would raise it here
+        if isinstance(error, UserError):
+            remove_made([folder], self.there)  # the folders above are for other jobs too
         known = isinstance(error, UserError | StoppedRun)
         details = "" if known else "".join(traceback.format_exception(error))
         (rank, size), speaks, reason = rank_and_size(), getattr(error, "speaks", None), _reason(error)
@@ -69,6 +87,29 @@ class Announce(Callback):
         if speaks is not False:
             self.record.fail(job, reason, details, resumes=isinstance(error, StoppedRun) and Interrupt.any_heard)
         job_return.status, job_return.return_value = JobStatus.COMPLETED, None
+
+
+def _folder(config: DictConfig, key: str) -> Path:
+    """A folder of Hydra's own part, before Hydra makes it."""
+    before = HydraConfig.instance().cfg
+    try:
+        HydraConfig.instance().set_config(copy.deepcopy(config))  # the names of folders ask it
+        return Path(str(OmegaConf.select(config, f"hydra.{key}"))).absolute()
+    finally:
+        HydraConfig.instance().cfg = before
+
+
+def remove_made(folders: Iterable[Path], there: set[Path] | None) -> None:
+    """Remove empty folders, the inner ones first, up to one that was `there` before or that holds something."""
+    for folder in folders:
+        if there is None or folder in there:
+            return
+        try:
+            folder.rmdir()
+        except FileNotFoundError:  # whoever was refused has removed it
+            continue
+        except OSError:
+            return
 
 
 class Job(NamedTuple):

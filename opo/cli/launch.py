@@ -8,7 +8,7 @@ import os
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ def check(invocation: Invocation, judge: Callable[[dict[str, Any]], Any] | None)
         given = [parse(line) for line in lines]
         fixed = [line for line, override in zip(lines, given, strict=True) if not override.is_sweep_override()]
         whole = compose_job(root, fixed)
+        _refuse_lost_package(whole, invocation.flags)
         several = invocation.multirun or _own(whole, "mode") == RunMode.MULTIRUN
         if several and rank_and_size()[1] > 1:
             raise UserError("-m: a sweep starts its jobs in one process; torchrun takes one job")
@@ -68,6 +69,8 @@ def check(invocation: Invocation, judge: Callable[[dict[str, Any]], Any] | None)
                 whole = compose_job(root, lines)  # several values without -m are refused here
             if judge is not None:
                 judge(plain(whole, root))
+                HydraConfig.instance().set_config(whole)
+                _own(whole, "run.dir")  # a folder that has no name is refused here
             return []
         if not whole.hydra.sweeper._target_.endswith(".BasicSweeper"):
             if judge is not None:
@@ -83,14 +86,31 @@ def check(invocation: Invocation, judge: Callable[[dict[str, Any]], Any] | None)
     return [*here, *(f"~hydra.sweeper.params.{key}" for key in replaced)]
 
 
+def _refuse_lost_package(config: DictConfig, flags: Sequence[str]) -> None:
+    """Raise UserError where --package names no part of what --cfg shows."""
+    given = dict(itertools.pairwise(flags))
+    package = given.get("--package", "_global_")
+    beside = [str(key) for key in config if key != "hydra" or given.get("--cfg") != "job"]
+    if package == "_global_" or (package.partition(".")[0] in beside and _holds(config, package)):
+        return
+    raise UserError(f"--package {package}: no such part of the config; allowed are {', '.join(beside)} and their keys")
+
+
+def _holds(config: DictConfig, key: str) -> bool:
+    try:
+        return OmegaConf.select(config, key) is not None
+    except OmegaConfBaseException:  # a value that only Hydra itself can resolve
+        return True
+
+
 def _judge_each(root: str, jobs: Sequence[list[str]], judge: Callable[[dict[str, Any]], Any]) -> None:
     folders: dict[str, list[list[str]]] = {}
     for number, job in enumerate(jobs):
         config = compose_job(root, [*job, f"hydra.job.num={number}"])
         judge(plain(config, root))
+        HydraConfig.instance().set_config(config)
+        folder = _own(config, "sweep.subdir")
         if len(jobs) > 1:
-            HydraConfig.instance().set_config(config)
-            folder = _own(config, "sweep.subdir")
             for other in folders.setdefault(folder, []):
                 apart = [sorted({*other} - {*job}), sorted({*job} - {*other})]
                 if not all(line.startswith("shard=") for side in apart for line in side or [""]):
@@ -122,6 +142,8 @@ def _product(overrides: Sequence[Override]) -> list[list[str]]:
                 )
             swept = itertools.islice(override.sweep_string_iterator(), most + 1)
             values = [f"{override.get_key_element()}={value}" for value in swept]
+        if not values:
+            raise UserError(f"{override.input_line}: holds no value, so there is no job to run; give one at least")
         axes.append(values)
         count *= len(values)
         if count > most:
@@ -150,24 +172,23 @@ def launch(
     processes.use()
     where = Path.cwd()
 
-    def task(config: DictConfig) -> None:
+    def task(config: DictConfig) -> bool:
         own = HydraConfig.get()
         if Path.cwd() != where:  # a cluster started the job elsewhere: paths are meant from where the command was given
             os.chdir(where)
         folder, several = Path(own.runtime.output_dir), own.mode == RunMode.MULTIRUN
-        Interrupt.any_heard = False  # by a job before in this process
+        refused, Interrupt.any_heard = False, False  # by a job before in this process
         try:
             with storage_faults_in_one_sentence(folder):
                 entry(plain(config, root), folder)
         except (UserError, StoppedRun, BrokenPipeError) as error:
-            if isinstance(error, UserError):
-                with suppress(OSError):  # Hydra made it, and something may be in it
-                    folder.rmdir()
             if several and not (Interrupt.any_heard and os.getpid() == launcher):
                 raise
             ended.append(error)  # raised outside Hydra, which would add lines of its own
+            refused = isinstance(error, UserError)
         if several and Interrupt.any_heard and os.getpid() == launcher:
             raise Stopped(f"{folder}: done")
+        return refused  # which the callback is told
 
     callback = f"++hydra.callbacks.announce={{_target_:{Announce.__module__}.Announce,record:'{record.file}'}}"
     try:

@@ -15,6 +15,7 @@ from transformers.utils.logging import disable_progress_bar, get_verbosity, set_
 from opo.config.model_source import complaints, refuse_changed
 from opo.config.schema import ModelConfig
 from opo.errors import UserError
+from opo.model.fits import complaints_of_loaded, no_objects, unknown_value
 from opo.model.liger import check_liger
 from opo.model.packaged import PACKAGED, packaged_folder
 from opo.model.policy import Policy
@@ -92,7 +93,7 @@ def with_adapters(model: Any, config: ModelConfig) -> Any:
 def refuse_broken(folder: Path, where: str) -> None:
     """Raises UserError where the files of a model's folder say that it cannot be loaded, or are not as its checkpoint wrote them."""
     if folder.is_dir():
-        for complaint in complaints(folder, where):
+        for complaint in (*complaints(folder, where), *no_objects(folder, where)):
             raise UserError(complaint)
         refuse_changed(folder)
 
@@ -128,15 +129,20 @@ def _pretrained(source: str, dtype: torch.dtype) -> tuple[PreTrainedTokenizerBas
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         with errors_alone():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+                source,
+                dtype=dtype,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, where they are named
             )
     except (UserError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a folder of anyone's: whatever its files make transformers raise is said in one line
-        raise UserError(f"{where}: {_first_line(error)}") from error
+        raise UserError(f"{where}: {unknown_value(source, error) or _first_line(error)}") from error
     model, report = loaded
-    if missing := sorted(report["missing_keys"]):
-        raise UserError(f"{where}: its weights lack {len(missing)} tensors of the model, the first {missing[0]}")
+    for complaint in complaints_of_loaded(model, report):
+        raise UserError(f"{where}: {complaint}")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if not bool(tensor.isfinite().all()):
             raise UserError(f"{where}: {name} holds a weight that is no finite number")

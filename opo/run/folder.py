@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any, Self
 
 import yaml
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from opo.errors import UserError
 from opo.run.checkpoint import checkpoint_step, checkpoints, remove_incomplete
+from opo.run.hold import hold
 from opo.run.metrics import SUMS, read_rows, seal_rows
 from opo.run.provenance import provenance
 from opo.system.atomic import replacing, write_text
-from opo.system.records import read_json, read_yaml
+from opo.system.records import read_json, read_yaml, refuse_no_file
 
 CERTIFICATE = "certificate.json"  # the rollout-trainer mismatch check
 FAILED = "FAILED"  # a file that holds why the last job in this folder ended
@@ -41,8 +42,9 @@ class RunFolder:
     wandb_id: str
     _lock: FileLock | None  # let go at the latest when the process ends, however it ends
     _before: dict[str, bytes] | None = (
-        None  # the files that opening writes over, as they were; None: this process made the folder
+        None  # the files that opening writes over, as they were; None: no run was in the folder
     )
+    _made: bool = False  # by this process
 
     @classmethod
     def open(cls, path: Path, config: dict[str, Any]) -> Self:
@@ -53,7 +55,8 @@ class RunFolder:
         the folder.
         """
         config = yaml.safe_load(yaml.safe_dump(config, sort_keys=False))
-        file = path / "config.yaml"
+        file, made = path / "config.yaml", not path.exists()
+        _refuse_no_files(path)
         before: dict[str, bytes] | None = None
         if not file.exists():
             if strays := [name for name in ("metrics.jsonl", "checkpoints", "DONE") if (path / name).exists()]:
@@ -61,7 +64,7 @@ class RunFolder:
                     f"{path}: has {strays[0]} but no config.yaml, so it cannot be told which run made it; give another folder"
                 )
             path.mkdir(parents=True, exist_ok=True)
-            lock = _lock(path)
+            lock = hold(path)
             record = {"wandb_run_id": _wandb_run_id()} | provenance(config)
         else:
             _refuse_another(path, read_yaml(file), config)
@@ -70,7 +73,7 @@ class RunFolder:
                 raise UserError(f"{path / 'run.json'}: damaged, it holds no wandb_run_id; restore it from a copy")
             if is_done(path, config):
                 return cls(path, config, record["wandb_run_id"], None, {})
-            lock = _lock(path)
+            lock = hold(path)
             before = {name: (path / name).read_bytes() for name in WRITTEN if (path / name).exists()}
             refuse_lost_checkpoints(path, config["checkpoint"]["every"])
             (path / "DONE").unlink(missing_ok=True)  # of fewer steps
@@ -78,7 +81,7 @@ class RunFolder:
             record.setdefault("resumed", []).append(provenance(config))
         write_text(path / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
         write_text(file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-        return cls(path, config, record["wandb_run_id"], lock, before)
+        return cls(path, config, record["wandb_run_id"], lock, before, made)
 
     @classmethod
     @contextmanager
@@ -87,10 +90,11 @@ class RunFolder:
 
         Raises UserError that names a damaged file, and where another process trains in it.
         """
+        _refuse_no_files(path)
         config, record = read_yaml(path / "config.yaml"), read_json(path / "run.json")
         if not isinstance(record.get("wandb_run_id"), str):
             raise UserError(f"{path / 'run.json'}: damaged, it holds no wandb_run_id; restore it from a copy")
-        with _lock(path) as lock:
+        with hold(path) as lock:
             yield cls(path, config, record["wandb_run_id"], lock, {})
 
     @contextmanager
@@ -124,7 +128,7 @@ class RunFolder:
             for name in ("metrics.jsonl", SUMS, ".lock"):
                 (self.path / name).unlink(missing_ok=True)
             shutil.rmtree(self.path / "wandb", ignore_errors=True)
-            if not any(self.path.iterdir()):
+            if self._made and not any(self.path.iterdir()):
                 self.path.rmdir()
 
     @property
@@ -214,6 +218,7 @@ def is_done(path: Path, config: dict[str, Any]) -> bool:
 def steps_done(path: Path) -> int | None:
     """What DONE says. Raises UserError where it says no number."""
     done = path / "DONE"
+    refuse_no_file(done)
     if not done.exists():
         return None
     text = done.read_text(errors="replace").strip()
@@ -256,26 +261,7 @@ def note_failure(path: Path, reason: str) -> None:
         write_text(path / FAILED, reason + "\n")
 
 
-def is_held(path: Path) -> bool:
-    """Whether a process is training in this folder now."""
-    if not (path / ".lock").exists():
-        return False
-    lock = FileLock(path / ".lock")
-    try:
-        lock.acquire(blocking=False)
-    except (Timeout, OSError):
-        return True
-    lock.release()
-    return False
-
-
-def _lock(path: Path) -> FileLock:
-    """Hold the folder against other processes. Raises UserError where one has it."""
-    lock = FileLock(path / ".lock", thread_local=False)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise UserError(
-            f"{path}: another process is training in this folder; wait for it, or give another folder"
-        ) from None
-    return lock
+def _refuse_no_files(path: Path) -> None:
+    """Raise UserError where a file of the run is a folder or a link to nothing, which can be neither read nor replaced."""
+    for name in (*WRITTEN, "metrics.jsonl", SUMS, CERTIFICATE, ".lock"):
+        refuse_no_file(path / name)

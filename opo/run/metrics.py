@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from opo.errors import UserError
 from opo.system.atomic import write_text
+from opo.system.records import refuse_no_file
 
 SUMS = "metrics.crc32"  # CRC-32 of each line of metrics.jsonl, up to the newest checkpoint
 
@@ -128,7 +129,8 @@ def read_rows(file: Path) -> Iterator[dict[str, Any]]:
 
     Raises UserError that names a line which is no JSON object, or is not as it was when its checksum was taken.
     """
-    if not file.is_file():
+    refuse_no_file(file)
+    if not file.exists():
         return
     sums = _sums(file)
     for number, line in enumerate(_lines(file), start=1):
@@ -158,6 +160,7 @@ def _lines(file: Path) -> list[bytes]:
 
 def _sums(file: Path) -> list[str]:
     beside = file.with_name(SUMS)
+    refuse_no_file(beside)
     return beside.read_text(errors="replace").splitlines() if beside.is_file() else []
 
 

@@ -96,6 +96,10 @@ def evaluated_policies(checkpoint: Any, model: ModelConfig | None) -> list[Evalu
     Raises UserError, one line, for a path that stands for no weights or for weights that cannot be loaded; no weight is read.
     """
     paths = listed(checkpoint)
+    if checkpoint is not None and not paths:
+        raise UserError(
+            f"checkpoint={checkpoint}: names no weights; allowed are a path, a list of some, or null for the model"
+        )
     if not paths:
         model = model or ModelConfig()
         _refuse(unreachable(model.path, "model.path") if model.path else ())

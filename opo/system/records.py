@@ -1,6 +1,7 @@
 """Files of a run or a study, read whole: JSON, YAML and tables that may be cut, emptied or overwritten."""
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,13 @@ def read_table(file: Path) -> "pl.DataFrame":
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise UserError(f"{file}: damaged, it holds no readable table ({reason}); restore it from a copy") from error
+
+
+def refuse_no_file(file: Path) -> None:
+    """Raise UserError where something stands at this name that is no file; that nothing does is fine."""
+    if os.path.lexists(file) and not file.is_file():
+        what = "a folder" if file.is_dir() else "a link to nothing, or no plain file"
+        raise UserError(f"{file}: damaged, it is {what}; restore it from a copy")
 
 
 def _text(file: Path) -> str:

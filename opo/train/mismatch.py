@@ -16,6 +16,7 @@ from torch import Tensor
 
 from opo.config.schema import CertificateConfig
 from opo.errors import StoppedRun, UserError
+from opo.run.checkpoint import checkpoints
 from opo.run.folder import CERTIFICATE
 from opo.system.atomic import write_text
 from opo.system.records import read_json
@@ -136,6 +137,11 @@ class MismatchCheck:
                 raise UserError(
                     f"{folder / FILE}: damaged, it holds no {error.args[0]}; restore it from a copy"
                 ) from None
+        elif checkpoints(folder / "checkpoints"):
+            raise UserError(
+                f"{folder / FILE}: missing, and nothing else says whether the steps so far were on-policy; restore it from a copy, or "
+                f"move {folder} away to start again"
+            )
         return certificate
 
     def complaints(self, versions: set[int], current_version: int, mismatch: Mismatch) -> list[str]:

@@ -22,7 +22,13 @@ from opo.errors import UserError
 from opo.model.load import save_model
 from opo.model.policy import Policy
 from opo.model.tiny import character_tokenizer
-from opo.run.policies import EvaluatedPolicy, Weights
+from opo.run.policies import EvaluatedPolicy, Weights, evaluated_policies
+
+
+@pytest.mark.parametrize("checkpoint", [[], [None]])
+def test_a_list_of_no_checkpoints_is_refused(checkpoint: list[Any]) -> None:
+    with pytest.raises(UserError, match="names no weights"):
+        evaluated_policies(checkpoint, None)
 
 
 def test_two_policies_are_evaluated_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from filelock import FileLock
 from studies import write_run
 
@@ -23,6 +24,18 @@ def test_every_state_is_told(tmp_path: Path) -> None:
     assert states["failed"].why == "ValueError: no luck"
     assert "config.yaml: damaged" in states["damaged"].why
     assert (states["stopped"].step, states["stopped"].steps) == (5, 5)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "DONE"])
+def test_what_should_be_a_file_is_named(name: str, tmp_path: Path) -> None:
+    write_run(tmp_path / "one", "opo", 0, 0.01, steps=5, done=True)
+    (tmp_path / "one" / name).unlink()
+    (tmp_path / "one" / name).symlink_to(name)
+    (state,) = run_states(tmp_path)
+    assert (state.state, state.why.partition("/one/")[2]) == (
+        "damaged",
+        f"{name}: damaged, it is a link to nothing, or no plain file; restore it from a copy",
+    )
 
 
 def test_the_command_prints_a_table_and_json(tmp_path: Path) -> None:

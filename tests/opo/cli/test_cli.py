@@ -78,6 +78,14 @@ REFUSED = [
     ("optim={", "optim={", "write key=value"),
     ("study=${nope}", "study", "'nope' not found"),
     ("--bogus", "--bogus", "--help"),
+    ("--resolve", "--resolve", "goes with --cfg or --help"),
+    ("-p nope --cfg job", "--package nope", "allowed are algo, "),
+    ("-p hydra --cfg job", "--package hydra", "no such part"),
+    ("-m seed=range(3,0)", "seed=range(3,0)", "holds no value"),
+    ("algo=[opo,grpo]", "algo", "one choice is needed"),
+    ("-m algo=[opo,grpo]", "algo", "one choice is needed"),
+    ("+algo=grpo", "+algo=grpo", "leave out the +"),
+    ("model=[a]", "model=a", "not one of gemma3_270m, "),
     ("--config-name nope", "--config-name nope", "no such file"),
     ("--config-path /nowhere", "--config-path /nowhere", "no such folder"),
 ]
@@ -207,6 +215,36 @@ def test_what_ends_a_single_run_is_one_line(
     stand_in(train)
     result = opo_in("train")
     assert (result.status, result.err) == (status, err)
+
+
+@pytest.mark.parametrize("multirun", [[], ["-m"]])
+def test_a_refused_job_takes_away_the_folders_it_made_and_no_other(
+    multirun: list[str], tmp_path: Path, opo_in: Callable[..., Result], stand_in: Callable[..., None]
+) -> None:
+    def train(config: dict[str, Any], folder: Path) -> None:
+        raise UserError("key: wrong")
+
+    stand_in(train)
+    (tmp_path / "mine" / "inner").mkdir(parents=True)
+    opo_in("train", *multirun, "hydra.run.dir=mine/inner", "hydra.sweep.dir=mine", "hydra.sweep.subdir=inner")
+    assert (tmp_path / "mine" / "inner").is_dir()
+    opo_in("train", *multirun, "hydra.run.dir=mine/a/b", "hydra.sweep.dir=mine", "hydra.sweep.subdir=a/b")
+    assert not (tmp_path / "mine" / "a" / "b").exists()
+    assert (tmp_path / "mine" / "a").exists() == bool(multirun)
+    if not multirun:
+        opo_in("train", "study=s")
+        assert not (tmp_path / "runs").exists()
+
+
+def test_a_refused_command_leaves_the_empty_folder_it_was_given_in(
+    tmp_path: Path, opo_in: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def doctor(config: dict[str, Any], folder: Path) -> None:
+        raise UserError("key: wrong")
+
+    monkeypatch.setattr("analysis.commands.doctor.main", doctor)
+    assert opo_in("doctor").err == "key: wrong\n"
+    assert tmp_path.is_dir()
 
 
 def test_a_bug_keeps_its_traceback(

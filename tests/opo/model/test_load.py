@@ -1,5 +1,6 @@
 """Policies from folders, whole and with LoRA, and the built-in one."""
 
+import json
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from small import random_rollouts, small_llama
 
 from opo.config.schema import ModelConfig, TinyConfig
@@ -68,6 +70,42 @@ def test_what_cannot_be_loaded_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"model\.path=") as caught:
         load_policy(ModelConfig(name="pretrained", path=str(tmp_path)))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "said"),
+    [
+        (
+            "config.json",
+            {"num_hidden_layers": 1},
+            r"tensors of layers that config\.json leaves out, the first model\.layers\.1\.",
+        ),
+        (
+            "config.json",
+            {"intermediate_size": 8},
+            r"down_proj\.weight has the shape \[\d+, \d+\] .* by config\.json \[\d+, 8\]",
+        ),
+        ("config.json", {"rope_scaling": {"rope_type": "nope"}}, r"config\.json: rope_scaling\.rope_type='nope'"),
+        ("generation_config.json", {"eos_token_id": ["a"]}, r"generation_config\.json: eos_token_id=\['a'\]"),
+        ("generation_config.json", [], r"generation_config\.json holds no JSON object"),
+        ("tokenizer_config.json", [], r"tokenizer_config\.json holds no JSON object"),
+    ],
+)
+def test_files_that_do_not_fit_are_named(folder, file, change, said):
+    before = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(before | change if isinstance(change, dict) else change))
+    with pytest.raises(UserError, match=said) as caught:
+        load_policy(ModelConfig(name="pretrained", path=str(folder)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.layers.9.rotary_emb.inv_freq", "v_head.weight", "vision.layers.9.mlp.down_proj.weight"]
+)
+def test_tensors_of_no_layer_of_the_model_may_be_beside_it(folder, name):
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {name: torch.zeros(2)}, folder / "model.safetensors", metadata={"format": "pt"})
+    load_policy(ModelConfig(name="pretrained", path=str(folder)))
 
 
 def test_characters_survive_the_tokenizer():

@@ -88,7 +88,15 @@ def damaged_and_met(
 
 
 @pytest.mark.parametrize(
-    "name", ["metrics.jsonl", "metrics.crc32", "run.json", "DONE", "checkpoints/step-000002/trainer.safetensors"]
+    "name",
+    [
+        "metrics.jsonl",
+        "metrics.crc32",
+        "run.json",
+        "DONE",
+        "certificate.json",
+        "checkpoints/step-000002/trainer.safetensors",
+    ],
 )
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_going_on_from_a_damaged_folder(

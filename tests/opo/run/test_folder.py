@@ -227,6 +227,31 @@ def test_a_damaged_file_is_named_and_nothing_is_touched(tmp_path, name, content)
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "metrics.crc32", "DONE", "FAILED", "certificate.json", ".lock"])
+@pytest.mark.parametrize("what", ["a folder", "a link to nothing"])
+def test_what_should_be_a_file_is_named_and_nothing_is_touched(tmp_path, name, what):
+    let_go(tmp_path, CONFIG)
+    (tmp_path / "DONE").write_text("3\n")
+    file = tmp_path / name
+    file.unlink(missing_ok=True)
+    if what == "a folder":
+        file.mkdir()
+    else:
+        file.symlink_to(file)
+    before = {other: other.lstat().st_mtime_ns for other in tmp_path.iterdir()}
+    with pytest.raises(UserError, match=f"{name}: damaged, it is {what}"):
+        RunFolder.open(tmp_path, changed("steps", 100))
+    assert {other: other.lstat().st_mtime_ns for other in tmp_path.iterdir()} == before
+
+
+def test_a_folder_that_was_there_before_stays_after_a_refusal(tmp_path):
+    for folder in (tmp_path / "there", tmp_path / "new"):
+        (tmp_path / "there").mkdir(exist_ok=True)
+        with pytest.raises(UserError, match="no"), RunFolder.open(folder, CONFIG).held():
+            raise UserError("no")
+    assert [*tmp_path.rglob("*")] == [tmp_path / "there"]
+
+
 def test_a_checkpoint_without_its_manifest_is_named_and_kept(tmp_path):
     let_go(tmp_path, CONFIG)
     save_checkpoint(tmp_path / "checkpoints", 5, lambda to: None, {}, {})

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from opo.config.schema import CertificateConfig
+from opo.errors import UserError
+from opo.run.checkpoint import save_checkpoint
 from opo.train.mismatch import FILE, Mismatch, MismatchBreach, MismatchCheck, measure_mismatch, truncated_ratios
 
 NO_MISMATCH = Mismatch(0.0, 0.0, 0.0, 0.0, 1.0)
@@ -125,6 +127,12 @@ def test_within_tolerance_the_worst_is_kept(tmp_path: Path) -> None:
         "mean_abs": 5e-5, "max_abs": 1e-4, "k1": -5e-5, "k3": 25e-10, "ess_fraction": 1 - 5e-5, "version_lag": 0
     }  # fmt: skip
     assert (record["exactly_on_policy"], record["steps_checked"], record["last_step"]) == (True, 3, 3)
+
+
+def test_a_lost_certificate_is_not_begun_anew_where_a_run_goes_on(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "checkpoints", 3, lambda to: None, {}, {})
+    with pytest.raises(UserError, match=r"certificate\.json: missing"):
+        MismatchCheck.open(tmp_path, CertificateConfig())
 
 
 def test_a_resumed_run_counts_no_step_twice_and_forgets_no_breach(tmp_path: Path) -> None:
