@@ -37,12 +37,12 @@ def load_config(values: Mapping[str, Any]) -> VerifyConfig:
         raise UserError(
             f"seeds={config.seeds}: at least two different ones are needed, three for a verdict on training"
         )
-    load_study_config(study_values(config, []))
+    load_study_config(study_values(config, None))
     return config
 
 
-def study_values(config: VerifyConfig, checkpoints: list[str]) -> dict[str, Any]:
-    """The config of the variance study on these runs."""
+def study_values(config: VerifyConfig, checkpoints: list[str] | None) -> dict[str, Any]:
+    """The config of the variance study on these runs (none yet: null)."""
     return {
         "checkpoint": checkpoints,
         "prompts": config.prompts,
