@@ -56,7 +56,7 @@ def complaints(folder: Path, where: str) -> Iterator[str]:
     """One line for each thing that keeps the folder from being loaded; `where` is how the user named it (model.path=...)."""
     adapter = folder / "adapter_config.json"
     name = "config.json" if (folder / "config.json").is_file() or not adapter.is_file() else adapter.name
-    config = _json(folder / name)
+    config = json_of(folder / name)
     if not isinstance(config, dict):
         yield f"{where}: {name} cannot be read as JSON; allowed is a folder that transformers' save_pretrained wrote"
         return
@@ -70,7 +70,8 @@ def refuse_changed(folder: Path) -> None:
         refuse_damaged(folder.parent, only=folder)
 
 
-def _json(file: Path) -> Any:
+def json_of(file: Path) -> Any:
+    """What a JSON file holds, None where it is missing or damaged."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -95,7 +96,7 @@ def _weights(folder: Path, stem: str, where: str) -> Iterator[str]:
     index = folder / f"{stem}.safetensors.index.json"
     single = folder / f"{stem}.safetensors"
     if index.is_file() and not single.is_file():
-        table = _json(index)
+        table = json_of(index)
         names = table.get("weight_map") if isinstance(table, dict) else None
         if not isinstance(names, dict) or not names:
             yield f"{where}: {index.name} cannot be read; allowed is the index that save_pretrained wrote"

@@ -1,10 +1,11 @@
 """Do the files of a model's folder fit each other: what config.json says, the weights, and the small files beside them."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from opo.config.model_source import json_of
 
 BESIDE = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json")
 LAYER = re.compile(r"(?P<stack>(?:.*\.)?(?:layers|layer|h|blocks|block))\.(?P<number>\d+)\.(?P<rest>.+)")
@@ -13,7 +14,7 @@ LAYER = re.compile(r"(?P<stack>(?:.*\.)?(?:layers|layer|h|blocks|block))\.(?P<nu
 def no_objects(folder: Path, where: str) -> Iterator[str]:
     """One line for each file beside config.json that is there and holds no JSON object."""
     for name in BESIDE:
-        if (folder / name).exists() and not isinstance(_json(folder / name), dict):
+        if (folder / name).exists() and not isinstance(json_of(folder / name), dict):
             yield f"{where}: {name} holds no JSON object; allowed is the file that save_pretrained wrote"
 
 
@@ -21,7 +22,7 @@ def unknown_value(source: str, error: Exception) -> str | None:
     """The key of config.json whose value transformers looked up in vain, None where the error is another."""
     if not isinstance(error, KeyError) or not error.args:
         return None
-    config = _json(Path(source) / "config.json")
+    config = json_of(Path(source) / "config.json")
     key = next((key for key, value in _leaves(config, "") if value == error.args[0]), None)
     return key and f"config.json: {key}={error.args[0]!r} is none that transformers knows"
 
@@ -64,10 +65,3 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
             yield from _leaves(inner, f"{key}.{name}" if key else name)
     else:
         yield key, value
-
-
-def _json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None

@@ -25,7 +25,7 @@ def read_rows(path: str, key: str) -> list[Row]:
     if not path or not file.is_file():
         raise UserError(f"{key}={path}: no such file; give a .jsonl or .parquet file")
     try:
-        if file.suffix == ".parquet":
+        if file.suffix.lower() == ".parquet":
             return _parquet(file)
         rows = list(_json_lines(file))
     except OSError as error:

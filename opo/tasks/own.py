@@ -176,7 +176,7 @@ class OwnTask:
         self.stop: tuple[str, ...] = getattr(task, "stop", ())
 
     def __reduce__(self):
-        return _as_it_is, (self._task,)
+        return OwnTask, (self._task, self._reference)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._task, name)  # whatever else the user's task has, such as `warnings`
@@ -200,11 +200,6 @@ class OwnTask:
 
     def extract(self, response: str) -> str | None:
         return getattr(self._task, "extract", stripped)(response)
-
-
-def _as_it_is(task: Any) -> Any:
-    """What a worker needs of it: the user's own task."""
-    return task
 
 
 def stripped(response: str) -> str | None:

@@ -75,17 +75,19 @@ class Encoder:
         if not keep:
             return None
         first = rows[keep[0]]
-        prompt_ids, chat = self._prompt(first)
+        found, chat = self._prompt(first)
+        prompt_ids = self._known(found, first, "prompt")
         end = self._end(chat)
         encoded = EncodedPrompt(group.name, self._shown(prompt_ids), prompt_ids, [], [], [], [], [])
         for n in keep:
-            ids, text = self._response(rows[n], end)
-            if not ids:
+            given, text = self._response(rows[n], end)
+            if not given:
                 self.notes.left_out["without a token"] += 1
                 continue
-            self._check(rows[n], prompt_ids, ids)
+            ids = self._known(given, rows[n], "response")
+            self._fits(rows[n], len(prompt_ids), len(ids))
             encoded.response_ids.append(ids)
-            encoded.texts.append(text)
+            encoded.texts.append(self._decoded(ids) if text is None else text)
             encoded.rewards.append(rewards[n])
             encoded.logprobs.append(self._logprobs(rows[n], ids))
             encoded.produced.append([True] * len(ids) if rows[n].produced is None else own_tokens(rows[n]))
@@ -129,8 +131,8 @@ class Encoder:
         self.notes.left_out.update(why for why in reasons if why)
         return [n for n, why in enumerate(reasons) if not why]
 
-    def _prompt(self, record: Record) -> tuple[list[int], Messages | None]:
-        """Token ids of a prompt, and its messages where it is a conversation."""
+    def _prompt(self, record: Record) -> tuple[Any, Messages | None]:
+        """Token ids of a prompt (as the file has them, where it has ids), and its messages where it is a conversation."""
         tokenizer, content = self.reader.tokenizer, record.prompt
         messages = as_messages(content, record.where, "prompt")
         form = "messages in the model's chat template"
@@ -150,7 +152,7 @@ class Encoder:
             self._survives(content, ids, record, "prompt")
         else:
             self.notes.prompt_form["token ids"] += 1
-            ids = self._known(content, record, "prompt")
+            ids = content
         if not ids:
             raise UserError(
                 f"{record.where} has an empty prompt, and the tokenizer of {self.reader.source} puts no token before it"
@@ -191,16 +193,15 @@ class Encoder:
             return [turn]
         return [ends[0]]  # the tokenizer's, where it has one
 
-    def _response(self, record: Record, end: list[int]) -> tuple[list[int], str]:
-        """Token ids and text of a response; an end is added to text that has none and was not cut."""
+    def _response(self, record: Record, end: list[int]) -> tuple[Any, str | None]:
+        """Token ids and text of a response (ids of the file have none); an end is added to text that has none and was not cut."""
         tokenizer, content = self.reader.tokenizer, record.response
         messages = as_messages(content, record.where, "response")
         if messages is not None:
             content = said_by_assistant(messages, record.where)
         if not isinstance(content, str):
-            ids = self._known(content, record, "response")
             self.notes.cut += bool(record.truncated)
-            return ids, str(tokenizer.decode(ids, skip_special_tokens=True))
+            return content, None
         ids = list(tokenizer.encode(self._sound(content, record, "response"), add_special_tokens=False))
         self._survives(content, ids, record, "response")
         self.notes.specials += any(i in self.special for i in ids[:-1])
@@ -246,15 +247,12 @@ class Encoder:
                 window = slice(max(0, place - 8), place + 8)
                 self.notes.unlike_example = f"{record.where}, {what}: {text[window]!r} becomes {back[window]!r}"
 
-    def _check(self, record: Record, prompt_ids: list[int], ids: list[int]) -> None:
-        length = len(prompt_ids) + len(ids)
-        if length > self.reader.positions:
+    def _fits(self, record: Record, prompt: int, response: int) -> None:
+        if prompt + response > self.reader.positions:
             raise UserError(
-                f"{record.where}: prompt and response have {len(prompt_ids)} + {len(ids)} = {length} tokens; {self.reader.source} has "
+                f"{record.where}: prompt and response have {prompt} + {response} = {prompt + response} tokens; {self.reader.source} has "
                 f"{self.reader.positions} positions"
             )
-        self._known(prompt_ids, record, "prompt")
-        self._known(ids, record, "response")
 
     def _known(self, ids: Any, record: Record, what: str) -> list[int]:
         """The ids, which may be whole floats. Raises UserError where the model has no such token."""
@@ -288,6 +286,9 @@ class Encoder:
             return None
         self.notes.with_logprobs += 1
         return [float(v) for v in values]
+
+    def _decoded(self, ids: list[int]) -> str:
+        return str(self.reader.tokenizer.decode(ids, skip_special_tokens=True))
 
     def _shown(self, ids: list[int]) -> str:
         return str(self.reader.tokenizer.decode(ids))

@@ -89,7 +89,7 @@ def number(value: Any, where: str, name: str) -> float:
             value = {"true": 1.0, "false": 0.0}[value.strip().lower()]
         except KeyError:
             try:
-                value = float(value if "_" not in value else "")
+                value = float(value if "_" not in value else "")  # Python's 1_0 is no number of a file
             except ValueError:
                 raise UserError(
                     f"{where} has {name} {value[:40]!r}; a number is needed, or null for unscored"
