@@ -13,6 +13,7 @@ from opo.config.schema import RunConfig
 from opo.errors import UserError
 from opo.export.config import VerlExport
 from opo.export.verl import notes, overrides
+from opo.rewards.function import truth_of
 from opo.system.atomic import replacing
 from opo.tasks import Prompt, Task, make_task, render
 from opo.tasks.own import is_reference, source_file
@@ -117,7 +118,7 @@ def _data(config: RunConfig, task: Task, folder: Path, model: str) -> dict[str, 
                 raise UserError(
                     f"task={task.name}: prompt {p.index} of the {split} stream has other tokens in verl's chat template"
                 )
-        table = pa.Table.from_pylist(list(_rows(task.name, prompts, split)))
+        table = pa.Table.from_pylist(list(rows_of(task.name, prompts, split)))
         pq.write_table(table, folder / ("train.parquet" if split == "train" else "val.parquet"))
     budget = max(config.optim.tokens_per_microbatch, longest + config.rollout.max_new_tokens)
     told: dict[str, Any] = {
@@ -149,14 +150,18 @@ def _messages(prompt: Prompt) -> list[dict[str, Any]]:
     return [dict(m) for m in prompt.messages] or [{"role": "user", "content": prompt.text}]
 
 
-def _rows(name: str, prompts: list[Prompt], split: str) -> Iterator[dict[str, Any]]:
+def rows_of(name: str, prompts: list[Prompt], split: str) -> Iterator[dict[str, Any]]:
     """verl's columns."""
     for prompt in prompts:
+        truth = truth_of(prompt)  # reward.py asks the task, so this is for the reader; a column of a table has one type
         yield {
             "data_source": name,
             "prompt": _messages(prompt),
             "ability": name,
-            "reward_model": {"style": "rule", "ground_truth": prompt.answer},
+            "reward_model": {
+                "style": "rule",
+                "ground_truth": truth if isinstance(truth, str) else json.dumps(truth, default=str),
+            },
             "extra_info": {"index": prompt.index, "split": split},
         }
 

@@ -15,18 +15,16 @@ the response unscored; a function that compares the responses of a group with on
 depend on what is scored beside it. Where it fails for every response of a training's batch the run stops (opo/train/prepare.py).
 """
 
-import asyncio
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from decimal import Decimal
 from numbers import Real
 from typing import Any
 
 from opo.errors import UserError
 from opo.tasks.base import Prompt, Task
 from opo.tasks.data import column
-from opo.tasks.own import brief, load_object
+from opo.tasks.own import brief, load_object, value_of
 
 Scorer = Callable[[Prompt, str], Any]
 
@@ -149,6 +147,12 @@ def columns_of(prompt: Prompt) -> dict[str, Any]:
     return {"answer": prompt.answer, **prompt.metadata} if prompt.answer else dict(prompt.metadata)
 
 
+def truth_of(prompt: Prompt) -> Any:
+    """verl's ground truth of a prompt, of whatever type its column has; "" where it has none."""
+    columns = columns_of(prompt)
+    return next((value for name in TRUTHS if (value := column(columns, name)) is not None), "")
+
+
 def _trl(prompt: Prompt, response: str) -> dict[str, Any]:
     asked: Any = (list(prompt.messages) or [{"role": "user", "content": prompt.text}]) if prompt.chat else prompt.text
     said: Any = [{"role": "assistant", "content": response}] if prompt.chat else response
@@ -157,9 +161,8 @@ def _trl(prompt: Prompt, response: str) -> dict[str, Any]:
 
 def _verl(prompt: Prompt, response: str) -> dict[str, Any]:
     columns = columns_of(prompt)
-    truth = next((value for name in TRUTHS if (value := column(columns, name)) is not None), "")
     return {
-        "data_source": columns.get("data_source", ""), "solution_str": response, "ground_truth": truth,
+        "data_source": columns.get("data_source", ""), "solution_str": response, "ground_truth": truth_of(prompt),
         "extra_info": columns.get("extra_info") or {},
     }  # fmt: skip
 
@@ -170,17 +173,3 @@ def _verl_batched(prompt: Prompt, response: str) -> dict[str, Any]:
         "data_sources": [one["data_source"]], "solution_strs": [response], "ground_truths": [one["ground_truth"]],
         "extra_infos": [one["extra_info"]],
     }  # fmt: skip
-
-
-def value_of(result: Any) -> Any:
-    """The number in what a reward function returned: out of a coroutine, a list of one, a dict with `score`, a scalar of numpy or torch."""
-    if inspect.iscoroutine(result):
-        result = asyncio.run(result)
-    if isinstance(result, list | tuple) and len(result) == 1:
-        result = result[0]
-    if isinstance(result, Mapping) and "score" in result:
-        result = result["score"]
-    if isinstance(result, Decimal):
-        return float(result)
-    item = getattr(result, "item", None)
-    return item() if callable(item) else result

@@ -1,15 +1,14 @@
 """Rows of a JSONL or parquet file, numbered from 1, and the order in which a task walks through them."""
 
-import json
 import math
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from opo.errors import UserError
+from opo.system.json_lines import json_lines
 from opo.tasks.base import held_out
 
 Row = tuple[int, dict[str, Any]]  # its line (JSONL, blank ones counted) or row (parquet) from 1, and its columns
@@ -18,7 +17,6 @@ Row = tuple[int, dict[str, Any]]  # its line (JSONL, blank ones counted) or row 
 def read_rows(path: str, key: str) -> list[Row]:
     """The rows of `path`, which stands in the config under `key`.
 
-    JSONL: one object a line, UTF-8; a byte-order mark, CRLF, blank lines, bare NaN and U+2028 within strings are legal.
     Raises UserError, naming the file and the line, where it cannot be read.
     """
     file = Path(path)
@@ -27,7 +25,7 @@ def read_rows(path: str, key: str) -> list[Row]:
     try:
         if file.suffix.lower() == ".parquet":
             return _parquet(file)
-        rows = list(_json_lines(file))
+        rows = list(json_lines(file.read_bytes(), str(file), lambda number: f"{file}:{number}:"))
     except OSError as error:
         raise UserError(f"{key}={path}: cannot be read ({error.strerror or error})") from error
     if not rows:
@@ -46,28 +44,6 @@ def _parquet(file: Path) -> list[Row]:
     if not rows:
         raise UserError(f"{file}: holds no rows")
     return list(enumerate(rows, start=1))
-
-
-def _json_lines(file: Path) -> Iterator[Row]:
-    for line_number, line in enumerate(file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{file}:{line_number}: {_fault(error)}") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{file}:{line_number}: needs a JSON object, {{...}}, in each line")
-        yield line_number, row
-
-
-def _fault(error: ValueError | RecursionError) -> str:
-    """Why a line cannot be read."""
-    if isinstance(error, UnicodeDecodeError):
-        return "is not UTF-8; needs one JSON object a line"
-    if isinstance(error, json.JSONDecodeError | RecursionError):
-        return "is not JSON; needs one JSON object a line"
-    return f"has an integer of more than {sys.get_int_max_str_digits()} digits; needs it as text, in quotes"
 
 
 def column(row: Mapping[str, Any], name: str) -> Any:

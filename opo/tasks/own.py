@@ -1,13 +1,16 @@
 """Tasks and reward functions of the user's own, by name: `my_module:MyTask`, from the current folder or an installed package."""
 
+import asyncio
 import os
 import re
 import site
 import sys
+from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass, make_dataclass
+from decimal import Decimal
 from functools import cache
 from importlib import import_module
-from inspect import signature
+from inspect import iscoroutine, signature
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -196,10 +199,24 @@ class OwnTask:
         return prompt
 
     def score(self, prompt: Prompt, response: str) -> float:
-        return self._task.score(prompt, response)
+        return value_of(self._task.score(prompt, response))
 
     def extract(self, response: str) -> str | None:
         return getattr(self._task, "extract", stripped)(response)
+
+
+def value_of(result: Any) -> Any:
+    """The number in what a reward function or a task of the user's returned: out of a coroutine, a list of one, a dict with `score`, a scalar of numpy or torch."""
+    if iscoroutine(result):
+        result = asyncio.run(result)
+    if isinstance(result, list | tuple) and len(result) == 1:
+        result = result[0]
+    if isinstance(result, Mapping) and "score" in result:
+        result = result["score"]
+    if isinstance(result, Decimal):
+        return float(result)
+    item = getattr(result, "item", None)
+    return item() if callable(item) else result
 
 
 def stripped(response: str) -> str | None:

@@ -18,7 +18,7 @@ def checked(record: Record) -> Record:
         _content(record.response, where, "response")
         if record.prompt is None and record.group is None:
             left_out = "without a prompt"
-    temperature = number(record.temperature, where, "temperature")
+    temperature = number(record.temperature, where, "temperature", "or null")
     if temperature < 0:
         raise UserError(f"{where} has temperature {temperature:g}; a number from 0 is needed, or null")
     return replace(

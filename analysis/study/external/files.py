@@ -1,22 +1,15 @@
 """Parquet and JSONL as rows of plain Python, so that a damaged file ends in one line that names the row."""
 
 import io
-import json
 from pathlib import Path
 
 import polars as pl
 
 from analysis.study.external.record import Table
 from opo.errors import UserError
+from opo.system.json_lines import json_lines
 
 KINDS = (".parquet", ".jsonl")
-BOM = b"\xef\xbb\xbf"
-NO_TEXT = {
-    b"\x1f\x8b": "gzip",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"\xff\xfe": "UTF-16",
-    b"\xfe\xff": "UTF-16",
-}  # by first bytes
 
 
 def read_table(file: Path) -> Table:
@@ -52,22 +45,5 @@ def _float(kind: pl.DataType) -> pl.DataType | None:
 
 
 def _jsonl(file: Path, content: bytes) -> Table:
-    """One object a line, blank lines aside; lines end at a line feed alone, so U+2028 and U+0085 are part of the text."""
-    for first, name in NO_TEXT.items():
-        if content.startswith(first):
-            raise UserError(f"rollouts={file}: is {name}; plain UTF-8 text is needed")
-    rows, numbers = [], []
-    for number, line in enumerate(content.removeprefix(BOM).split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise UserError(f"rollouts={file}: row {number} is not UTF-8 ({error.reason})") from error
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"rollouts={file}: row {number} is no JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise UserError(f"rollouts={file}: row {number} is a {type(row).__name__}; one object a line is needed")
-        rows.append(row)
-        numbers.append(number)
-    return Table(file, rows, numbers)
+    rows = list(json_lines(content, f"rollouts={file}", lambda number: f"rollouts={file}: row {number}"))
+    return Table(file, [row for _, row in rows], [number for number, _ in rows])

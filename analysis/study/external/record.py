@@ -80,7 +80,7 @@ class RewardChoice:
         return math.fsum(self.weights[name] * value for name, value in values.items())
 
 
-def number(value: Any, where: str, name: str) -> float:
+def number(value: Any, where: str, name: str, or_null: str = "or null for unscored") -> float:
     """A finite number, or NaN for null and NaN; true is 1, text that reads as a number is that number."""
     if value is None:
         return math.nan
@@ -91,19 +91,15 @@ def number(value: Any, where: str, name: str) -> float:
             try:
                 value = float(value if "_" not in value else "")  # Python's 1_0 is no number of a file
             except ValueError:
-                raise UserError(
-                    f"{where} has {name} {value[:40]!r}; a number is needed, or null for unscored"
-                ) from None
+                raise UserError(f"{where} has {name} {value[:40]!r}; a number is needed, {or_null}") from None
     if isinstance(value, Mapping):
         parts = ", ".join(map(str, value))
         raise UserError(f"{where} has {name} in parts ({parts}); one number is needed, so write their sum as a column")
     if isinstance(value, list) or not isinstance(value, int | float):
-        raise UserError(
-            f"{where} has a {name} that is a {type(value).__name__}; a number is needed, or null for unscored"
-        )
+        raise UserError(f"{where} has a {name} that is a {type(value).__name__}; a number is needed, {or_null}")
     if abs(value) > LARGEST:
         raise UserError(
-            f"{where} has {name} {str(value)[:12]}; a finite number is needed (up to {LARGEST:g}), or null for unscored"
+            f"{where} has {name} {str(value)[:12]}; a finite number is needed (up to {LARGEST:g}), {or_null}"
         )
     return float(value)
 

@@ -223,7 +223,7 @@ def test_lines_end_at_a_line_feed_alone(model: Path, tmp_path: Path) -> None:
     plain = encoded(write(tmp_path / "plain.jsonl", rows()), model)[0]
     assert encoded(file, model)[0] == plain
     for damage, complaint in (
-        (lambda data: data[:-9], "row 23 is no JSON"),
+        (lambda data: data[:-9], "row 23 is not JSON"),
         (lambda data: data.replace(b"\xc2\x85", b"\x85"), "row 1 is not UTF-8"),
         (lambda data: b"[1]\n" + data.removeprefix(b"\xef\xbb\xbf"), "row 1 is a list"),
         (lambda data: b"", "has no rows"),

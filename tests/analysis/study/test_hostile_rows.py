@@ -94,7 +94,7 @@ def test_a_row_is_refused_whether_or_not_there_is_a_model(
     [
         (gzip.compress(b"{}", mtime=0), "is gzip"),
         ('{"prompt": 1}'.encode("utf-16"), "is UTF-16"),
-        (b'{"reward": ' + b"9" * 5000 + b"}", "row 1 is no JSON"),
+        (b'{"reward": ' + b"9" * 5000 + b"}", "row 1 has an integer of more than 4300 digits"),
     ],
 )
 def test_files_that_are_no_text_are_named(content: bytes, says: str, tmp_path: Path) -> None:

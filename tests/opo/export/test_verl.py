@@ -12,6 +12,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from opo.cli import main
+from opo.tasks import Prompt
 from opo.tasks.arithmetic import Arithmetic, ArithmeticConfig
 
 SMALL = [
@@ -87,6 +88,14 @@ def test_the_data_are_the_prompts_of_every_step_and_the_reward_is_the_task_s(exp
             responses = {prompt.answer: 1.0, "x=" + prompt.answer: 1.0, "no": 0.0}
             for response, reward in responses.items():
                 assert score(about[0], response, about[1], about[2]) == {"score": reward, "unscored": 0.0}
+
+
+@pytest.mark.parametrize(("row", "truth"), [({"answer": 2}, "2"), ({"answer": ["a", 1]}, '["a", 1]'), ({}, "")])
+def test_a_ground_truth_that_is_no_text_is_written_as_json(row: dict[str, Any], truth: str) -> None:
+    from opo.export.verl_files import rows_of
+
+    written = next(rows_of("file", [Prompt(0, "1+1=", "", row)], "train"))
+    assert written["reward_model"]["ground_truth"] == truth
 
 
 def test_the_command_says_every_key_once_and_its_files_lie_beside_it(exported: Path, tmp_path: Path) -> None:

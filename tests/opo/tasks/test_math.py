@@ -1,5 +1,6 @@
 """Files of questions as people have them: read whole, or refused with the file and the line."""
 
+import gzip
 import json
 import pickle
 from decimal import Decimal
@@ -145,7 +146,9 @@ def test_lines_that_are_legal(tmp_path):
         (None, "task.path=.*: no such file"),
         (b"", "task.path=.*: holds no rows"),
         (b"not json", ":1: is not JSON"),
-        (b"[1]", ":1: needs a JSON object"),
+        (b"[1]", ":1: is a list; needs one JSON object"),
+        (gzip.compress(b"{}", mtime=0), "is gzip; needs plain UTF-8 text"),
+        ('{"question": "a"}'.encode("utf-16"), "is UTF-16; needs plain UTF-8 text"),
         (b'{"question": "a", "answer": "1"}\n\n{"question": "b"}', ":3: has no answer or solution.* task.answer_key=NAME"),
         (b'{"q": "a", "answer": "1"}', ":1: has no question or problem.*its columns are q, answer.*task.question_key=NAME"),
         (b'{"question": "a", "answer": ""}', ":1: the answer ''"),

@@ -142,6 +142,17 @@ def test_a_decimal_is_a_reward(users):
         assert runner.score([task.prompt(0)], [["1"]]).rewards_PG.tolist() == [[1.5]]
 
 
+def test_a_task_s_own_score_may_be_a_decimal(users):
+    users(
+        "decimal_task",
+        "from decimal import Decimal\nfrom own_task import Count\n"
+        "class Half(Count):\n    def score(self, prompt, response): return Decimal('0.5')",
+    )
+    task = make_task(task_config({"name": "decimal_task:Half"}))
+    with RewardRunner(task) as runner:
+        assert runner.score([task.prompt(0)], [["1"]]).rewards_PG.tolist() == [[0.5]]
+
+
 @pytest.mark.parametrize("names", ["response, answer", "completion, ground_truth", "response, prompt", "prompt, gold"])
 def test_two_arguments_of_other_names_are_refused(users, names):
     users("named_rewards", f"def score({names}): return 0.0")
