@@ -95,20 +95,23 @@ def ratio_interval(
     return float(max(floor, low)), float(max(floor, high))
 
 
-def ratio_accepts(
+def ratio_misses(
     numerator_RP: Array,
     denominator_RP: Array,
     counts_BP: Array,
     theta: float,
     level: float = 0.95,
     tails: Tails = RATIO,
-) -> NDArray[np.bool_]:
-    """Whether the interval of each of R samples holds theta, (R,): the test that `ratio_interval` inverts, for simulations."""
+) -> NDArray[np.intp]:
+    """Where theta lies for the interval of each of R samples, (R,): -1 below, 0 within, 1 above; for simulations.
+
+    It is the test that `ratio_interval` inverts.
+    """
     num_prompts = numerator_RP.shape[-1]
     t_RB = studentised_means(_residual(numerator_RP, denominator_RP), counts_BP)
     low_R, high_R = critical_values(t_RB, num_prompts, level, tails)
     t_R = _studentised(numerator_RP - theta * denominator_RP)
-    return (low_R <= t_R) & (t_R <= high_R)
+    return (t_R < low_R).astype(np.intp) - (t_R > high_R)
 
 
 def mean_interval(values_P: Array, scale_P: Array, counts_BP: Array, level: float = 0.95) -> tuple[float, float]:

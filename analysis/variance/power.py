@@ -29,7 +29,7 @@ from scipy.optimize import nnls
 from scipy.stats import norm
 
 from analysis.variance.compare import compare
-from analysis.variance.intervals import COMPARISON, FEWEST, Array, ratio_accepts, resample_counts
+from analysis.variance.intervals import COMPARISON, FEWEST, Array, ratio_misses, resample_counts
 from analysis.variance.pool import Pool
 from analysis.variance.table import COMPARABLE
 
@@ -158,7 +158,8 @@ def _prompts_needed(x_N: Array, y_N: Array, first: float, power: float, level: f
         rng = np.random.default_rng(seed)
         counts_BP = resample_counts(prompts, _RESAMPLES, rng)
         chosen_RP = rng.integers(0, len(x_N), (_DRAWS, prompts))
-        return 1 - ratio_accepts(x_N[chosen_RP], y_N[chosen_RP], counts_BP, 1.0, level, COMPARISON).mean() >= power
+        misses_R = ratio_misses(x_N[chosen_RP], y_N[chosen_RP], counts_BP, 1.0, level, COMPARISON)
+        return (misses_R != 0).mean() >= power
 
     too_few, prompts = FEWEST - 1, max(FEWEST, int(np.ceil(first)))
     while not enough(prompts):

@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from opo.cli.hydra_errors import one_line, unreadable
+from opo.cli.hydra_errors import one_choice, one_line, unreadable
 from opo.cli.launchers import expect_schemas
 from opo.config.read import shown
 from opo.errors import UserError
@@ -91,13 +91,18 @@ def compose_job(root: str, overrides: Sequence[str]) -> DictConfig:
     """The config of one job, Hydra's own part included. Raises UserError, one line, for an override that cannot be."""
     groups = [line for line in overrides if "." not in line.partition("=")[0]]
     try:
-        return hydra_compose(root, list(overrides), return_hydra_config=True)
+        config = hydra_compose(root, list(overrides), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(one_line(error, lambda: _known_keys(root, groups))) from error
     except (ValueError, TypeError, AttributeError, AssertionError, OSError) as error:  # for a choice that is no name
         empty = [line for line in overrides if line.partition("=")[2].lower() in ("", "null", "none")]
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{shown(' '.join(empty or groups) or root)}: a choice is needed ({shown(reason)})") from error
+    known = GlobalHydra.instance().config_loader()
+    for override in map(parse, groups):
+        if isinstance(override.value(), list) and known.get_group_options(override.key_or_group):
+            raise UserError(one_choice(override.key_or_group))  # Hydra would merge them
+    return config
 
 
 def plain(config: DictConfig, root: str, whole: bool = True) -> dict[str, Any]:

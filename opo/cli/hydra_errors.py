@@ -35,8 +35,7 @@ def one_line(error: Exception, known_keys: Callable[[], Sequence[str]]) -> str:
         key, choice = match.groups()
         return f"+{key}={choice}: {key} has a choice already; leave out the +"
     if match := re.search(r"full_key: hydra\.runtime\.choices\.(\S+)", text):
-        key = match.group(1)
-        return f"{key}: one choice is needed, without brackets; several are several runs, which need -m {key}=a,b"
+        return one_choice(match.group(1))
     first = text.splitlines()[0]
     if (match := re.match(r"Error merging override (.+)", first)) and error.__cause__:
         return f"{match.group(1)}: {str(error.__cause__).splitlines()[0]}"
@@ -44,6 +43,11 @@ def one_line(error: Exception, known_keys: Callable[[], Sequence[str]]) -> str:
         missing = first.startswith("Missing mandatory value")
         return f"{match.group(1)}: {'a value is needed and there is no default' if missing else first}"
     return shown(" ".join(text.split())) if first.endswith(":") else first  # a list of what is allowed follows
+
+
+def one_choice(group: str) -> str:
+    """What to say of a list of choices."""
+    return f"{group}: one choice is needed, without brackets; several are several runs, which need -m {group}=a,b"
 
 
 def _options(group: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import sys
 import time
 import traceback
@@ -53,7 +54,7 @@ class Announce(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         folder = _folder(config, "sweep.dir")
-        self.there = {folder, *folder.glob("*")}
+        self.there = {folder, *(Path(path) for path, *_ in os.walk(folder))}  # a job's folder may lie deep
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         take_ranks_of_submitit()

@@ -170,13 +170,14 @@ def launch(
     from opo.train.interrupt import Interrupt  # torch, which a refusal should not wait for
 
     processes.use()
-    where = Path.cwd()
+    where, began = Path.cwd(), list[Path]()
 
     def task(config: DictConfig) -> bool:
         own = HydraConfig.get()
         if Path.cwd() != where:  # a cluster started the job elsewhere: paths are meant from where the command was given
             os.chdir(where)
         folder, several = Path(own.runtime.output_dir), own.mode == RunMode.MULTIRUN
+        began.append(folder)
         refused, Interrupt.any_heard = False, False  # by a job before in this process
         try:
             with storage_faults_in_one_sentence(folder):
@@ -201,6 +202,10 @@ def launch(
         raise StoppedRun(
             f"{ended[0] if ended else stopped}; the sweep ends here, and the same command does its other jobs"
         ) from None
+    except FileNotFoundError as error:
+        if began:
+            raise
+        raise UserError(f"{error.filename}: this folder cannot be made; give a place that can be written") from error
     except Exception as error:
         if not record.fail_lost(error):  # else a launcher lost the process of a job, or of several
             if told := in_one_line(error):

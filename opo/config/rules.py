@@ -208,6 +208,15 @@ def rounded_from_float32(config: RunConfig) -> Iterator[str]:
         yield f"model.compute={model.compute}: allowed with model.dtype={model.dtype} is float32, which takes products as the weights are"
 
 
+def adapters_have_a_rank(config: RunConfig) -> Iterator[str]:
+    """Which modules get adapters means nothing where there are none."""
+    targets, rank = config.model.lora_targets, config.model.lora_rank
+    if targets != "all-linear" and not rank:
+        yield "model.lora_rank=0: model.lora_targets names modules for adapters, which need a rank; allowed is at least 1"
+    elif not targets:
+        yield "model.lora_targets=[]: no module would be trained; allowed are all-linear and names of modules"
+
+
 def liger_is_bfloat16(config: RunConfig) -> Iterator[str]:
     """Liger's kernel multiplies in bfloat16."""
     model = config.model
@@ -241,6 +250,7 @@ RULES: list[Rule] = [
     usable_device,
     usable_engine,
     rounded_from_float32,
+    adapters_have_a_rank,
     liger_is_bfloat16,
     reachable_model,
     usable_task,

@@ -18,6 +18,7 @@ depend on what is scored beside it. Where it fails for every response of a train
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from numbers import Real
 from typing import Any
 
@@ -78,7 +79,8 @@ class Reward:
         self.names = tuple(names) if len(names) > 1 else ()
 
     def __call__(self, prompt: Prompt, response: str) -> Any:
-        values = [value_of(score(prompt, response)) for score in self._scorers]
+        # each has a prompt of its own: what one changes is neither the next one's nor the next response's
+        values = [value_of(score(deepcopy(prompt), response)) for score in self._scorers]
         if not self.names:
             return (
                 values[0] if self._weights[0] == 1 or not isinstance(values[0], Real) else self._weights[0] * values[0]
@@ -116,17 +118,20 @@ def scorer(function: Any, reference: str, example: Prompt | None = None) -> Scor
     required = [
         p.name for p in parameters.values() if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     ]
+    positional = all(parameters[name].kind is not inspect.Parameter.KEYWORD_ONLY for name in required)
+    named = all(parameters[name].kind is not inspect.Parameter.POSITIONAL_ONLY for name in required)
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    if "completions" in parameters:
+    if "completions" in parameters and named:
         made = _trl
-    elif "solution_str" in parameters:
+    elif "solution_str" in parameters and named:
         made = _verl
-    elif "solution_strs" in parameters:
+    elif "solution_strs" in parameters and named:
         made = _verl_batched
-    elif len(required) == 2 and required[0] not in NO_PROMPT and required[1] not in NO_RESPONSE:
+    elif len(required) == 2 and positional and required[0] not in NO_PROMPT and required[1] not in NO_RESPONSE:
         return function
     else:
-        raise UserError(f"{wrong}takes ({', '.join(parameters)}); {KNOWN}")
+        bare = inspect.Signature([p.replace(annotation=p.empty, default=p.empty) for p in parameters.values()])
+        raise UserError(f"{wrong}takes {bare}; {KNOWN}")
     if example is not None and (missing := set(required) - set(made(example, ""))):
         columns = ", ".join(columns_of(example)) or "none"
         raise UserError(

@@ -29,12 +29,22 @@ def evaluate(task, prompt, response: str) -> str:
     try:
         value = task.score(prompt, response)
     except (Exception, SystemExit) as error:  # whatever a scorer raises is the response's affair, not the run's
-        return "!" + " ".join(f"exception: {type(error).__name__}: {error}".split())[:200]
+        return "!" + " ".join(f"exception: {type(error).__name__}: {_message(error)}".split())[:200]
     if not isinstance(value, Real):
         return f"!not a number: {type(value).__name__}"
-    if not math.isfinite(value):
-        return f"!not finite: {float(value)}"
-    return " ".join(repr(float(number)) for number in (value, *getattr(value, "parts", ())))
+    try:
+        numbers = [float(number) for number in (value, *getattr(value, "parts", ()))]
+    except OverflowError:  # an integer beyond float64
+        return "!not finite: inf"
+    return " ".join(map(repr, numbers)) if math.isfinite(numbers[0]) else f"!not finite: {numbers[0]}"
+
+
+def _message(error: BaseException) -> str:
+    """What an exception says, which is the scorer's own code and may raise in turn."""
+    try:
+        return str(error)
+    except Exception:
+        return ""
 
 
 def _read_frames(source: int, frames: queue.SimpleQueue) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ BOM = b"\xef\xbb\xbf"
 NO_TEXT = {
     b"\x1f\x8b": "gzip",
     b"\x28\xb5\x2f\xfd": "zstd",
+    b"\xff\xfe\x00\x00": "UTF-32",  # before UTF-16, which begins alike
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
     b"PAR1": "parquet",
@@ -30,7 +32,11 @@ def json_lines(content: bytes, file: str, line: Callable[[int], str]) -> Iterato
         if not text.strip():
             continue
         try:
-            row = json.loads(text.decode("utf-8"))
+            row = json.loads(text.decode("utf-8"), object_pairs_hook=_once)
+            if b"\\u" in text:  # an escape may stand for half a character, which no file and no tokenizer can hold
+                json.dumps(row, ensure_ascii=False).encode("utf-8")
+        except UserError as error:
+            raise UserError(f"{line(number)} {error}") from error
         except (ValueError, RecursionError) as error:
             raise UserError(f"{line(number)} {_fault(error)}") from error
         if not isinstance(row, dict):
@@ -38,8 +44,19 @@ def json_lines(content: bytes, file: str, line: Callable[[int], str]) -> Iterato
         yield number, row
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object. Raises UserError where a key occurs twice: of two values one would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise UserError(f"has the key {key} twice; needs it once")
+    return found
+
+
 def _fault(error: ValueError | RecursionError) -> str:
     """Why a line cannot be read."""
+    if isinstance(error, UnicodeEncodeError):
+        return "has half of a surrogate pair; needs whole characters"
     if isinstance(error, UnicodeDecodeError):
         return "is not UTF-8; needs one JSON object a line"
     if isinstance(error, json.JSONDecodeError | RecursionError):

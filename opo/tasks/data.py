@@ -38,12 +38,28 @@ def _parquet(file: Path) -> list[Row]:
     import pyarrow.parquet as pq
 
     try:
-        rows = pq.ParquetFile(file).read().to_pylist()  # not read_table, which makes columns of a folder's name
+        table = pq.ParquetFile(file).read()  # not read_table, which makes columns of a folder's name
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{file}: is no parquet file that can be read ({str(error).splitlines()[0]})") from error
-    if not rows:
+    names = table.column_names
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{file}: has the column {twice[0]} twice; needs it once")
+    if not table.num_rows:
         raise UserError(f"{file}: holds no rows")
-    return list(enumerate(rows, start=1))
+    columns = [_values(file, name, table.column(name)) for name in names]
+    return [
+        (number, dict(zip(names, row, strict=True))) for number, row in enumerate(zip(*columns, strict=True), start=1)
+    ]
+
+
+def _values(file: Path, name: str, values: Any) -> list[Any]:
+    """A column as Python's own values, which do not hold every date that parquet does."""
+    try:
+        return values.to_pylist()
+    except (ValueError, ArithmeticError, LookupError) as error:  # Arrow's own errors are of these kinds too
+        raise UserError(
+            f"{file}: the column {name} cannot be read ({' '.join(str(error).split())}); leave it out"
+        ) from error
 
 
 def column(row: Mapping[str, Any], name: str) -> Any:
@@ -91,8 +107,8 @@ class Laps:
         rows = self._rows[split]
         if not rows:
             raise UserError(
-                f"task.path={self._path}: none of its questions falls into the {split} split, which holds an eighth of them by "
-                "content; give more, or a file of their own in task.eval_path"
+                f"task.path={self._path}: none of its questions falls into the {split} split; by their content about one in eight is "
+                "for eval and the others for train; give more, or a file for eval in task.eval_path"
             )
         if split == "eval" and index >= len(rows):
             raise UserError(

@@ -6,6 +6,7 @@ import re
 import site
 import sys
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import MISSING, fields, is_dataclass, make_dataclass
 from decimal import Decimal
 from functools import cache
@@ -45,12 +46,17 @@ def load_object(reference: str, key: str) -> Any:
                 f"{key}={reference}: no module {error.name} in {os.getcwd()} nor among the installed"
             ) from error
         raise UserError(f"{key}={reference}: {module_name} imports {error.name}, which is not installed") from error
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         advice = "; a program belongs under `if __name__ == '__main__'`" if isinstance(error, SystemExit) else ""
         raise UserError(f"{key}={reference}: importing {module_name} raised {said(error)}{advice}") from error
-    if not hasattr(module, name):
-        raise UserError(f"{key}={reference}: {module.__file__} has no {name}{near(name, vars(module))}")
-    return getattr(module, name)
+    try:
+        return getattr(module, name)
+    except AttributeError as error:
+        raise UserError(f"{key}={reference}: {module.__file__} has no {name}{near(name, vars(module))}") from error
+    except Exception as error:  # of a module's own __getattr__
+        raise UserError(f"{key}={reference}: asking {module_name} for {name} raised {said(error)}") from error
 
 
 def _current_folder_before_packages() -> None:
@@ -199,7 +205,7 @@ class OwnTask:
         return prompt
 
     def score(self, prompt: Prompt, response: str) -> float:
-        return value_of(self._task.score(prompt, response))
+        return value_of(self._task.score(deepcopy(prompt), response))  # what it changes is not the next response's
 
     def extract(self, response: str) -> str | None:
         return getattr(self._task, "extract", stripped)(response)

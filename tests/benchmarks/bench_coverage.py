@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
-from interval_coverage import bank, coverage
+from interval_coverage import bank, misses
 
 SCALES = {"binary": (0.0, 0.25, 0.5, 0.75, 1.0)}
 OTHER_SCALES = (0.0, 0.5, 1.0, "gamma", "two")
@@ -28,18 +28,27 @@ def main() -> None:
     print("| number | G | prompts | " + " | ".join(f"s = {s}" for s in scales) + " |")
     print("|---|---|---|" + "---|" * len(scales))
     lines: dict[tuple[str, int, int], list[str]] = {}
+    sides: dict[str, list[tuple[float, float]]] = {}
     for group_size in (2, 8):
         found = bank(size, group_size, population=population)
         for prompts in (24, 48):
             for scale in scales:
-                held = coverage(found, group_size, prompts, scale, replicates)
+                missed = misses(found, group_size, prompts, scale, replicates)
                 for kind in KINDS:
-                    values = sorted(100 * share for (_, what), share in held.items() if what == kind)
+                    both = [shares for (_, what), shares in missed.items() if what == kind]
+                    values = sorted(100 * (1 - below - above) for below, above in both)
+                    sides.setdefault(kind, []).extend([] if scale == "two" else both)
                     text = f"{values[0]:.1f}" if len(values) == 1 else f"{values[0]:.1f} to {values[-1]:.1f}"
                     lines.setdefault((kind, group_size, prompts), []).append(text)
     for kind, group_size, prompts in sorted(lines, key=lambda key: (KINDS.index(key[0]), *key[1:])):
         cells = " | ".join(lines[kind, group_size, prompts])
         print(f"| {kind} | {group_size} | {prompts} | {cells} |")
+    print(
+        "\nmissed in % at most by each end alone, without s = two\n\n| number | lower end | upper end |\n|---|---|---|"
+    )
+    for kind in KINDS:
+        below, above = zip(*sides[kind], strict=True)
+        print(f"| {kind} | {100 * max(below):.1f} | {100 * max(above):.1f} |")
     print(f"{time.process_time() - start:.0f} s on one core")
 
 

@@ -22,7 +22,7 @@ from analysis.variance.intervals import (
     Tails,
     mean_interval,
     product_of_means,
-    ratio_accepts,
+    ratio_misses,
     resample_counts,
 )
 from analysis.variance.moments import Moments
@@ -124,6 +124,14 @@ def coverage(
     found: dict[str, Moments], group_size: int, prompts: int, scale: float | str, replicates: int, seed: int = 1
 ) -> dict[tuple[str, str], float]:
     """Share of replicates whose interval holds the truth, by estimator and kind of number."""
+    both = misses(found, group_size, prompts, scale, replicates, seed)
+    return {number: 1 - below - above for number, (below, above) in both.items()}
+
+
+def misses(
+    found: dict[str, Moments], group_size: int, prompts: int, scale: float | str, replicates: int, seed: int = 1
+) -> dict[tuple[str, str], tuple[float, float]]:
+    """Shares of replicates whose truth lies below the lower end and above the upper end."""
     rng = np.random.default_rng(seed)
     counts_BP = resample_counts(prompts, RESAMPLES, rng)
     size = len(found["none"].second)
@@ -133,16 +141,19 @@ def coverage(
         name: Moments(*(getattr(m, field.name)[chosen_RP] * factor_RP for field in fields(Moments)))
         for name, m in found.items()
     }
-    held: dict[tuple[str, str], float] = {}
+    missed: dict[tuple[str, str], tuple[float, float]] = {}
     whole = ratios(found, group_size)
     for (name, kind, x_RP, y_RP, tails), (*_, x_N, y_N, _) in zip(ratios(drawn, group_size), whole, strict=True):
         theta = float(x_N.mean() / y_N.mean())
-        held[name, kind] = float(ratio_accepts(x_RP, y_RP, counts_BP, theta, tails=tails).mean())
+        side_R = ratio_misses(x_RP, y_RP, counts_BP, theta, tails=tails)
+        missed[name, kind] = float((side_R < 0).mean()), float((side_R > 0).mean())
     m, drawn_m = found["length_weighted"], drawn["length_weighted"]
     for kind, truth, values_RP in (
         ("trace_cov", m.trace.mean() * grown, drawn_m.trace),
         ("signal", m.signal.mean() * grown, drawn_m.signal),
     ):
-        ends = [mean_interval(*pair, counts_BP) for pair in zip(values_RP, drawn_m.second, strict=True)]
-        held["length_weighted", kind] = float(np.mean([low <= truth <= high for low, high in ends]))
-    return held
+        low_R, high_R = np.transpose(
+            [mean_interval(*pair, counts_BP) for pair in zip(values_RP, drawn_m.second, strict=True)]
+        )
+        missed["length_weighted", kind] = float((truth < low_R).mean()), float((truth > high_R).mean())
+    return missed

@@ -18,8 +18,8 @@ from analysis.variance.intervals import (
     mean_interval,
     product_of_means,
     proportionality,
-    ratio_accepts,
     ratio_interval,
+    ratio_misses,
     ratio_p_value,
     resample_counts,
     studentised_means,
@@ -173,14 +173,15 @@ def test_fewer_than_eight_prompts_have_no_interval(prompts):
 
 
 @pytest.mark.parametrize("tails", [RATIO, COMPARISON, COSINE])
-def test_what_a_simulation_accepts_is_what_the_interval_holds(tails):
+def test_what_a_simulation_misses_is_what_lies_outside_the_interval(tails):
     rng = np.random.default_rng(11)
     counts_BP = resample_counts(PROMPTS, 300, rng)
     pairs = [sample(rng, 0.5) for _ in range(40)]
     x_RP, y_RP = (np.stack(rows) for rows in zip(*pairs, strict=True))
     for theta in (1.0, 1.9, 2.0, 2.6):
-        expected = [held(ratio_interval(x, y, counts_BP, tails=tails), theta) for x, y in pairs]
-        assert ratio_accepts(x_RP, y_RP, counts_BP, theta, tails=tails).tolist() == expected
+        ends = [ratio_interval(x, y, counts_BP, tails=tails) for x, y in pairs]
+        expected = [(theta > high) - (theta < low) for low, high in ends]
+        assert ratio_misses(x_RP, y_RP, counts_BP, theta, tails=tails).tolist() == expected
 
 
 def test_tails_move_outwards():

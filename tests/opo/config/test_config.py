@@ -206,6 +206,7 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
         {"model.dtype": "float64", "model.compute": "bfloat16_backward"},
         "model.compute=bfloat16_backward: allowed with model.dtype=float64 is float32",
     ),
+    ("adapters_have_a_rank", {"model.lora_targets": ["q_proj"]}, "model.lora_rank=0: model.lora_targets names modules"),
     (
         "liger_is_bfloat16",
         {"model.head_kernel": "liger", "model.compute": "bfloat16_backward"},

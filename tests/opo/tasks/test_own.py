@@ -1,6 +1,7 @@
 """A task and a reward of the user's own, by name, in the workers that score everything."""
 
 import json
+import re
 import sys
 
 import polars as pl
@@ -153,10 +154,32 @@ def test_a_task_s_own_score_may_be_a_decimal(users):
         assert runner.score([task.prompt(0)], [["1"]]).rewards_PG.tolist() == [[0.5]]
 
 
-@pytest.mark.parametrize("names", ["response, answer", "completion, ground_truth", "response, prompt", "prompt, gold"])
+def test_what_a_reward_changes_in_a_prompt_is_lost(users):
+    body = "    found = prompt.metadata.setdefault('seen', [])\n    found.append(1)\n    return len(found)\n"
+    users("greedy_rewards", f"def once(prompt, response):\n{body}def twice(prompt, response):\n{body}")
+    task = make_task(task_config({"name": "own_task:Count"}), {"greedy_rewards:once": 1.0, "greedy_rewards:twice": 1.0})
+    with RewardRunner(task) as runner:
+        assert runner.score([task.prompt(0)], [["1", "2"]]).rewards_PG.tolist() == [[2.0, 2.0]]
+
+
+def test_an_integer_beyond_float64_and_a_broken_exception_leave_responses_unscored(users):
+    users(
+        "odd_rewards",
+        "class Odd(Exception):\n    def __str__(self): raise ValueError\n"
+        "def score(prompt, response):\n    if response: raise Odd\n    return 10**400\n",
+    )
+    task = make_task(task_config({"name": "own_task:Count"}), {"odd_rewards:score": 1.0})
+    with RewardRunner(task) as runner:
+        found = runner.score([task.prompt(0)], [["", "1"]])
+    assert found.reasons == {(0, 0): "not finite: inf", (0, 1): "exception: Odd:"}
+
+
+@pytest.mark.parametrize(
+    "names", ["response, answer", "completion, ground_truth", "response, prompt", "prompt, gold", "*, prompt, response"]
+)
 def test_two_arguments_of_other_names_are_refused(users, names):
     users("named_rewards", f"def score({names}): return 0.0")
-    with pytest.raises(UserError, match=rf"takes \({names}\); allowed are \(prompt, response\), TRL's"):
+    with pytest.raises(UserError, match=rf"takes \({re.escape(names)}\); allowed are \(prompt, response\), TRL's"):
         make_task(task_config({"name": "own_task:Count"}), {"named_rewards:score": 1.0})
 
 
@@ -165,6 +188,12 @@ def test_a_function_without_a_signature_is_refused_in_one_line():
         UserError, match=r"^reward.function=builtins:max: its arguments cannot be read .*; allowed are \(prompt"
     ):
         make_task(task_config({"name": "own_task:Count"}), {"builtins:max": 1.0})
+
+
+def test_a_module_that_does_not_say_what_it_has_is_refused(users):
+    users("asks_back", "def __getattr__(name): raise ValueError('no')")
+    with pytest.raises(UserError, match=r"^reward.function=asks_back:f: asking asks_back for f raised ValueError: no "):
+        make_task(task_config({"name": "own_task:Count"}), {"asks_back:f": 1.0})
 
 
 def test_a_module_that_exits_is_refused_and_does_not_end_the_process(users):
