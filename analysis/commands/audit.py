@@ -41,6 +41,8 @@ def main(values: dict[str, Any], folder: Path) -> None:
     say(notes.read())
     say(_sentence(found))
     wide_console().print(_table(found))
+    for line in _remarks(found["algorithms"]):
+        say(line)
     say(f"{folder}/audit.json and figures/ are written")
 
 
@@ -51,7 +53,7 @@ def audited(config: AuditConfig) -> tuple[dict[str, Any], Notes]:
     prompts = answers(groups, config.reward.choice, count)
     if len(prompts) < 2:
         raise UserError(
-            f"rollouts={config.rollouts}: {len(prompts)} prompts have two scored responses or more; two are needed"
+            f"rollouts={config.rollouts}: {'1 prompt has' if prompts else 'no prompt has'} two scored responses or more; two are needed"
         )
     notes.prompts, notes.responses = len(prompts), sum(len(p.rewards) for p in prompts)
     scored = sum(1 for group in groups for r in group.records if r.response is not None)
@@ -108,9 +110,25 @@ def _table(found: Mapping[str, Any]) -> RichTable:
     for column in ("estimator", *COLUMNS.values()):
         table.add_column(column, justify="left" if column == "estimator" else "right")
     for name, measures in found["algorithms"].items():
-        table.add_row(name, *(_cell(measures.get(key)) for key in COLUMNS))
+        none = "not applicable" if "not_applicable" in measures else "open"
+        table.add_row(name, *(_cell(measures[key]) if key in measures else none for key in COLUMNS))
     return table
 
 
-def _cell(row: Mapping[str, Any] | None) -> str:
-    return "open" if row is None else interval_text(row["value"], row["low"], row["high"]).removesuffix(", no interval")
+def _remarks(algorithms: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What a number in the table hangs on, and why one is not there."""
+    lines = [
+        f"{name} is not applicable: {row['not_applicable']}"
+        for name, row in algorithms.items()
+        if "not_applicable" in row
+    ]
+    ordered = [name for name, row in algorithms.items() if row.get("by_order")]
+    if ordered:
+        lines.append(
+            f"Weighed by the order of the responses in the file, another order gives other numbers: {', '.join(ordered)}"
+        )
+    return lines
+
+
+def _cell(row: Mapping[str, Any]) -> str:
+    return interval_text(row["value"], row["low"], row["high"]).removesuffix(", no interval")

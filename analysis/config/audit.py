@@ -36,6 +36,12 @@ class AuditConfig:
     seed: Seed = 0
 
     @property
+    def named(self) -> list[str]:
+        """The files as they were written: a path would lose the slashes of an address."""
+        given = self.rollouts if isinstance(self.rollouts, list) else [self.rollouts]
+        return [str(item) for item in given if item is not None]
+
+    @property
     def files(self) -> list[Path]:
         return files_of(self.rollouts)
 
@@ -48,11 +54,8 @@ class AuditConfig:
 def load_config(values: Mapping[str, Any]) -> AuditConfig:
     """The typed config; raises UserError, one line, naming the first key that is wrong."""
     config = read(AuditConfig, values)
-    if not config.files:
+    if not config.files or "" in config.named:
         raise UserError("rollouts: give a .parquet or .jsonl file of rollouts, as in opo audit rollouts=FILE")
-    for file in config.files:
-        if not file.is_file():
-            raise UserError(f"rollouts={file}: no such file")
     if len(set(config.files)) < len(config.files):
         raise UserError("rollouts: a file is named twice")
     if config.reward.column is not None and config.reward.columns is not None:
@@ -66,4 +69,8 @@ def load_config(values: Mapping[str, Any]) -> AuditConfig:
             raise UserError(
                 f"estimators has {name}: it needs more than rewards and lengths{near(name, names)}; allowed are {', '.join(names)}"
             )
+    from analysis.study.external.files import usable  # polars, which a wrong key does not need
+
+    for name in config.named:
+        usable(name)
     return config

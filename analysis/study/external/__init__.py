@@ -22,6 +22,7 @@ from analysis.study.external.checks import checked
 from analysis.study.external.encode import EncodedPrompt, Encoder
 from analysis.study.external.files import read_table
 from analysis.study.external.groups import Group, group, without_copies
+from analysis.study.external.json_text import with_messages
 from analysis.study.external.notes import Notes
 from analysis.study.external.reader import Reader
 from analysis.study.external.record import Record, RewardChoice, Table
@@ -43,27 +44,22 @@ def read_groups(
     for file in files:
         table = read_table(file)
         form = format_of(table)
-        rows = form.records(table, choice)
+        rows = with_messages(form.records(table, choice))
         choice.check(file, [*dict.fromkeys([*table.columns, *(name for row in rows for name in row.numbers)])])
         notes.files.append({"path": str(file), "format": form.NAME, "rows": len(table.rows)})
         records += map(checked, rows)
     if choice.weights:
         notes.reward = " + ".join(f"{weight:g} {name}" for name, weight in choice.weights.items())
-    records = _of_steps(records, steps, files)
+    records = _of_steps(records, steps, files, notes)
     notes.left_out.update(record.left_out for record in records if record.left_out)
     groups = group([record for record in records if not record.left_out])
     if not groups:
         raise UserError(f"rollouts={_names(files)}: no response counts; left out are {notes.counted()}")
-    groups, copies = without_copies(groups)
+    groups, copies = without_copies(groups, records)
     if copies:
         notes.left_out["of groups that stand there twice (copies)"] = copies
-    notes.steps = sorted({item.step for item in groups if item.step is not None})
-    if len(notes.steps) > 1 and steps is None:
-        raise UserError(
-            f"rollouts={_names(files)}: has steps {_some(notes.steps)}, each of another policy; step={notes.steps[-1]} takes "
-            f"one of them, step=all (or a list) several, all measured under the model given"
-        )
-    _temperature(records, notes, files)
+    _policy(groups, steps, notes, files)
+    _temperature(groups, notes, files)
     return groups, notes
 
 
@@ -100,7 +96,7 @@ def encode_groups(
     return encoded
 
 
-def _of_steps(records: list[Record], steps: Sequence[int] | None, files: Sequence[Path]) -> list[Record]:
+def _of_steps(records: list[Record], steps: Sequence[int] | None, files: Sequence[Path], notes: Notes) -> list[Record]:
     if not steps:
         return records
     known = Counter(record.step for record in records)
@@ -108,16 +104,41 @@ def _of_steps(records: list[Record], steps: Sequence[int] | None, files: Sequenc
         if step not in known:
             have = _some(sorted(s for s in known if s is not None)) or "none"
             raise UserError(f"step={step}: rollouts={_names(files)} has no such step; it has {have}")
+    if known[None]:
+        notes.left_out["without a step"] = known[None]
     return [record for record in records if record.step in steps]
 
 
-def _temperature(records: Sequence[Record], notes: Notes, files: Sequence[Path]) -> None:
-    temperatures = sorted({r.temperature for r in records if r.temperature is not None})
+def _policy(groups: Sequence[Group], steps: Sequence[int] | None, notes: Notes, files: Sequence[Path]) -> None:
+    """Note the steps. Raises UserError where there are several, or rows of none beside them, and nobody chose."""
+    notes.steps = sorted({item.step for item in groups if item.step is not None})
+    unknown = [record for item in groups if item.step is None for record in item.records]
+    notes.stepless = len(unknown)
+    if steps is not None:
+        return
+    last = f"step={notes.steps[-1]} takes" if notes.steps else ""
+    if notes.steps and unknown:
+        raise UserError(
+            f"rollouts={_names(files)}: {len(unknown)} rows have no step (the first: {unknown[0].where}), others are of step "
+            f"{_some(notes.steps)}; {last} that step alone, step=all everything, all measured under the model given"
+        )
+    if len(notes.steps) > 1:
+        raise UserError(
+            f"rollouts={_names(files)}: has steps {_some(notes.steps)}, each of another policy; {last} "
+            f"one of them, step=all (or a list) several, all measured under the model given"
+        )
+
+
+def _temperature(groups: Sequence[Group], notes: Notes, files: Sequence[Path]) -> None:
+    """Note the one temperature, and how many responses say none. Raises UserError where there are several."""
+    given = [record.temperature for item in groups for record in item.records]
+    temperatures = sorted({temperature for temperature in given if temperature is not None})
     if len(temperatures) > 1:
         raise UserError(
             f"rollouts={_names(files)}: sampled at temperatures {_some(temperatures)}; one policy has one temperature"
         )
     notes.temperature = temperatures[0] if temperatures else None
+    notes.temperature_unknown = given.count(None)
 
 
 def _names(files: Sequence[Path]) -> str:
@@ -125,5 +146,5 @@ def _names(files: Sequence[Path]) -> str:
 
 
 def _some(values: Sequence[float]) -> str:
-    shown = [f"{value:g}" for value in values]
+    shown = [str(value) if isinstance(value, int) else f"{value:g}" for value in values]
     return ", ".join(shown) if len(shown) <= 8 else f"{', '.join(shown[:3])} ... {shown[-1]} ({len(shown)} of them)"

@@ -8,6 +8,9 @@ algorithm gives the score of response i (its loss's scale aside), n responses in
     energy            sum A^2 / n, over that of leave-one-out
     positive_share    sum over A > 0 of A^2, over sum A^2
     length_rank       rank correlation of A and length within prompts that are not silent
+    by_order          whether the weights depend on the order of the responses in the file, looked for in `LOOKED_AT` prompts
+
+An algorithm that takes no such rewards has `not_applicable` instead, the reason.
 """
 
 import math
@@ -33,6 +36,7 @@ from analysis.variance.intervals import (
 from opo.rounding import all_equal, levelled
 
 UNIT = "leave_one_out"
+LOOKED_AT = 16
 Estimate = dict[str, float | None]
 
 
@@ -72,8 +76,7 @@ def audit(
     speaking = [p for p in prompts if not p.silent]
     ranks = [_rank(p.rewards, p.lengths) for p in speaking]
     best = [float(np.mean(p.rewards == p.rewards.max())) for p in speaking]
-    weights = {e.name: [_weights(e, p) for p in prompts] for e in resolve(list(dict.fromkeys([UNIT, *names])))}
-    unit_P = np.array([np.square(a).sum() for a in weights[UNIT]])
+    unit = [_weights(resolve([UNIT])[0], p) for p in prompts]
     return {
         "prompts": len(prompts),
         "responses": sum(len(p.rewards) for p in prompts),
@@ -85,21 +88,31 @@ def audit(
         "share_best": _plain_mean(best, num_bootstrap, rng),
         "reward_length_rank": _plain_mean(ranks, num_bootstrap, rng),
         "algorithms": {
-            name: _measures(weights[name], prompts, unit_P, counts_BP, rng) for name in dict.fromkeys(names)
+            e.name: _measures(e, prompts, unit, counts_BP, rng) for e in resolve(list(dict.fromkeys(names)))
         },
     }
 
 
 def _measures(
-    weights: list[Array], prompts: Sequence[Answers], unit_P: Array, counts_BP: Array, rng: np.random.Generator
-) -> dict[str, Estimate]:
+    estimator: Estimator, prompts: Sequence[Answers], unit: list[Array], counts_BP: Array, rng: np.random.Generator
+) -> dict[str, Any]:
+    speaking = [p for p in prompts if not p.silent]
+    try:
+        weights = [_weights(estimator, p) for p in prompts]
+        by_order = any(_by_order(estimator, p) for p in speaking[:LOOKED_AT])
+    except ValueError as error:
+        return {"not_applicable": str(error)}
+    largest_P = np.array([np.abs(a).max() for a in weights])
+    silent, largest = int((largest_P == 0).sum()), largest_P.max() or 1.0
+    # over the largest, so that squares are of a good size whatever the scale of the rewards
+    weights, unit = [a / largest for a in weights], [a / largest for a in unit]
     n_P = np.array([len(a) for a in weights], dtype=np.float64)
+    unit_P = np.array([np.square(a).sum() for a in unit])
     absolute_P = np.array([np.abs(a).sum() for a in weights])
     energy_P = np.array([np.square(a).sum() for a in weights])
     positive_P = np.array([np.square(a[a > 0]).sum() for a in weights])
-    silent = int((energy_P <= 1e-24).sum())
-    ranks = [_rank(a, p.lengths) for a, p, e in zip(weights, prompts, energy_P, strict=True) if e > 1e-24]
-    found = {"silent": _share(silent, len(weights))}
+    ranks = [_rank(_tied(a), p.lengths) for a, p in zip(weights, prompts, strict=True) if a.any()]
+    found: dict[str, Any] = {"silent": _share(silent, len(weights)), "by_order": by_order}
     if silent < len(weights):
         found["effective_share"] = _ratio(product_of_means(absolute_P, absolute_P, over=n_P), energy_P, counts_BP)
         found["energy"] = _ratio(energy_P, unit_P, counts_BP)
@@ -109,8 +122,29 @@ def _measures(
 
 
 def _weights(estimator: Estimator, prompt: Answers) -> Array:
+    """Raises ValueError naming the prompt whose rewards the algorithm does not take."""
+    if prompt.silent and estimator.name != "none":
+        return np.zeros_like(prompt.rewards)
     one = Groups(prompt.rewards[None], np.round(prompt.lengths)[None], np.ones_like(prompt.rewards)[None])
-    return np.zeros_like(prompt.rewards) if prompt.silent and estimator.name != "none" else estimator.weights(one)[0]
+    try:
+        weights = estimator.weights(one)[0]
+    except ValueError as error:  # to the algorithm this is prompt 0 of a batch of one
+        reason = str(error).removeprefix(f"{estimator.name}: ")
+        raise ValueError(reason.replace("prompt 0 ", f"prompt {prompt.name} ")) from error
+    if not np.isfinite(weights).all():
+        raise ValueError(f"the weights of prompt {prompt.name} are not finite")
+    return weights
+
+
+def _by_order(estimator: Estimator, prompt: Answers) -> bool:
+    turned = Answers(prompt.name, prompt.rewards[::-1].copy(), prompt.lengths[::-1].copy())
+    a, b = _weights(estimator, prompt), _weights(estimator, turned)[::-1]
+    return bool(np.abs(a - b).max() > 1e-9 * np.abs(a).max())
+
+
+def _tied(weights: Array) -> Array:
+    """Weights, those made equal that differ by rounding of the largest."""
+    return levelled(weights - weights.min() + np.abs(weights).max()).numpy()
 
 
 def _top(prompts: Sequence[Answers]) -> float:

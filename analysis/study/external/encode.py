@@ -3,9 +3,7 @@
 import math
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from analysis.study.external.groups import Group
 from analysis.study.external.messages import (
@@ -19,8 +17,10 @@ from analysis.study.external.messages import (
 from analysis.study.external.notes import Notes
 from analysis.study.external.reader import Reader
 from analysis.study.external.record import LARGEST, Messages, Record, own_tokens
-from opo.batch import Rollouts
 from opo.errors import UserError
+
+if TYPE_CHECKING:
+    from opo.batch import Rollouts
 
 UNLIKE_SHARE = 0.1  # of texts that the tokenizer may change before the file is refused
 PEAK = 3.0  # times as many responses as at other lengths: the greatest length may have been the limit
@@ -43,8 +43,12 @@ class EncodedPrompt:
     def scored(self) -> int:
         return sum(not math.isnan(reward) for reward in self.rewards)
 
-    def rollouts(self) -> Rollouts:
+    def rollouts(self) -> "Rollouts":
         """As one record of P = 1; log-probabilities are NaN where the file has none."""
+        import torch
+
+        from opo.batch import Rollouts
+
         made = Rollouts.from_lists([self.prompt_ids], [self.response_ids], [self.rewards])
         if not all(all(row) for row in self.produced):
             own_NT = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in self.produced], batch_first=True)
@@ -221,6 +225,7 @@ class Encoder:
             return ids, content
         if end:
             self.notes.ends_added += 1
+            self.notes.ends_unsure += record.truncated is None and self.limit is None
             self.lengths[len(ids)] += 1
         return ids + end, content
 

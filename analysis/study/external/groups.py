@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from analysis.study.external.record import Record, hashable
@@ -49,17 +49,17 @@ def named(identity: Hashable) -> str:
     """An id as it is shown."""
     if isinstance(identity, tuple):
         return "/".join(str(part) for part in identity if part is not None)
-    return str(identity)
+    return str(identity) if str(identity).strip() else repr(identity)
 
 
-def without_copies(groups: Sequence[Group]) -> tuple[list[Group], int]:
-    """Groups without those that stand there a second time, and how many responses that leaves out.
+def without_copies(groups: Sequence[Group], records: Sequence[Record]) -> tuple[list[Group], int]:
+    """Groups, of these records as they were read, without those that stand there a second time, and how many responses that leaves out.
 
     TRL writes a batch again under the next step, and files are listed twice. A group is a copy where the same responses with the same
     rewards make up another step's group of the same prompt, or occur equally often within it; one short answer given eight times does
     too, so the groups of a step are copies only where chance would hardly (1e-6) make them equal.
     """
-    single, dropped = _once(groups)
+    single, dropped = _once(groups, {id(record): n for n, record in enumerate(records)})
     kept: list[Group] = []
     by_step: dict[int | None, list[Group]] = {}
     for item in single:
@@ -81,11 +81,11 @@ def without_copies(groups: Sequence[Group]) -> tuple[list[Group], int]:
     return kept, dropped
 
 
-def _once(groups: Sequence[Group]) -> tuple[list[Group], int]:
+def _once(groups: Sequence[Group], place: Mapping[int, int]) -> tuple[list[Group], int]:
     """Each group once where its responses all occur equally often, and more often than chance would have it.
 
     How often is the number of times that chance explains least. Responses that are all equal occur equally often in any case: such a group
-    is taken for a repeated one where it is as large as those that show it.
+    is taken for a repeated one where it is as large as those that show it, or its parts stand as far apart as theirs.
     """
     contents = [_content(item.records) for item in groups]
     times = [math.gcd(*content.values()) for content in contents]
@@ -100,11 +100,18 @@ def _once(groups: Sequence[Group]) -> tuple[list[Group], int]:
     count = min(range(2, max(times, default=1) + 1), key=log_chance, default=1)
     if count == 1 or log_chance(count) >= math.log(CHANCE):
         return list(groups), 0
+
+    def apart(n: int) -> int:
+        rows = groups[n].records
+        return place[id(rows[len(rows) // count])] - place[id(rows[0])]
+
+    distances = {apart(n) for n in showing(count)}
     repeated, least = {*showing(count)}, min(len(groups[n].records) for n in showing(count))
     found, dropped = [], 0
     for n, item in enumerate(groups):
-        constant = len(contents[n]) == 1 and times[n] % count == 0 and len(item.records) >= least
-        rows = _first_of(item.records, contents[n], count) if n in repeated or constant else item.records
+        constant = len(contents[n]) == 1 and times[n] % count == 0
+        as_they = constant and (len(item.records) >= least or distances == {apart(n)})
+        rows = _first_of(item.records, contents[n], count) if n in repeated or as_they else item.records
         dropped += len(item.records) - len(rows)
         found.append(Group(item.step, item.name, rows))
     return found, dropped

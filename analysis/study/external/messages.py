@@ -1,6 +1,5 @@
-"""Conversations: as messages, as JSON text of messages, and as text that a template left behind without its markers."""
+"""Conversations: as messages, and as text that a template left behind without its markers."""
 
-import json
 import re
 from typing import Any
 
@@ -18,14 +17,6 @@ _OPEN = re.compile(r"(?:assistant|model)\s*(?:<think>\s*)?$")
 
 def as_messages(content: Any, where: str, what: str) -> Messages | None:
     """The messages, or None where the content is text or ids. Raises UserError on messages that are no role and text."""
-    if isinstance(content, str) and re.match(r"\s*\[\s*\{", content):
-        try:
-            parsed = json.loads(content)
-        except (ValueError, RecursionError):
-            return None
-        if not all(isinstance(item, dict) and {"role", "content"} <= {*item} for item in parsed):
-            return None
-        content = parsed
     if not isinstance(content, list) or not content or not isinstance(content[0], dict):
         return None
     return [_message(item, where, what) for item in content]
@@ -50,10 +41,12 @@ def _message(item: Any, where: str, what: str) -> dict[str, Any]:
 
 
 def said_by_assistant(messages: Messages, where: str) -> str:
-    """The text of a response of one message. Raises UserError on several turns."""
-    if len(messages) != 1 or messages[0]["role"] != "assistant":
-        roles = ", ".join(message["role"] for message in messages)
+    """The text of a response of one message. Raises UserError on several turns, and on one that is not the assistant's."""
+    roles = ", ".join(message["role"] for message in messages)
+    if len(messages) > 1:
         raise UserError(f"{where} has a response of several turns ({roles}); {NEEDS_IDS}")
+    if roles != "assistant":
+        raise UserError(f"{where} has a response whose message has the role {roles!r}; assistant is needed")
     return messages[0]["content"]
 
 

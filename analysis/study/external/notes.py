@@ -13,6 +13,7 @@ class Notes:
 
     files: list[dict[str, Any]] = field(default_factory=list)  # path, format, rows
     steps: list[int] = field(default_factory=list)
+    stepless: int = 0  # responses that say no step
     prompts: int = 0
     responses: int = 0
     reward: str = "as the format has it"
@@ -20,9 +21,11 @@ class Notes:
     prompts_left_out: Counter[str] = field(default_factory=Counter)
     ends_added: int = 0
     ends_there: int = 0  # text that brought its end of text
+    ends_unsure: int = 0  # ends added to responses of which nobody says whether they were cut
     cut: int = 0  # the file says that they were cut: no end added
     with_logprobs: int = 0
     temperature: float | None = None  # as the file says
+    temperature_unknown: int = 0  # responses that say none
     prompt_form: Counter[str] = field(default_factory=Counter)  # of prompts: text, token ids, messages ...
     turns: int = 0  # responses with tokens that the policy did not produce
     unlike: int = 0  # texts that the tokenizer does not give back
@@ -55,6 +58,8 @@ class Notes:
             sentences.append(f"{self.specials} responses have special tokens in their text, which are read as such.")
         at = "" if self.measured_at is None else f", measured at {self.measured_at:g}"
         known = "unknown" if self.temperature is None else f"{self.temperature:g}"
+        if self.temperature is not None and self.temperature_unknown:
+            known += f" (unknown for {self.temperature_unknown} responses, taken as the same)"
         sentences.append(f"Temperature of sampling: {known}{at}; truncation (top-p, top-k): unknown, taken as none.")
         sentences += [f"Warning: {warning}." for warning in self.warnings]
         sentences += self._fit()
@@ -66,12 +71,18 @@ class Notes:
         name = self.files[0]["path"] if len(self.files) == 1 else f"{len(self.files)} files"
         said = [
             f"Read {name} as {' and '.join(forms)}: {self.prompts} prompts with {self.responses} responses"
-            + (f" of step {', '.join(map(str, self.steps))}" if self.steps else "")
+            + self._steps()
             + f"; reward: {self.reward}."
         ]
         out = self.counted()
         said.append(f"Left out: {out}." if out else "Nothing was left out.")
         return " ".join(said)
+
+    def _steps(self) -> str:
+        if not self.steps:
+            return " of unknown steps, taken as one policy's" if len(self.files) > 1 else ""
+        unknown = f" (unknown for {self.stepless} responses)" if self.stepless else ""
+        return f" of step {', '.join(map(str, self.steps))}{unknown}"
 
     def counted(self) -> str:
         """What was left out, with its counts."""
@@ -84,8 +95,8 @@ class Notes:
         parts += [f"there already in {self.ends_there}"] if self.ends_there else []
         parts += [f"not added to {self.cut} that were cut"] if self.cut else []
         text = f"End of text: {', '.join(parts)}."
-        if self.ends_added and not self.cut:
-            text += " The file does not say which responses were cut at the limit (append_eos=false adds none)."
+        if self.ends_unsure:
+            text += f" The file does not say whether {self.ends_unsure} of them were cut at the limit (append_eos=false adds none)."
         return text
 
     def _fit(self) -> list[str]:

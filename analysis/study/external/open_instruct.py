@@ -3,7 +3,7 @@
 `prompt_idx` starts again at every step. Rewards are 0 or 10 by default; the end of text stands among the ids where it was sampled.
 """
 
-from analysis.study.external.plain import finish
+from analysis.study.external.plain import cut
 from analysis.study.external.record import Record, RewardChoice, Table, text_of, whole
 
 NAME = "open-instruct records"
@@ -24,7 +24,7 @@ def records(table: Table, choice: RewardChoice) -> list[Record]:
             numbers=row,
             logprobs=row.get("logprobs"),
             answer=text_of(row.get("ground_truth")),
-            truncated=finish(row.get("finish_reason"), table.where(n)),
+            truncated=cut(row, table.where(n)),
             step=whole(row.get("step"), table.where(n), "step"),
         )
         for n, row in enumerate(table.rows)

@@ -7,6 +7,7 @@
 import json
 from typing import Any
 
+from analysis.study.external.plain import cut
 from analysis.study.external.record import Record, RewardChoice, Table, whole
 from opo.errors import UserError
 
@@ -34,6 +35,7 @@ def _tokens(where: str, row: dict[str, Any]) -> Record:
         reward=row.get("rewards"),
         numbers=row,
         logprobs=row.get("output_logprobs"),
+        truncated=cut(row, where),
         step=whole(row.get("step"), where, "step"),
         temperature=row.get("temperature"),
     )
@@ -56,5 +58,6 @@ def _sample(where: str, row: dict[str, Any]) -> Record:
         response=row.get("completion"),
         reward=row.get("reward"),
         numbers=row,
+        truncated=cut(row, where),
         step=whole(row.get("step"), where, "step"),
     )

@@ -7,8 +7,8 @@ reward 0.0, which says nothing about the answer.
 import re
 from pathlib import Path
 
-from analysis.study.external.plain import OWN
-from analysis.study.external.record import Record, RewardChoice, Table, flag, part_of, text_of
+from analysis.study.external.plain import OWN, cut
+from analysis.study.external.record import Record, RewardChoice, Table, part_of, text_of
 
 NAME = "prime-rl rollouts"
 
@@ -28,7 +28,7 @@ def records(table: Table, choice: RewardChoice) -> list[Record]:
             reward=row.get("reward"),
             numbers={**part_of(row.get("metrics"), table.where(n), "metrics"), **row},
             answer=text_of(row.get("answer")),
-            truncated=flag(row.get("is_truncated"), table.where(n), "is_truncated"),
+            truncated=cut(row, table.where(n)),
             step=step,
             tools=row.get("tool_defs"),
             left_out="of rollouts that failed (error)" if row.get("error") else None,

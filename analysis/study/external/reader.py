@@ -1,10 +1,12 @@
 """What token ids mean to a model, from its tokenizer and config; no weights are read."""
 
 from dataclasses import dataclass
-
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from opo.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -12,7 +14,7 @@ class Reader:
     """What token ids mean to a model."""
 
     source: str
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: "PreTrainedTokenizerBase"
     positions: int
     vocabulary: int
     ends: tuple[int, ...]  # tokens that end a response
@@ -20,6 +22,12 @@ class Reader:
     @classmethod
     def of(cls, source: str) -> "Reader":
         """From a folder or hub id; no weights are read. Raises UserError where there is no tokenizer or config."""
+        from transformers import (
+            AutoConfig,
+            AutoTokenizer,
+            GenerationConfig,
+        )  # which a file that is refused does not need
+
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             config = AutoConfig.from_pretrained(source, trust_remote_code=False).get_text_config()

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from opo.errors import UserError, near
 
 Messages = list[dict[str, Any]]
 Content = str | list[int] | Messages  # text, token ids, or a conversation
-LARGEST = 1e50  # of rewards, so that fourth powers of differences are finite
+LARGEST = 1e12  # of rewards and their weights, far within what float64 squares and sums exactly enough
+LARGEST_STEP = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,12 @@ class RewardChoice:
         return {self.column: 1.0} if self.column is not None else dict(self.columns or {})
 
     def check(self, file: Path, known: Sequence[str]) -> None:
-        """Raise UserError where a column is named that no row of the file has."""
-        for name in self.weights:
+        """Raise UserError where a column is named that no row of the file has, or with a weight that is none."""
+        for name, weight in self.weights.items():
+            if not abs(weight) <= LARGEST:
+                raise UserError(
+                    f"reward.columns: {name} has the weight {weight:g}; a number up to {LARGEST:g} is needed"
+                )
             if name not in known:
                 key = "reward.column" if self.column is not None else "reward.columns"
                 raise UserError(
@@ -77,7 +83,8 @@ class RewardChoice:
         if not self.weights:
             return number(record.reward, record.where, "reward")
         values = {name: number(record.numbers.get(name), record.where, name) for name in self.weights}
-        return math.fsum(self.weights[name] * value for name, value in values.items())
+        total = math.fsum(self.weights[name] * value for name, value in values.items())
+        return number(total, record.where, f"a weighted sum of {' and '.join(values)} of")
 
 
 def number(value: Any, where: str, name: str, or_null: str = "or null for unscored") -> float:
@@ -99,7 +106,7 @@ def number(value: Any, where: str, name: str, or_null: str = "or null for unscor
         raise UserError(f"{where} has a {name} that is a {type(value).__name__}; a number is needed, {or_null}")
     if abs(value) > LARGEST:
         raise UserError(
-            f"{where} has {name} {str(value)[:12]}; a finite number is needed (up to {LARGEST:g}), {or_null}"
+            f"{where} has {name} {Decimal(value):.3g}; a finite number is needed (up to {LARGEST:g}), {or_null}"
         )
     return float(value)
 
@@ -130,13 +137,13 @@ def numeric_columns(table: Table, but: Sequence[str]) -> list[str]:
 
 
 def whole(value: Any, where: str, name: str) -> int | None:
-    """A whole number or None."""
-    if value is None:
-        return None
-    if isinstance(value, float) and math.isnan(value):
+    """A whole number that fits into 64 bits, or None."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, bool) or not (isinstance(value, int) or (isinstance(value, float) and value.is_integer())):
         raise UserError(f"{where} has {name} {value!r}; a whole number is needed")
+    if abs(value) > LARGEST_STEP:
+        raise UserError(f"{where} has {name} {str(int(value))[:12]}...; a whole number up to {LARGEST_STEP} is needed")
     return int(value)
 
 
@@ -160,8 +167,9 @@ def part_of(value: Any, where: str, name: str) -> Mapping[str, Any]:
 
 
 def flag(value: Any, where: str, name: str) -> bool | None:
-    """True, false or None, also as 0, 1 and text."""
-    known = {"true": True, "false": False, "1": True, "0": False, "none": None, "": None}
+    """True, false or None, also as 0, 1 and text, and as the floats that pandas makes of a column with gaps."""
+    known = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+    known |= {"none": None, "null": None, "nan": None, "": None}
     text = str(value).strip().lower()
     if text not in known:
         raise UserError(f"{where} has {name} {text[:40]!r}; true, false or null is needed")

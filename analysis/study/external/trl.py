@@ -8,7 +8,7 @@ an evaluation share the file.
 from collections import Counter
 from itertools import groupby
 
-from analysis.study.external.plain import OWN
+from analysis.study.external.plain import FLAGS, OWN, cut
 from analysis.study.external.record import Record, RewardChoice, Table, numeric_columns, whole
 from opo.errors import UserError
 
@@ -21,7 +21,7 @@ def matches(columns: set[str]) -> bool:
 
 def records(table: Table, choice: RewardChoice) -> list[Record]:
     """Raises UserError where several columns could be the reward and none is chosen."""
-    candidates = numeric_columns(table, ("step", "advantage"))
+    candidates = numeric_columns(table, ("step", "advantage", *FLAGS))
     if not choice.weights and len(candidates) != 1:
         some = ", ".join(candidates) or "none"
         weights = ", ".join(f"{name}: 1.0" for name in candidates) or "NAME: 1.0"
@@ -38,6 +38,7 @@ def records(table: Table, choice: RewardChoice) -> list[Record]:
             response=row.get("completion"),
             reward=row.get(candidates[0]) if candidates else None,
             numbers=row,
+            truncated=cut(row, table.where(n)),
             step=whole(row.get("step"), table.where(n), "step"),
             left_out="outside the groups of training (rows of an evaluation?)" if n in odd else None,
         )

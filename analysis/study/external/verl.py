@@ -8,6 +8,7 @@ need not be adjacent. A rollout of several outputs has its score on each of them
 import re
 from collections import Counter
 
+from analysis.study.external.plain import cut
 from analysis.study.external.record import Record, RewardChoice, Table, text_of, whole
 
 NAME = "verl rollouts"
@@ -30,6 +31,7 @@ def records(table: Table, choice: RewardChoice) -> list[Record]:
             reward=row.get("score"),
             numbers=row,
             answer=text_of(row.get("gts")),
+            truncated=cut(row, table.where(n)),
             step=whole(row.get("step"), table.where(n), "step"),
             left_out="of rollouts in several outputs" if parts[n] and outputs[parts[n]] > 1 else None,
         )

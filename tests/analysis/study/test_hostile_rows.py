@@ -64,8 +64,12 @@ def test_broken_parts_of_an_episode_are_named(change: Callable[..., object], say
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"reward": 10**400}, r"reward 100000000000; a finite number is needed \(up to 1e\+50\)"),
-        ({"reward": -1e200}, "reward -1e.200; a finite number"),
+        ({"reward": 10**400}, r"reward 1.00e\+400; a finite number is needed \(up to 1e\+12\)"),
+        ({"reward": 1e13}, r"reward 1.00e\+13; a finite number"),
+        ({"step": 10**400}, r"step 100000000000\.\.\.; a whole number up to 9223372036854775807"),
+        ({"truncated": "perhaps"}, "truncated 'perhaps'; true, false or null"),
+        ({"stop_reason": ["length"]}, "stop_reason .*; stop, length or another word"),
+        ({"reward": -1e200}, r"reward -1.00e\+200; a finite number"),
         ({"reward": "1_0"}, "reward '1_0'; a number is needed"),
         ({"step": float("inf")}, "step inf; a whole number"),
         ({"temperature": -1}, "temperature -1; a number from 0"),
@@ -110,10 +114,39 @@ def test_one_id_in_two_types_is_refused(tmp_path: Path) -> None:
         read_groups([file], OWN)
 
 
-@pytest.mark.parametrize("reason", ["LENGTH", {"type": "length", "length": 3}, "abort"])
-def test_however_a_cut_is_written_no_end_is_added(reason: Any, model: Path, tmp_path: Path) -> None:
-    _, notes = encoded(write(tmp_path / "own.jsonl", rows(finish_reason=reason)), model)
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"finish_reason": "LENGTH"},
+        {"finish_reason": {"type": "length", "length": 3}},
+        {"finish_reason": "abort"},
+        {"stop_reason": "max_tokens"},
+        {"truncated": True},
+        {"is_truncated": 1.0},
+        {"finish_reason": "stop", "is_truncated": True},
+        {"finish_reason": "length", "truncated": False},
+    ],
+)
+def test_however_a_cut_is_written_no_end_is_added(columns: dict[str, Any], model: Path, tmp_path: Path) -> None:
+    _, notes = encoded(write(tmp_path / "own.jsonl", rows(**columns)), model)
     assert (notes.cut + notes.ends_there, notes.ends_added) == (12, 0)
+
+
+@pytest.mark.parametrize(
+    ("columns", "unsure"),
+    [
+        ({}, 9),
+        ({"finish_reason": "stop"}, 0),
+        ({"stop_reason": 151645}, 0),
+        ({"truncated": lambda p, g: None if g > 1 else False}, 6),
+    ],
+)
+def test_only_responses_of_which_nothing_is_said_may_have_been_cut(
+    columns: dict[str, Any], unsure: int, model: Path, tmp_path: Path
+) -> None:
+    _, notes = encoded(write(tmp_path / "own.jsonl", rows(**columns)), model)
+    assert (notes.ends_added, notes.ends_unsure) == (9, unsure)
+    assert (f"does not say whether {unsure} of them were cut" in notes.paragraph()) == (unsure > 0)
 
 
 def test_a_table_of_one_s_own_keeps_its_columns_whatever_else_it_has(model: Path, tmp_path: Path) -> None:
