@@ -32,6 +32,7 @@ from analysis.claims.evidence import MIN_REPLICATES, SENSIBLE, Evidence
 from analysis.claims.records import CLAIMS, Claim
 from analysis.variance.intervals import holm
 from opo.system.atomic import write_text
+from opo.system.records import sealed
 
 SCHEMA = "opo.claims/1"
 ALPHA = 0.05
@@ -136,5 +137,7 @@ def save(rows: Sequence[Mapping[str, Any]], folder: Path) -> Path:
         "claims": list(rows),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "claims.json", json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(
+        folder / "claims.json", json.dumps(sealed(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    )
     return folder / "claims.json"

@@ -25,7 +25,7 @@ from opo.cli.compose import run_name
 from opo.cli.readme import MEASURED, to_measured
 from opo.system.atomic import write_text
 from opo.system.console import wide_console
-from opo.system.records import read_json
+from opo.system.records import read_sealed, sealed
 
 MIDDLE = "middle"  # folder of the run that ends in mid-training
 
@@ -63,7 +63,7 @@ def conclude(config: ZooConfig, folder: Path, rows: list[Row]) -> Path:
     table = results(config, folder, rows, runs)
     table.write_parquet(folder / "zoo.parquet")
     record = to_measured(table.sort("row").iter_rows(named=True), summary(config))
-    write_text(folder / MEASURED, json.dumps(record, indent=1) + "\n")
+    write_text(folder / MEASURED, json.dumps(sealed(record), indent=1) + "\n")
     own = [row.name for row in config.rows]
     console = wide_console()
     if config.algorithms is not None:
@@ -99,7 +99,7 @@ def run_folder(folder: Path, config: ZooConfig, row: Row, seed: int) -> Path:
 def remembered(config: ZooConfig, folder: Path) -> list[Row]:
     """The rows of this command and of those before it in the same folder, which are kept in zoo.json."""
     file = folder / "zoo.json"
-    entries = read_json(file)["rows"] if file.exists() else []
+    entries = read_sealed(file)["rows"] if file.exists() else []
     there = all_rows()  # a file of conf/algo may be gone by now
     known = [Row(entry["algorithm"], tuple(entry["changes"])) for entry in entries if entry["algorithm"] in there]
     rows = list(dict.fromkeys([*known, *config.rows]))
@@ -108,5 +108,5 @@ def remembered(config: ZooConfig, folder: Path) -> list[Row]:
         "rows": [asdict(row) for row in rows],
     }
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(file, json.dumps(record, indent=1) + "\n")
+    write_text(file, json.dumps(sealed(record), indent=1) + "\n")
     return rows

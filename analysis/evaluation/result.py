@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from analysis.evaluation.measures import Difference, Estimate
-from opo.errors import UserError
 from opo.system.atomic import write_text
-from opo.system.records import read_json
+from opo.system.records import read_sealed, sealed
 
 FILE = "eval.json"
 SCHEMA = "opo.evaluation/1"
@@ -29,19 +28,13 @@ class Evaluation:
     def save(self, folder: Path) -> None:
         """Write eval.json, whole or not at all."""
         content = {"schema": SCHEMA, **self.settings, "policies": self.policies, "differences": self.differences}
-        write_text(folder / FILE, json.dumps(content, indent=2, allow_nan=False) + "\n")
+        write_text(folder / FILE, json.dumps(sealed(content), indent=2, allow_nan=False) + "\n")
 
 
 def load(folder: Path) -> Evaluation:
     """The evaluation in a folder. Raises UserError where its file is damaged."""
-    content = read_json(folder / FILE)
-    try:
-        policies, differences = content.pop("policies"), content.pop("differences")
-        if not all(isinstance(policy["measures"], dict) for policy in policies):
-            raise TypeError
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{folder / FILE}: damaged, it holds no evaluation; restore it from a copy") from error
-    return Evaluation(content, policies, differences)
+    content = read_sealed(folder / FILE)
+    return Evaluation(content, content.pop("policies"), content.pop("differences"))
 
 
 def plain(record: Estimate | Difference) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from analysis.study.result import Study
 from analysis.study.result import load as load_study
 from analysis.study.several import study_folders
 from opo.errors import UserError
-from opo.system.records import read_json
+from opo.system.records import read_json, read_sealed
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Sources:
         found: dict[str, list[dict[str, Any]]] = {}
         if self.is_verify:
             name = self.study.last_policy if self.study else ""
-            found[name] = read_json(self.folder / "claims.json")["claims"]
+            found[name] = read_sealed(self.folder / "claims.json")["claims"]
         if self.study is not None and self.study_folder is not None:
             for policy in reversed(self.study.policies):
                 if policy["name"] not in found and (content := read_ledger(self.study_folder, policy["name"])):

@@ -5,9 +5,11 @@ one that was cut into shards is merged by putting the files in one folder.
 """
 
 import json
+import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -62,10 +64,14 @@ class PromptPool:
 
     @classmethod
     def load(cls, path: Path) -> "PromptPool":
-        with np.load(path, allow_pickle=False) as arrays:
-            return cls(
-                **{f.name: arrays[f.name] if arrays[f.name].ndim else arrays[f.name].item() for f in fields(cls)}
-            )
+        """The pool in a file. Raises UserError where it is damaged; numpy checks a checksum of every array."""
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                values = {f.name: arrays[f.name] for f in fields(cls)}
+        except (OSError, ValueError, LookupError, EOFError, NotImplementedError, BadZipFile, zlib.error) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{path}: damaged ({reason}); remove it, and the same command measures it again") from error
+        return cls(**{name: value if value.ndim else value.item() for name, value in values.items()})
 
 
 @dataclass(frozen=True)
@@ -181,8 +187,10 @@ class PoolFolder:
         record = path / "setting.json"
         if record.exists():
             recorded = read_json(record)
+            known = recorded.get("content")
+            measured = known if isinstance(known, dict) else {}
             for file, digest in setting.get("content", {}).items():
-                if recorded.get("content", {}).get(file, digest) != digest:
+                if measured.get(file, digest) != digest:
                     raise UserError(
                         f"{file} has changed since the pools of {path} were measured; remove that folder to measure again, or choose another output"
                     )
@@ -202,4 +210,12 @@ class PoolFolder:
         return [number for number in numbers if not self.file(number).exists()]
 
     def load(self, numbers: list[int]) -> list[PromptPool]:
-        return [PromptPool.load(self.file(number)) for number in numbers]
+        """The pools of these prompts. Raises UserError where one is damaged, or is a copy of another."""
+        pools, places = [], dict[str, Path]()
+        for file in map(self.file, numbers):
+            pools.append(PromptPool.load(file))
+            if (first := places.setdefault(pools[-1].prompt_id, file)) != file:
+                raise UserError(
+                    f"{file}: damaged, it holds the prompt of {first.name}; remove both to measure them again"
+                )
+        return pools

@@ -1,6 +1,6 @@
 """What a variance study leaves behind, and how to read it back.
 
-A folder with `result.json` (settings, policies and all estimates), `variance.parquet` (its table `moments`, the same rows), and
+A folder with `result.json` (settings, policies and all estimates; its own SHA-256, and that of the material), `variance.parquet` (its table `moments`, the same rows), and
 the material behind them: `prompts.parquet`, `audit_terms.parquet`, `responses.parquet`. Estimates are tidy, one and its 95 % interval
 in a row, with these columns in common:
 
@@ -33,8 +33,9 @@ import polars as pl
 from analysis.variance.intervals import FEWEST, Array, resample_counts
 from analysis.variance.moments import Moments
 from opo.errors import UserError
-from opo.system.atomic import replacing
-from opo.system.records import read_json, read_table
+from opo.system.atomic import replacing, write_text
+from opo.system.manifest import sha256
+from opo.system.records import read_json, read_sealed, read_table, sealed
 from opo.system.seeding import rng_for
 
 SCHEMA = "opo.variance/1"
@@ -219,17 +220,13 @@ class Study:
         content |= {} if self.imported is None else {"import": self.imported}
         content["provenance"] = list(self.provenance)
         content |= {name: getattr(self, name).to_dicts() for name in TABLES}
-        text = json.dumps(content, indent=1, allow_nan=False)
-        writers = {
-            "variance.parquet": self.moments.write_parquet,
-            "result.json": lambda path: path.write_text(text + "\n"),
-        }
-        writers |= {f"{name}.parquet": getattr(self, name).write_parquet for name in MATERIAL}
-        for name in sorted(
-            writers, key=lambda name: name == "result.json"
-        ):  # the result last: it says that all is there
-            with replacing(folder / name) as partial:
-                writers[name](partial)
+        material: dict[str, pl.DataFrame] = {name: getattr(self, name) for name in MATERIAL}
+        for name, table in {"variance": self.moments, **material}.items():
+            with replacing(folder / f"{name}.parquet") as partial:
+                table.write_parquet(partial)
+        content["files"] = {name: sha256(folder / f"{name}.parquet") for name in material}
+        # the result last: it says that all is there
+        write_text(folder / "result.json", json.dumps(sealed(content), indent=1, allow_nan=False) + "\n")
 
 
 def load(folder: Path | str) -> Study:
@@ -237,10 +234,10 @@ def load(folder: Path | str) -> Study:
     path = Path(folder) / "result.json"
     if not path.is_file():
         raise UserError(f"{folder}: no variance study here (no result.json); `opo variance` makes one")
-    content = read_json(path)
-    if content.get("schema") != SCHEMA:
-        raise UserError(f"{path}: schema {content.get('schema')!r}, this version reads {SCHEMA!r}")
-    material = {name: read_table(path.with_name(f"{name}.parquet")) for name in MATERIAL}
+    if (schema := read_json(path).get("schema")) != SCHEMA:
+        raise UserError(f"{path}: schema {schema!r}, this version reads {SCHEMA!r}")
+    content = read_sealed(path)
+    material = {name: _material(path.with_name(f"{name}.parquet"), digest) for name, digest in content["files"].items()}
     return Study.of(
         content,
         **material,
@@ -250,3 +247,11 @@ def load(folder: Path | str) -> Study:
         imported=content.get("import"),
         provenance=content.get("provenance", []),
     )
+
+
+def _material(file: Path, digest: str) -> pl.DataFrame:
+    """The table in a file whose SHA-256 the result has. Raises UserError where it is missing or another."""
+    table = read_table(file)
+    if sha256(file) != digest:
+        raise UserError(f"{file}: damaged, its SHA-256 is not the one in result.json; restore it from a copy")
+    return table

@@ -11,7 +11,7 @@ from analysis.runs.load import Runs
 from analysis.tracking.origin import Origin
 from analysis.tracking.study import FILES as STUDY_FILES
 from analysis.tracking.tables import files_of, images, ledger
-from opo.system.records import read_json
+from opo.system.records import read_sealed
 from opo.tracking.result import Chart, Result, Table
 
 REWARD = "train/reward_mean"
@@ -21,7 +21,7 @@ def result_of(sources: Sources) -> Result:
     """What W&B holds of a verify folder."""
     folder, runs = sources.folder, sources.runs
     assert runs is not None
-    claims = read_json(folder / "claims.json")["claims"]
+    claims = read_sealed(folder / "claims.json")["claims"]
     verdicts = Counter(claim["verdict"].replace(" ", "_") for claim in claims)
     origin = Origin.of(list(runs.runs["path"]), "tiny", {*range(int(runs.runs["steps"].max() or 0) + 1)}, [])  # pyright: ignore
     studied = [files_of(sources.study_folder, "variance", STUDY_FILES)] if sources.study_folder else []

@@ -48,7 +48,7 @@ from opo.rollout.collect import Collected, Collector, open_collector
 from opo.run.checkpoint import checkpoints
 from opo.system.atomic import write_text
 from opo.system.pace import Pace
-from opo.system.records import read_json
+from opo.system.records import read_sealed, sealed
 from opo.system.seeding import generator_for, seed_for
 from opo.system.terminal import say
 from opo.system.threads import use_machine
@@ -115,12 +115,12 @@ def digest(run: RunConfig) -> str:
 
 
 def is_measured(file: Path, row: Row, run: RunConfig) -> bool:
-    return file.exists() and read_json(file).get(row.name, {}).get("digest") == digest(run)
+    return file.exists() and read_sealed(file).get(row.name, {}).get("digest") == digest(run)
 
 
 def add(file: Path, rows: dict[str, dict[str, Any]]) -> None:
-    known = read_json(file) if file.exists() else {}
-    write_text(file, json.dumps(known | rows, indent=1, sort_keys=True) + "\n")
+    known = read_sealed(file) if file.exists() else {}
+    write_text(file, json.dumps(sealed(known | rows), indent=1, sort_keys=True) + "\n")
 
 
 @dataclass
@@ -246,6 +246,6 @@ def load_records(
     config: ZooConfig, folder: Path, policy_name: str, names: Sequence[str]
 ) -> dict[str, dict[str, np.ndarray]]:
     """By row, each moment at every record, (R,); rows that lack a record are left out."""
-    records = [read_json(file) if file.exists() else {} for file in record_files(config, folder, policy_name)]
+    records = [read_sealed(file) if file.exists() else {} for file in record_files(config, folder, policy_name)]
     whole = [name for name in (REFERENCE, *names) if all(name in record for record in records)]
     return {name: {field: np.array([record[name][field] for record in records]) for field in FIELDS} for name in whole}

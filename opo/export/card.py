@@ -11,7 +11,7 @@ from huggingface_hub import ModelCardData
 from opo.run.folder import leaves
 from opo.run.metrics import METRICS, read_rows
 from opo.run.policies import Weights
-from opo.system.records import read_json
+from opo.system.records import read_json, read_sealed
 
 SHOWN = ("train/reward_mean", "eval/reward_mean", "length/tokens_mean", "train/entropy_mean_nats", "train/kl_init_nats")
 
@@ -78,7 +78,7 @@ def _ledger(run: Path) -> Iterator[str]:
         (folder / "claims.json" for folder in (run, *run.parents[:2]) if (folder / "claims.json").is_file()), None
     )
     if file is not None:
-        claims = [claim for claim in read_json(file).get("claims", []) if isinstance(claim, dict)]
+        claims = read_sealed(file)["claims"]
         cells = [
             (c.get("claim"), c.get("about"), _interval(c), f"{c.get('replicates')} {c.get('unit')}", c.get("verdict"))
             for c in claims

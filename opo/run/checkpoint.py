@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from opo.errors import UserError
 from opo.system.atomic import replacing
-from opo.system.manifest import manifest_of, refuse_damaged, write_manifest
+from opo.system.manifest import FILE, manifest_of, refuse_damaged, write_manifest
+from opo.system.records import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor  # imported where tensors are written and read: what only lists checkpoints does without
@@ -26,8 +27,10 @@ def save_checkpoint(
     tensors: "dict[str, Tensor]",
     state: dict[str, Any],
     keep: int = 0,
+    *,
+    run: str | None = None,
 ) -> Path:
-    """Write the checkpoint of `step` below `folder`, then drop all but the newest `keep` (0: none is dropped).
+    """Write the checkpoint of `step` of a run (its W&B id) below `folder`, then drop all but the newest `keep` (0: none is dropped).
 
     `policy_saver` fills the folder it is given; `tensors` may live on any device, `state` is JSON without NaN. Raises
     FileExistsError where this step has a checkpoint, ValueError where `state` holds a number that is not finite.
@@ -44,7 +47,7 @@ def save_checkpoint(
         policy_saver(policy)
         save_file(on_cpu, partial / "trainer.safetensors")
         (partial / "trainer.json").write_text(json.dumps(state, indent=2, allow_nan=False) + "\n")
-        write_manifest(partial, step=step)
+        write_manifest(partial, step=step, run=run)
     for old in checkpoints(folder)[:-keep] if keep > 0 else []:
         _drop(old)
     return target
@@ -76,6 +79,16 @@ def checkpoints(folder: Path) -> list[Path]:
 def checkpoint_step(path: Path) -> int:
     """The step a checkpoint's folder is named after."""
     return int(path.name.removeprefix("step-"))
+
+
+def refuse_misplaced(path: Path, run: str | None) -> None:
+    """Raise UserError where the manifest is of another step than the folder's name says, or of another run than `run`."""
+    facts = read_json(path / FILE)
+    for what, own, said in (("step", checkpoint_step(path), facts.get("step")), ("run", run, facts.get("run"))):
+        if own is not None and said is not None and said != own:
+            raise UserError(
+                f"{path}: is the checkpoint of {what} {said} and not of {what} {own}; put the right one there"
+            )
 
 
 def remove_incomplete(folder: Path) -> None:

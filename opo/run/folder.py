@@ -19,7 +19,7 @@ import yaml
 from filelock import FileLock
 
 from opo.errors import UserError
-from opo.run.checkpoint import checkpoint_step, checkpoints, remove_incomplete
+from opo.run.checkpoint import checkpoint_step, checkpoints, refuse_misplaced, remove_incomplete
 from opo.run.hold import hold
 from opo.run.metrics import SUMS, read_rows, seal_rows
 from opo.run.provenance import provenance
@@ -27,6 +27,7 @@ from opo.system.atomic import replacing, write_text
 from opo.system.records import read_json, read_yaml, refuse_no_file
 
 CERTIFICATE = "certificate.json"  # the rollout-trainer mismatch check
+MOST_DIGITS = 12  # of a number of steps
 FAILED = "FAILED"  # a file that holds why the last job in this folder ended
 WRITTEN = ("config.yaml", "run.json", "DONE", FAILED)  # by opening a folder
 # keys that may differ when a run is resumed
@@ -78,7 +79,11 @@ class RunFolder:
             refuse_lost_checkpoints(path, config["checkpoint"]["every"])
             (path / "DONE").unlink(missing_ok=True)  # of fewer steps
             (path / FAILED).unlink(missing_ok=True)
-            record.setdefault("resumed", []).append(provenance(config))
+            if not isinstance(record.setdefault("resumed", []), list):
+                raise UserError(
+                    f"{path / 'run.json'}: damaged, what it holds as `resumed` is no list; restore it from a copy"
+                )
+            record["resumed"].append(provenance(config))
         write_text(path / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
         write_text(file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         return cls(path, config, record["wandb_run_id"], lock, before, made)
@@ -148,6 +153,8 @@ class RunFolder:
         """The newest complete checkpoint. What a killed save left is removed."""
         remove_incomplete(self.path / "checkpoints")
         complete = checkpoints(self.path / "checkpoints")
+        for path in complete[-1:]:
+            refuse_misplaced(path, self.wandb_id)
         return complete[-1] if complete else None
 
     def truncate_metrics(self, step: int) -> None:
@@ -165,7 +172,9 @@ class RunFolder:
             seal_rows(file, step)  # first, so that no checksum is left of a row that goes
             write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
         for table in (self.path / "rollouts").glob("*.parquet"):
-            if table.name.startswith(".") or int(table.stem.removeprefix("step-")) > step:
+            number = table.stem.removeprefix("step-")
+            if table.name.startswith(".") or (number.isdecimal() and int(number) > step):
+                refuse_no_file(table)
                 table.unlink()
 
 
@@ -222,7 +231,7 @@ def steps_done(path: Path) -> int | None:
     if not done.exists():
         return None
     text = done.read_text(errors="replace").strip()
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > MOST_DIGITS:
         raise UserError(f"{done}: damaged, it holds no number of steps; remove it to go on from the last checkpoint")
     return int(text)
 

@@ -138,8 +138,10 @@ def read_rows(file: Path) -> Iterator[dict[str, Any]]:
             row = json.loads(line)
         except ValueError:
             row = None
-        if not isinstance(row, dict) or "train/step" not in row:
-            raise UserError(f"{file}, line {number}: not a row of metrics (a JSON object with train/step)")
+        if not isinstance(row, dict) or type(row.get("train/step")) is not int:
+            raise UserError(
+                f"{file}, line {number}: not a row of metrics (a JSON object with train/step, a whole number)"
+            )
         if number <= len(sums) and _sum(line) != sums[number - 1]:
             raise UserError(
                 f"{file}, line {number}: damaged, its checksum in {SUMS} is another; restore both files from a copy"

@@ -15,7 +15,9 @@ from opo.config.model_source import complaints, unreachable
 from opo.config.read import read
 from opo.config.schema import ModelConfig, OwnReward, RolloutConfig
 from opo.errors import UserError
-from opo.run.checkpoint import checkpoint_step, checkpoints
+from opo.run.checkpoint import checkpoint_step, checkpoints, refuse_misplaced
+from opo.system.manifest import FILE as MANIFEST
+from opo.system.records import read_json
 from opo.tasks import kind_of
 from opo.tasks.arithmetic import ArithmeticConfig
 
@@ -131,6 +133,7 @@ def _weights(text: str, model: ModelConfig | None) -> Iterator[tuple[int | None,
         yield 0, Weights(base, None, run, path)
         for saved in checkpoints(path / "checkpoints"):
             _refuse(complaints(saved / "policy", f"checkpoint={saved}"))
+            refuse_misplaced(saved, _run_id(path))
             yield checkpoint_step(saved), Weights(base, saved / "policy", run, path)
     elif (path / "policy").is_dir():
         file = path.absolute().parent.parent / "config.yaml"
@@ -138,6 +141,8 @@ def _weights(text: str, model: ModelConfig | None) -> Iterator[tuple[int | None,
         own = read(ModelConfig, run["model"], "model") if run else ModelConfig("pretrained", str(path / "policy"))
         _refuse(complaints(path / "policy", where))
         step = checkpoint_step(path.absolute()) if path.absolute().name.removeprefix("step-").isdecimal() else None
+        if step is not None and (path / MANIFEST).is_file():
+            refuse_misplaced(path.absolute(), _run_id(file.parent))
         yield step, Weights(model or own, path / "policy", run, file.parent if run else None)
     elif (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
         _refuse(complaints(path, where))
@@ -160,7 +165,13 @@ def _run_config(file: Path) -> dict[str, Any]:
         raise UserError(
             f"{file}: is not the config of a run (model, task, rollout); restore it or name the model's folder"
         )
+    read(RolloutConfig, run["rollout"], f"{file}: rollout")
     return run
+
+
+def _run_id(folder: Path) -> str | None:
+    """The id of the run in a folder, which its checkpoints bear; None where it has no record."""
+    return read_json(folder / "run.json").get("wandb_run_id") if (folder / "run.json").is_file() else None
 
 
 def _refuse(found: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ FILE = "manifest.json"
 def write_manifest(folder: Path, **facts: Any) -> None:
     """List every file below `folder` in its manifest.json, `facts` beside them."""
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file != folder / FILE)
-    listed = {str(file.relative_to(folder)): {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in files}
+    listed = {str(file.relative_to(folder)): {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in files}
     (folder / FILE).write_text(json.dumps({**facts, "files": listed}, indent=2) + "\n", encoding="utf-8")
 
 
@@ -24,6 +24,8 @@ def manifest_of(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         files = json.loads(file.read_text(encoding="utf-8"))["files"]
+        if not files:
+            raise ValueError("lists no file")
         return {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{file}: no readable manifest; remove {folder} or restore the file") from None
@@ -37,10 +39,11 @@ def refuse_damaged(folder: Path, only: Path | None = None, advice: str = "") -> 
             continue
         if not file.is_file():
             raise UserError(f"{file}: missing from its folder, whose manifest lists it{advice}")
-        if file.stat().st_size != size or _sha256(file) != digest:
+        if file.stat().st_size != size or sha256(file) != digest:
             raise UserError(f"{file}: damaged, its SHA-256 is not the manifest's{advice}")
 
 
-def _sha256(file: Path) -> str:
+def sha256(file: Path) -> str:
+    """Of a file, in hexadecimal."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -25,7 +25,7 @@ def storage_faults_in_one_sentence(folder: Path | None = None) -> Iterator[None]
         raise
     except Exception as error:
         number = _number(error)
-        where = getattr(error, "filename", None) or folder or "a file"
+        where = getattr(error, "filename2", None) or getattr(error, "filename", None) or folder or "a file"
         if number in FULL:
             kept = "; what is on disk stays, and the same command resumes from there" if folder else ""
             raise StoppedRun(f"{where}: {os.strerror(number)}{kept}") from error
@@ -35,8 +35,8 @@ def storage_faults_in_one_sentence(folder: Path | None = None) -> Iterator[None]
 
 
 def _number(error: Exception) -> int | None:
-    """The operating system's number of an error, also where a library in Rust (safetensors, polars) only quotes it."""
+    """The operating system's number of an error, also where a library (safetensors, polars, shutil) only quotes it."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
-    quoted = re.search(r"\(os error (\d+)\)", str(error))
-    return int(quoted[1]) if quoted else None
+    quoted = re.search(r"\(os error (\d+)\)|\[Errno (\d+)\]", str(error))
+    return int(quoted[1] or quoted[2]) if quoted else None

@@ -173,8 +173,9 @@ class Learner:
         if ahead is not None:  # what is kept is where the policy stands
             ahead.land(self.policy.parameters())
         whole, to = Policy(self.policy.whole(), self.policy.tokenizer), folder.path / "checkpoints"
+        saver = partial(save_model, whole)
         self.world.by_first(
-            lambda: save_checkpoint(to, self.step, partial(save_model, whole), tensors, counters, keep=keep)
+            lambda: save_checkpoint(to, self.step, saver, tensors, counters, keep=keep, run=folder.of_first.wandb_id)
         )
         if ahead is not None:
             ahead.extrapolate(self.policy.parameters())

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from opo.cli import main
 from opo.model.load import load_policy
 from opo.run.policies import evaluated_policies
+from opo.system.records import sealed
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def export(*arguments: str) -> int:
 
 def test_merged_adapters_are_the_trained_policy_and_the_card_is_read_by_the_hub(run: Path, tmp_path: Path) -> None:
     (run.parent / "claims.json").write_text(
-        json.dumps({"claims": [{"claim": "a | b", "effect": 0.5, "low": 0.1, "high": None, "verdict": "not resolved"}]})
+        json.dumps(sealed({"claims": [{"claim": "a | b", "effect": 0.5, "low": 0.1, "verdict": "not resolved"}]}))
     )
     into = tmp_path / "model"
     assert export(f"path={run}", f"into={into}", "merge=true") == 0
