@@ -192,7 +192,16 @@ class Capture:
                 self._check_layout(grad, call)
             flags = iter(g is not None for g in grads)
             reached = replace(call, is_output=[hooked_outputs and next(flags) for hooked_outputs in call.is_output])
-            return reached.contributions({local: p.detach() for local, p in owned.items()}, kept, self.dtype)
+            detached = {local: p.detach() for local, p in owned.items()}
+            try:
+                return reached.contributions(detached, kept, self.dtype)
+            except (RuntimeError, IndexError) as error:  # it remembers the batch that it was called with
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                said = str(error).partition("\n")[0]
+                raise ValueError(
+                    f"{self.names[call.module]}: it does not run for one response alone ({said}); use method='loop'"
+                ) from error
         args, kwargs = call.arguments
         x = args[0] if args else next(iter(kwargs.values()))
         return rule(call.module, self._by_response(x, call), self._by_response(kept[0], call))

@@ -71,10 +71,10 @@ def refuse_changed(folder: Path) -> None:
 
 
 def json_of(file: Path) -> Any:
-    """What a JSON file holds, None where it is missing or damaged."""
+    """What a JSON file holds, None where it is missing, no file or damaged."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    except (OSError, ValueError, RecursionError):
         return None
 
 
@@ -98,7 +98,7 @@ def _weights(folder: Path, stem: str, where: str) -> Iterator[str]:
     if index.is_file() and not single.is_file():
         table = json_of(index)
         names = table.get("weight_map") if isinstance(table, dict) else None
-        if not isinstance(names, dict) or not names:
+        if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
             yield f"{where}: {index.name} cannot be read; allowed is the index that save_pretrained wrote"
             return
         files = [folder / str(name) for name in sorted(set(names.values()))]
@@ -130,7 +130,7 @@ def _damage(file: Path) -> str | None:
         try:
             header = json.loads(stream.read(length))
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
             return "has no readable header; it is no safetensors file"
     expected = HEADER + length + max(ends, default=0)
     return None if size == expected else f"is damaged: {size} bytes, and its header says {expected}"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from opo.batch import Rollouts
+from opo.model.lengths import refuse_turning
 
 
 @contextmanager
@@ -27,6 +28,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def decoder_of(causal_lm: Any) -> Any:
+    """A causal model of transformers without its head."""
+    return causal_lm.base_model if causal_lm.base_model is not causal_lm else causal_lm.model
 
 
 @dataclass(frozen=True)
@@ -101,11 +107,13 @@ def response_hidden(
 ) -> tuple[Tensor, Tensor]:
     """Last hidden states that predict the part's response tokens, (K, H) for its K = sum of lengths tokens, row by row.
 
-    Also returns the part's response mask (M, T): `hidden_KH[k]` belongs to the k-th true entry of it.
+    Also returns the part's response mask (M, T): `hidden_KH[k]` belongs to the k-th true entry of it. Raises UserError for sequences
+    that change how the model rotates its prompts (`opo.model.lengths`).
     """
     device = next(decoder.parameters()).device
     mask_MT = rollouts.mask_NT[part.rows_M]
     width = int(mask_MT.sum(1).max())
+    refuse_turning(decoder.config, max(len(rollouts.prompt_ids[p]) for p in part.prompts) + width)
     mask_MT = mask_MT[:, :width].to(device)
     tokens_MT = rollouts.tokens_NT[part.rows_M, :width].to(device)
     prompts_BL, prompt_mask_BL = pad_left([rollouts.prompt_ids[p] for p in part.prompts], device)

@@ -8,19 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils.logging import disable_progress_bar, get_verbosity, set_verbosity, set_verbosity_error
 
 from opo.config.model_source import complaints, refuse_changed
 from opo.config.schema import ModelConfig
 from opo.errors import UserError
-from opo.model.fits import complaints_of_loaded, no_objects, unknown_value
+from opo.model.fits import complaints_of_loaded, first_line, naming, no_objects
+from opo.model.lengths import max_length
 from opo.model.liger import check_liger
 from opo.model.packaged import PACKAGED, packaged_folder
 from opo.model.policy import Policy
 from opo.model.precision import in_float64
 from opo.model.tiny import tiny_folder
+from opo.model.trial import refuse_untrainable
 from opo.system.seeding import seed_for
 
 disable_progress_bar()  # its bars would break the progress line
@@ -29,6 +38,13 @@ warnings.filterwarnings("ignore", message="Attempting to run cuBLAS, but there w
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+# what a config may make a model give beside its hidden states and logits: nothing of it is used here, and some of it fails with a cache
+OUTPUTS = {
+    "output_router_logits": False,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "return_dict": True,
+}
 
 
 def model_source(config: ModelConfig) -> str:
@@ -59,7 +75,7 @@ def load_policy(
     policy = Policy(
         model.to(device).eval(), tokenizer, temperature, compute=config.compute, head_kernel=config.head_kernel
     )
-    _refuse_two_way(policy.model, f"model.path={source}")
+    refuse_untrainable(policy, f"model.path={source}")
     if config.head_kernel == "liger":
         check_liger(policy.head)
     if adapters is not None:
@@ -87,7 +103,7 @@ def with_adapters(model: Any, config: ModelConfig) -> Any:
             torch.manual_seed(seed_for(0, "adapters"))
             return get_peft_model(model, lora)
     except ValueError as error:  # no module has such a name
-        raise UserError(f"model.lora_targets={config.lora_targets}: {_first_line(error)}") from error
+        raise UserError(f"model.lora_targets={config.lora_targets}: {first_line(error)}") from error
 
 
 def refuse_broken(folder: Path, where: str) -> None:
@@ -112,7 +128,7 @@ def errors_alone() -> Iterator[None]:
 def _pretrained(source: str, dtype: torch.dtype) -> tuple[PreTrainedTokenizerBase, Any]:
     """Tokenizer and model, whole and finite. Raises UserError with the first line of whatever transformers says against it."""
     where = f"model.path={source}"
-    try:
+    with naming("config.json", where, source):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise UserError(f"{where}: a {config.model_type} model; allowed are causal language models")
@@ -126,42 +142,48 @@ def _pretrained(source: str, dtype: torch.dtype) -> tuple[PreTrainedTokenizerBas
                 f"{where}: a {config.model_type} model keeps a state in place of keys and values, which responses to one prompt cannot "
                 "share; allowed are causal language models with attention in every layer"
             )
+        for part in (config, config.get_text_config()):
+            for key in OUTPUTS.keys() & set(dir(part)):
+                setattr(part, key, OUTPUTS[key])
+    with naming("its tokenizer (tokenizer.json and the files beside it)", where, source):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        with errors_alone():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source,
-                dtype=dtype,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # refused below, where they are named
-            )
-    except (UserError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # a folder of anyone's: whatever its files make transformers raise is said in one line
-        raise UserError(f"{where}: {unknown_value(source, error) or _first_line(error)}") from error
+        tokenizer.encode("0")  # some values are looked at only then
+    with naming("config.json or generation_config.json", where, source), errors_alone():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            config=config,
+            dtype=dtype,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, where they are named
+        )
     model, report = loaded
     for complaint in complaints_of_loaded(model, report):
         raise UserError(f"{where}: {complaint}")
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if not bool(tensor.isfinite().all()):
-            raise UserError(f"{where}: {name} holds a weight that is no finite number")
+    if max_length(model) < 1:
+        raise UserError(f"{where}: config.json: positions for {max_length(model)} tokens; allowed is a positive number")
     _refuse_unknown_tokens(tokenizer, model, where)
+    model.generation_config = _writable(model.generation_config)
     return tokenizer, in_float64(model) if dtype == torch.float64 else model
+
+
+def _writable(generation: GenerationConfig) -> GenerationConfig:
+    """What transformers will write beside the weights: one that it reads but would not write keeps its tokens alone.
+
+    How a text is sampled there is not used here.
+    """
+    try:
+        generation.validate(strict=True)
+    except (ValueError, TypeError):
+        tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
+        return GenerationConfig(**{key: getattr(generation, key) for key in tokens})
+    return generation
 
 
 def _keeps_keys(architecture: Any) -> bool:
     """Whether every layer's memory of the past is keys and values, one for each token."""
     return "past_key_values" in inspect.signature(architecture.forward).parameters and not architecture._is_stateful
-
-
-@torch.no_grad()
-def _refuse_two_way(model: Any, where: str) -> None:
-    """Raises UserError where a token changes what is predicted before it, as in BERT and its kin."""
-    ids_2L = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=model.device)
-    logits_LV, other_LV = model(input_ids=ids_2L, use_cache=False).logits[:, :-1].double()
-    if float((logits_LV - other_LV).norm()) > 1e-4 * float(logits_LV.norm()):
-        raise UserError(f"{where}: this model looks ahead (two-way attention); allowed are causal language models")
 
 
 def _refuse_unknown_tokens(tokenizer: Any, model: Any, where: str) -> None:
@@ -179,22 +201,10 @@ def _refuse_unknown_tokens(tokenizer: Any, model: Any, where: str) -> None:
         )
 
 
-def _first_line(error: Exception) -> str:
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    if text.endswith(":"):  # a list follows
-        text = " ".join(str(error).split())
-    return text if isinstance(error, OSError | ValueError) and text else f"{type(error).__name__}: {text}"
-
-
 def embedding_rows(model: PreTrainedModel | Any) -> int:
     """The number of tokens that the model has an embedding for."""
     embedding: Any = model.get_input_embeddings()
     return int(embedding.weight.shape[0])
-
-
-def max_length(model: PreTrainedModel | Any) -> int:
-    """The largest number of tokens the model has positions for."""
-    return int(getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", 2**20))
 
 
 def save_model(policy: Policy, folder: Path) -> None:
@@ -218,4 +228,4 @@ def restore_model(policy: Policy, folder: Path) -> None:
         try:
             policy.model.load_state_dict(saved.state_dict())
         except RuntimeError as error:
-            raise UserError(f"checkpoint={folder}: not of this model: {_first_line(error)}") from error
+            raise UserError(f"checkpoint={folder}: not of this model: {first_line(error)}") from error

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from opo.errors import UserError
-from opo.model.forward import evaluating
+from opo.model.forward import decoder_of, evaluating
 from opo.model.precision import linear
 
 CHUNK = (1024, 8192)  # positions and tokens of the vocabulary in one tile: 32 MB in float32
@@ -56,7 +56,7 @@ class Head:
             )
         ids = torch.tensor([[0, 1]], device=module.weight.device)
         with evaluating(model):
-            hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
+            hidden = decoder_of(model)(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
             logits = model(input_ids=ids, use_cache=False).logits.flatten(0, 1).double()
         caps = [getattr(config, key, None) for key in ("final_logit_softcapping", "logits_soft_cap")]
         scales = [getattr(config, key, None) for key in ("logit_scale", "lm_head_multiplier", "logits_scaling")]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from opo.batch import Rollouts
-from opo.model.forward import Microbatch, microbatches, response_hidden
+from opo.model.forward import Microbatch, decoder_of, microbatches, response_hidden
 from opo.model.liger import liger_logprobs
 from opo.model.logprobs import Head, token_logprobs
 from opo.model.precision import computing
@@ -74,7 +74,7 @@ class Policy:
     @property
     def decoder(self) -> Any:
         """The model without its head."""
-        return self.causal_lm.base_model if self.causal_lm.base_model is not self.causal_lm else self.causal_lm.model
+        return decoder_of(self.causal_lm)
 
     @property
     def causal_lm(self) -> Any:

@@ -71,9 +71,11 @@ class LinearLayers(TorchFunctionMode):
             x, weight, bias = _operands(*args, **(kwargs or {}))
             if x.dtype == weight.dtype == torch.float32 and x.dim() > 1:
                 differentiated = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-                return (
-                    _Linear.apply(x, weight, bias, self.backward_dtype) if differentiated else linear(x, weight, bias)
-                )
+                if not differentiated:
+                    return linear(x, weight, bias)
+                # rows outside of `_Linear`: what it gives must be no view of its own, which a model may not change in place
+                rows = _Linear.apply(x.flatten(0, -2), weight, bias, self.backward_dtype)
+                return rows.view(*x.shape[:-1], len(weight))
         return func(*args, **(kwargs or {}))
 
 
@@ -82,7 +84,7 @@ def _operands(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> tupl
 
 
 class _Linear(torch.autograd.Function):
-    """y = x W^T + b in float32; dx = dy W and dW = dy^T x in `dtype`, summed in float32."""
+    """y = x W^T + b in float32 for rows x; dx = dy W and dW = dy^T x in `dtype`, summed in float32."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -95,8 +97,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         need_x, need_weight, need_bias, _ = ctx.needs_input_grad
-        rows = grad.flatten(0, -2)
-        low = rows.to(ctx.dtype)
-        grad_x = linear(low, weight.to(ctx.dtype).t()).float().view(x.shape) if need_x else None
-        grad_weight = (low.t() @ x.flatten(0, -2).to(ctx.dtype)).float() if need_weight else None
-        return grad_x, grad_weight, rows.sum(0) if need_bias else None, None
+        low = grad.to(ctx.dtype)
+        grad_x = linear(low, weight.to(ctx.dtype).t()).float() if need_x else None
+        grad_weight = (low.t() @ x.to(ctx.dtype)).float() if need_weight else None
+        return grad_x, grad_weight, grad.sum(0) if need_bias else None, None

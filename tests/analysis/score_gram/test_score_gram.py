@@ -295,6 +295,20 @@ def test_a_weight_used_behind_its_layer_is_refused_by_name():
     score_gram(model, **inputs, method="loop")
 
 
+def test_a_layer_that_remembers_its_batch_is_refused_by_name():
+    class Routed(nn.Linear):  # as JetMoe's experts
+        def forward(self, x: Tensor) -> Tensor:
+            self.sizes = getattr(self, "sizes", [len(x)])
+            return torch.cat([nn.functional.linear(part, self.weight) for part in x.split(self.sizes)])
+
+    model, inputs = build("llama"), batch()
+    old = model.model.layers[0].mlp.up_proj
+    model.model.layers[0].mlp.up_proj = Routed(old.in_features, old.out_features, bias=False).double()
+    with pytest.raises(ValueError, match=r"layers\.0\.mlp\.up_proj: it does not run for one response alone") as error:
+        score_gram(model, **inputs)
+    assert "\n" not in str(error.value)
+
+
 def test_an_input_overwritten_in_place_is_refused_by_name():
     model, inputs = build("llama"), batch()
     mlp = model.model.layers[0].mlp

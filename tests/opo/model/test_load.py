@@ -1,6 +1,7 @@
 """Policies from folders, whole and with LoRA, and the built-in one."""
 
 import json
+import os
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -89,6 +90,25 @@ def test_what_cannot_be_loaded_is_one_line(tmp_path):
         ("generation_config.json", {"eos_token_id": ["a"]}, r"generation_config\.json: eos_token_id=\['a'\]"),
         ("generation_config.json", [], r"generation_config\.json holds no JSON object"),
         ("tokenizer_config.json", [], r"tokenizer_config\.json holds no JSON object"),
+        (
+            "config.json",
+            {"num_hidden_layers": 0},
+            r"its weights hold \d+ tensors of layers that config\.json leaves out",
+        ),
+        ("config.json", {"num_hidden_layers": -1}, r"tensors of layers that config\.json leaves out"),
+        ("config.json", {"dtype": "banana"}, r"config\.json cannot be used: AttributeError: .*banana"),
+        ("config.json", {"num_attention_heads": 0}, r"config\.json.* cannot be used: ZeroDivisionError"),
+        ("config.json", {"max_position_embeddings": 0}, r"config\.json: positions for 0 tokens"),
+        ("config.json", {"rms_norm_eps": -9.0}, r"its logits are no finite numbers"),
+        ("config.json", {"eos_token_id": -1}, r"config\.json: eos_token_id=-1; allowed are numbers of the model's"),
+        ("generation_config.json", {"eos_token_id": [10**9]}, r"generation_config\.json: eos_token_id=\[1000000000\]"),
+        (
+            "config.json",
+            {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": -1}},
+            r"config\.json: its rotary positions turn backwards",
+        ),
+        ("tokenizer_config.json", {"model_max_length": "x"}, r"its tokenizer .* cannot be used: TypeError"),
+        ("tokenizer.json", {"added_tokens": None}, r"its tokenizer \(tokenizer\.json .* cannot be used"),
     ],
 )
 def test_files_that_do_not_fit_are_named(folder, file, change, said):
@@ -106,6 +126,53 @@ def test_tensors_of_no_layer_of_the_model_may_be_beside_it(folder, name):
     weights = load_file(folder / "model.safetensors")
     save_file(weights | {name: torch.zeros(2)}, folder / "model.safetensors", metadata={"format": "pt"})
     load_policy(ModelConfig(name="pretrained", path=str(folder)))
+
+
+@pytest.mark.parametrize(
+    "name", ["lm_head.bias", "model.layers.0.self_attn.q_proj.bias", "model.layers.1.lora_A.weight"]
+)
+def test_tensors_that_a_part_of_the_model_would_lose_are_named(folder, name):
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {name: torch.zeros(2)}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=rf"hold 1 tensors .* the first {name}"):
+        load_policy(ModelConfig(name="pretrained", path=str(folder)))
+
+
+def test_a_pipe_in_place_of_a_file_is_named_and_not_read(folder):
+    (folder / "tokenizer_config.json").unlink()
+    os.mkfifo(folder / "tokenizer_config.json")
+    with pytest.raises(UserError, match=r"tokenizer_config\.json is no file"):
+        load_policy(ModelConfig(name="pretrained", path=str(folder)))
+
+
+@pytest.mark.parametrize("damaged", ["config.json", "model.safetensors"])
+def test_json_without_end_is_one_line(folder, damaged):
+    deep = b"[" * 200_000
+    header = len(deep).to_bytes(8, "little") if damaged == "model.safetensors" else b""
+    (folder / damaged).write_bytes(header + deep)
+    with pytest.raises(UserError, match=r"cannot be read as JSON|has no readable header"):
+        load_policy(ModelConfig(name="pretrained", path=str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("generation_config.json", {"temperature": 0.0, "do_sample": True}),
+        ("generation_config.json", {"temperature": "hot"}),
+        ("config.json", {"output_attentions": True}),
+        ("config.json", {"return_dict": False}),
+    ],
+)
+def test_what_a_config_asks_of_other_uses_neither_stops_nor_changes_this_one(folder, tmp_path, file, change):
+    plain = scores(load_policy(ModelConfig(name="pretrained", path=str(folder))))
+    (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | change))
+    policy = load_policy(ModelConfig(name="pretrained", path=str(folder)))
+    assert torch.equal(scores(policy), plain)
+    save_model(policy, tmp_path / "saved")
+    restore_model(policy, tmp_path / "saved")
+    assert policy.model.generation_config.eos_token_id == json.loads(
+        (folder / "generation_config.json").read_text()
+    ).get("eos_token_id")
 
 
 def test_characters_survive_the_tokenizer():

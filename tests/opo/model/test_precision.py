@@ -53,6 +53,14 @@ def test_a_linear_layer_is_the_same_with_and_without_a_gradient(generator):
     assert differentiated.requires_grad
 
 
+def test_a_model_may_change_a_product_in_place(generator):
+    x, weight = torch.randn(2, 3, 7, generator=generator), torch.randn(4, 7, generator=generator).requires_grad_()
+    with LinearLayers():
+        product = F.linear(x, weight).clamp_(min=-0.5)  # as OLMo's clip_qkv does
+    (gradient,) = torch.autograd.grad(product.sum(), weight)
+    torch.testing.assert_close(gradient, torch.einsum("btr,btc->rc", (product > -0.5).float(), x))
+
+
 def test_a_product_outside_a_context_can_be_differentiated(generator):
     x, weight = torch.randn(3, 7, generator=generator), torch.randn(4, 7, generator=generator).requires_grad_()
     (gradient,) = torch.autograd.grad(linear(x, weight).sum(), weight)
