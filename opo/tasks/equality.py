@@ -5,15 +5,22 @@ What is decided here and not there:
 
 - Numbers: exact, or where one side is a decimal within 1e-6 of the smaller of one and the gold number. math-verify rounds both to six
   digits, so that 1/2004! equals 1/2006!.
-- Units that both sides name must agree (5 cm is not 5 m); a unit on one side alone does not matter, nor does a percent sign.
-- A set in braces is not a tuple in parentheses; digits with two different bases as subscripts are different numbers; a quantifier on
-  one side alone is a different statement; a false equation (4 = 3) is no answer.
+- Units that both sides name must agree (5 cm is not 5 m, \$5 not 5 cents); a unit on one side alone does not matter, nor does a
+  percent sign, while words that are no unit do (`opo.tasks.units`).
+- Infinity equals only itself, with its sign; what is undefined equals nothing.
+- A set in braces is not a tuple in parentheses; a quantifier on one side alone is a different statement; a false equation (4 = 3) is
+  no answer, and neither is one that defines a name by itself (x = 2x).
+- Digits with two different bases as subscripts are different numbers. The base may be left out where the gold answer names it; where
+  it does not, 57_8 is 47 and not 57.
+- Values without names answer `x = 1, y = 2` in the order of the names.
+- Dates, times (12:30), ranges and telephone numbers, ellipses, numbers side by side and 0^0 are compared as text, ratios of three and
+  more part by part. A ratio that could be a time, as 3:20, is taken for one.
 - Words are compared as words.
 - Answers that nobody writes for a right one (towers of powers, factorials of millions, nesting deeper than 50) are compared as text,
   since evaluating them would take the machine.
 
 Known to be missed, scored 0: \frac{1}{\sqrt n} against \sqrt{1/n} (equal for n > 0 alone), an interval against an inequality where the
-gold answer is the interval, plural against singular in answers of words.
+gold answer is the interval, plural against singular in answers of words, 3:20 against \frac{3}{20}.
 """
 
 import logging
@@ -26,7 +33,8 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from opo.tasks.answers import SPACES, TEXT, normalise, number
+from opo.tasks.answers import TEXT, compact, normalise, number
+from opo.tasks.units import split_unit, units_agree
 
 CPU_LIMIT_S = 2.0  # processor time of one comparison: an answer that takes longer is not equal
 DEEPEST = 50  # nested brackets
@@ -34,20 +42,16 @@ LARGEST_EXPONENT = 100_000
 LARGEST_FACTORIAL = 10_000
 CLOSE = Fraction(1, 10**6)
 
-UNITS = {
-    "millimeter": "mm millimetre", "centimeter": "cm centimetre", "meter": "m metre", "kilometer": "km kilometre", "inch": "in inches",
-    "foot": "ft feet", "yard": "yd", "mile": "mi", "gram": "g", "kilogram": "kg", "second": "s sec", "minute": "min", "hour": "h hr",
-    "liter": "l litre", "milliliter": "ml millilitre", "degree": "^\\circ \\circ deg", "dollar": "usd", "pound": "lb",
-    "unit": "units", "cent": "cents",
-}  # fmt: skip
-ALIASES = {alias: unit for unit, aliases in UNITS.items() for alias in (unit, *aliases.split())}
-UNIT = re.compile(
-    r"(?P<value>.+?)(?:\s*\\(?:text(?:normal|rm|bf|it)?|mbox)\s*\{\s*(?P<text>[A-Za-z][A-Za-z. ]*?)\s*\}"
-    r"|(?<=[\d})])\s*\\mathrm\s*\{\s*(?P<roman>[A-Za-z]{1,12})\s*\}"
-    r"|(?<=[\d})])(?P<plain>\s*[A-Za-z][A-Za-z. ]*)|(?<=[\d})])\s*(?P<circle>\^\s*\{?\s*\\circ\s*\}?))\s*(?P<power>\^\s*\{?\s*[23]\s*\}?)?",
+BASED = re.compile(r"\(?(\w+)\)?_\{?\(?(\d+)\)?\}?")
+CLOCK = re.compile(r"0?(\d{1,2}(?::[0-5]\d){1,2})")
+# Numbers side by side, ellipses, primes, double signs, 0^0; ratios of three; dates: math-verify works them out.
+NOT_ARITHMETIC = re.compile(
+    r"(?<![\d_^.])\d[\d.]* \d|\\[lc]?dots|\d(?:'|\^\{?(?:\\prime|'))|(?:^|[(\[{,=])[-+]{2}|(?<![\d.])0\)?\^\{?0\}?(?![\d.])"
+    r"|:.*:|^\d{1,4}([-/])\d{1,2}\1\d{1,4}$",
     re.DOTALL,
 )
-BASED = re.compile(r"(\w+)_\{?(\d+)\}?")
+RANGE = re.compile(r"\d+(?:-\d+)+")  # as a gold answer, which is no difference left to be worked out
+AND = re.compile(r"[,;]|\\text\{\s*and\s*\}|\band\b")
 WORDS = re.compile(r"[A-Za-z][A-Za-z' -]*")
 FACTORIAL = re.compile(r"(\d+|[)}])\s*!")
 LARGE_BINOMIAL = re.compile(r"\\[dt]?binom\{(\d+)\}")
@@ -59,24 +63,30 @@ CALCULUS = re.compile(r"\\(?:i{0,3}int|oint|sum|prod|lim)(?![A-Za-z])")
 
 def equal(gold: str, given: str) -> bool:
     """True where `given` says what `gold` says. Never raises for what `given` is; bounded by `CPU_LIMIT_S`."""
-    gold, given = normalise(gold), normalise(given)
-    if not given:
+    if not (text := normalise(given)):
         return False
-    if _as_text(gold) == _as_text(given):
+    if _as_text(normalise(gold)) == _as_text(text):
         return True
-    (gold, gold_unit), (given, given_unit) = _unit(gold), _unit(given)
-    if gold_unit and given_unit and gold_unit != given_unit:
+    (gold, gold_unit), (given, given_unit) = split_unit(gold), split_unit(given)
+    if not units_agree(gold_unit, given_unit):
         return False
     if (a := number(gold)) is not None and (b := number(given)) is not None:
         return _numbers_equal(gold, given, a, b)
+    if _spelling(gold) == _spelling(given):
+        return True
+    if re.fullmatch("[A-Z]", gold) and (choice := re.fullmatch(r"\(([A-Z])\)(.+)", compact(TEXT.sub(r"\1", given)))):
+        return choice[1] == gold and number(choice[2]) is not None
+    parts = list(zip(gold.split(":"), given.split(":"), strict=False))
+    if len(parts) > 2 and gold.count(":") == given.count(":"):
+        return all(equal(*part) for part in parts)
     if is_words(gold) or _differ(gold, given) or _heavy(given) or _heavy(gold):
         return False
-    return _algebra(gold, given)
+    return _algebra(*_in_order(gold, given))
 
 
 def readable(gold: str) -> bool:
     """True where `equal` can say yes to something else than a copy: a number, a few words, or a formula that parses."""
-    text, _ = _unit(normalise(gold))
+    text, _ = split_unit(gold)
     if not text:
         return False
     if number(text) is not None or is_words(text) or _heavy(text):
@@ -101,31 +111,25 @@ def is_words(text: str) -> bool:
 
 
 def _as_text(text: str) -> str:
-    return SPACES.sub("", TEXT.sub(r"\1", text)).casefold()
+    return compact(TEXT.sub(r"\1", text)).casefold()
 
 
-def _unit(text: str) -> tuple[str, str]:
-    """An answer without its unit, and the unit by its usual name ("" where there is none)."""
-    match = UNIT.fullmatch(text)
-    if not match:
-        return text, ""
-    name = match["text"] or match["roman"] or match["plain"] or "^\\circ"
-    words = name.lower().replace(".", "").split()
-    spaced = match["plain"] is None or match["plain"][0].isspace()
-    variable = (
-        match["plain"]
-        and (len(words[0]) == 1 or not spaced)
-        and not (words[0] in ALIASES and (spaced or len(words[0]) > 1))
-    )
-    if variable or words[0] in ("and", "or", "if", "mod"):
-        return text, ""
-    words = [ALIASES.get(word, ALIASES.get(word.removesuffix("s"), word.removesuffix("s"))) for word in words]
-    power = "".join(re.findall(r"[23]", match["power"] or ""))
-    for word, exponent in (("square", "2"), ("sq", "2"), ("cubic", "3"), ("cu", "3")):
-        if word in words:
-            words.remove(word)
-            power = exponent
-    return match["value"].strip(), " ".join(words) + power
+def _spelling(text: str) -> str:
+    """As text, a time without its leading zero."""
+    text = _as_text(text)
+    return clock[1] if (clock := CLOCK.fullmatch(text)) else text
+
+
+def _in_order(gold: str, given: str) -> tuple[str, str]:
+    """Assignments to different names, and values without names, as two tuples; anything else as it is."""
+    parts = [part.partition("=") for part in AND.split(gold)]
+    names = {name.strip() for name, equals, value in parts if equals and "=" not in value}
+    if len(parts) < 2 or len(names) < len(parts) or "=" in given:
+        return gold, given
+    values = AND.sub(",", given.strip())
+    return f"({','.join(value for *_, value in parts)})", values if re.fullmatch(
+        r"\([^()]*\)", values
+    ) else f"({values})"
 
 
 def _numbers_equal(gold: str, given: str, a: Fraction, b: Fraction) -> bool:
@@ -145,8 +149,21 @@ def _differ(gold: str, given: str) -> bool:
             return True
         if any(word in one and word not in other for word in (r"\forall", r"\exists")):
             return True
-    bases = [BASED.fullmatch(SPACES.sub("", text)) for text in (gold, given)]
-    return bool(bases[0] and bases[1] and bases[0][2] != bases[1][2])
+    texts = [compact(TEXT.sub(r"\1", text)) for text in (gold, given)]
+    if RANGE.fullmatch(texts[0]) or any(NOT_ARITHMETIC.search(text) or CLOCK.fullmatch(text) for text in texts):
+        return True
+    bases = [BASED.fullmatch(text) for text in texts]
+    if bases[0] and bases[1]:
+        return bases[0][2] != bases[1][2]
+    return bool(bases[1] and not _same_in_ten(bases[1][1], bases[1][2]))
+
+
+def _same_in_ten(digits: str, base: str) -> bool:
+    """True where the digits are worth the same in the base as in ten."""
+    try:
+        return int(digits, int(base)) == int(digits)
+    except ValueError:
+        return False
 
 
 def _heavy(text: str) -> bool:
@@ -178,7 +195,12 @@ def _algebra(gold: str, given: str) -> bool:
 
 
 def _true_equation(text: str) -> bool:
-    """False where two sides are numbers and differ, as in 3 + 2 = 4."""
+    """False where two sides are numbers and differ, as in 3 + 2 = 4, and where a name is explained by itself, as in x = 2x."""
+    name, _, value = text.partition("=")
+    if (left := _parse(name.strip())) and getattr(left[0], "is_Symbol", False):
+        right = _parse(value.strip())
+        if right and left[0] in getattr(right[0], "free_symbols", ()):
+            return False
     sides = [
         side[0] for part in text.split("=") if (side := _parse(part.strip())) and getattr(side[0], "is_number", False)
     ]
@@ -211,7 +233,7 @@ def _parse(text: str) -> tuple[Any, ...]:
 
 def _numeric_equal(a: Any, b: Any, _rounding: int, _precision: int) -> bool:
     """Two sympy expressions without free symbols: exact where both are exact, else to 1e-6 as in `equal`; matrices by entry."""
-    from sympy import Basic, Float, MatrixBase, MatrixExpr
+    from sympy import Basic, Float, MatrixBase, MatrixExpr, nan, oo, zoo
 
     if isinstance(a, MatrixBase | MatrixExpr) or isinstance(b, MatrixBase | MatrixExpr):
         a, b = a.doit(), b.doit()
@@ -223,8 +245,12 @@ def _numeric_equal(a: Any, b: Any, _rounding: int, _precision: int) -> bool:
     if not isinstance(a, Basic) or not isinstance(b, Basic) or a.free_symbols or b.free_symbols:
         return False
     a, b = a.doit(), b.doit()
+    if a.has(nan, zoo) or b.has(nan, zoo):
+        return False
     if a == b:
         return True
+    if a.has(oo, -oo) or b.has(oo, -oo):
+        return False
     if not (getattr(a, "is_number", False) and getattr(b, "is_number", False)):
         return False
     if a.is_Rational and b.is_Rational:

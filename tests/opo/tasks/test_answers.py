@@ -85,6 +85,9 @@ def test_the_verdict_is_the_same_in_a_thread():
         ("it is \u22127", "-7"),
         ("it is \u20137.", "-7"),
         (r"so = \frac{21}{22}", r"\frac{21}{22}"), (r"= \sqrt{17}", r"\sqrt{17}"), (r"that is \sqrt{17}", None), ("x = 5", "x = 5"), ("it is 2^5", None),
+        (r"\boxed{9\boxed{5}}", None), (r"\boxed{\boxed{5}}", "5"), (r"\boxed{1}, \boxed{2\fbox{3}}", None), ("<think>\\boxed{5}", None),
+        ("<think>5</think>", None), ("5</think> so 6", "6"), (r"\boxed{5} <think> or", None), ("it is not 5", None), ("5 or 6", None),
+        ("it is 1/2 or 0.5", "0.5"), ("it is 1 1/2", "1 1/2"), ("it is 5x", None), (r"it is 5\pi", None), ("it is 5 km", "5"),
         ("no idea", None),
         ("", None),
     ],
@@ -97,7 +100,7 @@ def test_the_last_box_decides(response, answer):
     ("text", "found"),
     [
         ("12 - 7 = 5, so 5 - 9 = -4", "-4"), ("10-8", "8"), ("5\u20133 = 2", "2"), ("about 1,234.50.", "1234.50"), ("x = 3.", "3"),
-        ("1,2,3", "3"), ("= 3/4", "3/4"), ("is 3 / 4", "3/4"), ("1/2/3", "1/2/3"), ("1e3", "1e3"), ("\u22127", "-7"), ("\u20137.", "-7"),
+        ("1,2,3", "3"), ("= 3/4", "3/4"), ("is 3 / 4", "3/4"), ("is 1 1/2", "1 1/2"), ("1/2/3", "1/2/3"), ("1e3", "1e3"), ("\u22127", "-7"), ("\u20137.", "-7"),
         ("The total is 72 clips, altogether.", "72"), ("7 (not 8)", "8"), ("none", None), ("", None),
     ],
 )  # fmt: skip
@@ -111,7 +114,8 @@ def test_last_number(text, found):
         ("7", 7), ("07", 7), ("7.0", 7), ("-7", -7), ("+5", 5), ("1,000", 1000), ("1 000", 1000), ("70{,}000", 70000), (r"\$70,000", 70000),
         ("3/4", Fraction(3, 4)), (r"\frac34", Fraction(3, 4)), (r"-\frac{3}{4}", Fraction(-3, 4)), (r"2\frac{1}{2}", Fraction(5, 2)),
         ("1 1/4", Fraction(5, 4)), ("6.02e23", 602 * 10**21), (r"6.02 \times 10^{23}", 602 * 10**21), ("50%", Fraction(1, 2)),
-        (r"28\%", Fraction(28, 100)), ("５", 5), (r"\[5\]", 5), ("$5$", 5), ("1/0", None), ("x", None), ("1,2", None), ("", None),
+        (r"28\%", Fraction(28, 100)), ("５", 5), (r"\[5\]", 5), ("$5$", 5), (r"0.1\overline{6}", Fraction(1, 6)), (r"0.\overline{9}", 1), ("5th", 5),
+        ("1\u202f000", 1000), ("11/2", Fraction(11, 2)), ("5 5", None), (r"5\quad 6", None), ("1/0", None), ("x", None), ("1,2", None), ("", None),
     ],
 )  # fmt: skip
 def test_numbers_are_exact(text, value):

@@ -149,6 +149,9 @@ def test_lines_that_are_legal(tmp_path):
         (b"[1]", ":1: is a list; needs one JSON object"),
         (gzip.compress(b"{}", mtime=0), "is gzip; needs plain UTF-8 text"),
         ('{"question": "a"}'.encode("utf-16"), "is UTF-16; needs plain UTF-8 text"),
+        ('{"question": "a"}'.encode("utf-32"), "is UTF-32; needs plain UTF-8 text"),
+        (b'{"question": "a", "answer": "1", "answer": "2"}', ":1: has the key answer twice"),
+        (b'{"question": "a\\ud800", "answer": "1"}', ":1: has half of a surrogate pair"),
         (b'{"question": "a", "answer": "1"}\n\n{"question": "b"}', ":3: has no answer or solution.* task.answer_key=NAME"),
         (b'{"q": "a", "answer": "1"}', ":1: has no question or problem.*its columns are q, answer.*task.question_key=NAME"),
         (b'{"question": "a", "answer": ""}', ":1: the answer ''"),
@@ -169,6 +172,24 @@ def test_math_names_the_line_it_cannot_read(tmp_path, content, says):
         path.write_bytes(content)
     with pytest.raises(UserError, match=says) as caught:
         task_of(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("column", "says"),
+    [
+        (pa.array([b"caf\xe9"]).view(pa.string()), "the column odd cannot be read .*; leave it out"),
+        (pa.array([2**62], pa.int64()).cast(pa.timestamp("us")), "the column odd cannot be read .*; leave it out"),
+        (pa.array([2**31 - 1], pa.int32()).cast(pa.date32()), "the column odd cannot be read .*; leave it out"),
+        (pa.array([0], pa.timestamp("us", tz="Mars/Phobos")), "the column odd cannot be read .*; leave it out"),
+        (pa.array(["2"]), "has the column answer twice"),
+    ],
+)  # fmt: skip
+def test_math_names_the_column_it_cannot_read(tmp_path, column, says):
+    names = ["question", "answer", "answer" if "twice" in says else "odd"]
+    pq.write_table(pa.Table.from_arrays([pa.array(["1+1"]), pa.array(["2"]), column], names), tmp_path / "q.parquet")
+    with pytest.raises(UserError, match=says) as caught:
+        task_of(tmp_path / "q.parquet")
     assert "\n" not in str(caught.value)
 
 
