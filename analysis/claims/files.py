@@ -10,7 +10,7 @@ from analysis.plots import runs as figures_runs
 from analysis.plots.study import write_figures
 from analysis.plots.style import save as save_figure
 from analysis.study.result import Study
-from opo.system.records import read_sealed
+from opo.system.records import read_sealed, refuse_no_file
 
 
 def write_findings(study: Study, folder: Path) -> None:
@@ -31,4 +31,5 @@ def write_ledgers(study: Study, folder: Path) -> None:
 def read_ledger(folder: Path, policy: str) -> dict[str, Any] | None:
     """What `write_ledgers` left; None where it left nothing."""
     file = folder / "ledger" / policy / "claims.json"
+    refuse_no_file(file)
     return read_sealed(file) if file.is_file() else None

@@ -14,7 +14,7 @@ from analysis.config.evaluate import EvaluateConfig, load_config
 from analysis.evaluation.intervals import Array
 from analysis.evaluation.measures import by_prompt, differences, estimates
 from analysis.evaluation.policies import Measured, named, pairs
-from analysis.evaluation.result import Evaluation, plain
+from analysis.evaluation.result import FILE, RESPONSES, Evaluation, plain
 from analysis.evaluation.text import MEASURED, difference_rows, difference_title, measure_rows
 from analysis.plots.evaluation import rates_against_k
 from analysis.plots.style import save
@@ -23,7 +23,7 @@ from analysis.tracking.record import record
 from opo.config.schema import RewardConfig
 from opo.model.load import load_policy
 from opo.rollout.collect import open_collector
-from opo.run.policies import evaluated_policies
+from opo.run.policies import evaluated_policies, refuse_damaged_weights
 from opo.system.atomic import replacing, write_text
 from opo.system.console import wide_console
 from opo.system.seeding import generator_for, rng_for
@@ -33,15 +33,21 @@ from opo.tasks import make_task
 
 
 def main(values: dict[str, Any], folder: Path) -> None:
-    """Evaluate every policy that the checkpoint names, and compare them; writes `eval.json` and its like, prints tables."""
+    """Evaluate every policy that the checkpoint names, and compare them; writes `eval.json` and its like, prints tables.
+
+    Until the last policy is done they are in the folder `unfinished`.
+    """
     config = load_config(values)
     use_machine(config.threads)
     with World.join() as world:
         world.same(values)
-        if world.is_first:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_text(folder / "config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-        found = _main(config, folder, world)
+        text, unfinished = yaml.safe_dump(values, sort_keys=False, allow_unicode=True), folder / "unfinished"
+        found = _main(config, unfinished, world)
+        if world.is_first:  # not before, so that what fails leaves the evaluation that was there
+            for file in (RESPONSES, FILE):
+                (unfinished / file).replace(folder / file)
+            unfinished.rmdir()
+            write_text(folder / "config.yaml", text)
         world.say(f"{folder}/eval.json, responses.parquet and figures/ are written")
     if world.is_first:
         save(rates_against_k(found.policies), folder / "figures", "pass-at-k")
@@ -49,7 +55,9 @@ def main(values: dict[str, Any], folder: Path) -> None:
 
 
 def _main(config: EvaluateConfig, folder: Path, world: World) -> Evaluation:
-    measured = named(evaluated_policies(config.checkpoint, config.model))
+    policies_asked = evaluated_policies(config.checkpoint, config.model)
+    world.by_first(lambda: refuse_damaged_weights(policies_asked))
+    measured = named(policies_asked)
     tasks = {one.name: one.weights.task(config.task) for one in measured}
     compared, settings = pairs(measured, tasks), _settings(config, tasks)
     values: dict[str, dict[str, Array]] = {}
@@ -68,9 +76,10 @@ def _main(config: EvaluateConfig, folder: Path, world: World) -> Evaluation:
         known = differences(values, [pair for pair in compared if {*pair} <= values.keys()])
         result = Evaluation(settings, policies, [plain(difference) for difference in known])
         if world.is_first:  # what was computed is on disk before the next policy may fail
-            result.save(folder)
-            with replacing(folder / "responses.parquet") as partial:
+            folder.mkdir(parents=True, exist_ok=True)
+            with replacing(folder / RESPONSES) as partial:
                 pl.DataFrame(rows, infer_schema_length=None).write_parquet(partial)
+            result.save(folder)
             wide_console().print(_table(one.name, MEASURED, measure_rows(policies[-1])))
     if result.differences and world.is_first:
         columns, shown = difference_rows(result)

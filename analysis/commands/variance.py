@@ -25,10 +25,8 @@ def main(values: dict[str, Any], folder: Path) -> None:
     with World.join() as world:
         world.same(values)
         kept = {key: value for key, value in values.items() if key != "shard"}
-        if world.is_first:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_text(folder / "config.yaml", yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
-        study = run_study(config, folder, world)
+        text = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
+        study = run_study(config, folder, world, started=lambda: write_text(folder / "config.yaml", text))
     if study is None:
         return
     write_findings(study, folder)

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from analysis.evaluation.measures import Difference, Estimate
+from opo.errors import UserError
 from opo.system.atomic import write_text
-from opo.system.records import read_sealed, sealed
+from opo.system.manifest import refuse_changed, sha256
+from opo.system.records import read_json, read_sealed, sealed
 
-FILE = "eval.json"
+FILE, RESPONSES = "eval.json", "responses.parquet"
 SCHEMA = "opo.evaluation/1"
 
 
@@ -26,14 +28,20 @@ class Evaluation:
     differences: Sequence[Mapping[str, Any]]
 
     def save(self, folder: Path) -> None:
-        """Write eval.json, whole or not at all."""
+        """Write eval.json beside the responses, whole or not at all."""
+        files = {RESPONSES: sha256(folder / RESPONSES)}
         content = {"schema": SCHEMA, **self.settings, "policies": self.policies, "differences": self.differences}
+        content |= {"files": files}
         write_text(folder / FILE, json.dumps(sealed(content), indent=2, allow_nan=False) + "\n")
 
 
 def load(folder: Path) -> Evaluation:
-    """The evaluation in a folder. Raises UserError where its file is damaged."""
+    """The evaluation in a folder. Raises UserError where a file of it is damaged, or of another version."""
+    if (schema := read_json(folder / FILE).get("schema")) != SCHEMA:
+        raise UserError(f"{folder / FILE}: schema {schema!r}, this version reads {SCHEMA!r}")
     content = read_sealed(folder / FILE)
+    for name, digest in content.pop("files").items():
+        refuse_changed(folder / name, digest, FILE)
     return Evaluation(content, content.pop("policies"), content.pop("differences"))
 
 

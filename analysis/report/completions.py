@@ -8,6 +8,7 @@ import polars as pl
 
 from analysis.report.blocks import Block, Section, fold, table, text
 from analysis.report.sources import Sources
+from analysis.study.pools import read_arrays
 from opo.system.records import read_table
 
 PROMPTS, LONGEST = 3, 600
@@ -39,9 +40,7 @@ def _of_study(sources: Sources) -> Iterator[Block]:
 
 
 def _of_pool(file: Path) -> list[list[str]]:
-    with np.load(file, allow_pickle=False) as pool:
-        names = ("prompt", "responses", "rewards_R", "lengths_R")
-        prompt, responses, rewards, lengths = (pool[name] for name in names)
+    prompt, responses, rewards, lengths = read_arrays(file, ["prompt", "responses", "rewards_R", "lengths_R"]).values()
     return _rows(str(prompt), responses.tolist(), rewards.tolist(), lengths.tolist())
 
 

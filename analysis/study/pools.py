@@ -4,8 +4,10 @@ Everything a variance study reports is computed from these files, so an interrup
 one that was cut into shards is merged by putting the files in one folder.
 """
 
+import hashlib
 import json
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from opo.system.records import read_json
 from opo.system.seeding import generator_for
 
 GIB = 2**30
+SETTING = "setting.json"
 TOKEN_ROWS = 32  # scores from which `token_norms` adds up those of single tokens
 
 
@@ -57,21 +60,29 @@ class PromptPool:
         np.ndarray
     )  # nats, sum over the response's tokens of the entropy of the distribution each was drawn from
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, origin: str = "") -> None:
         """Write the file whole or not at all."""
         with replacing(path) as partial, partial.open("wb") as file:
-            np.savez_compressed(file, **{field.name: getattr(self, field.name) for field in fields(self)})
+            np.savez_compressed(
+                file, origin=np.str_(origin), **{field.name: getattr(self, field.name) for field in fields(self)}
+            )
 
     @classmethod
     def load(cls, path: Path) -> "PromptPool":
         """The pool in a file. Raises UserError where it is damaged; numpy checks a checksum of every array."""
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                values = {f.name: arrays[f.name] for f in fields(cls)}
-        except (OSError, ValueError, LookupError, EOFError, NotImplementedError, BadZipFile, zlib.error) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{path}: damaged ({reason}); remove it, and the same command measures it again") from error
-        return cls(**{name: value if value.ndim else value.item() for name, value in values.items()})
+        arrays = read_arrays(path, [field.name for field in fields(cls)])
+        values: dict[str, Any] = {name: array if array.ndim else array.item() for name, array in arrays.items()}
+        return cls(**values)
+
+
+def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Arrays of a pool's file by name. Raises UserError where it is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in names}
+    except (OSError, ValueError, LookupError, EOFError, NotImplementedError, BadZipFile, zlib.error) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: damaged ({reason}); remove it, and the same command measures it again") from error
 
 
 @dataclass(frozen=True)
@@ -178,29 +189,37 @@ def token_norms(
 
 
 class PoolFolder:
-    """The pools of one policy in one folder, made with one setting."""
+    """The pools of one policy in one folder, made with one setting, which each of them bears."""
 
     def __init__(self, path: Path, setting: dict[str, Any]) -> None:
-        """Raises UserError naming the first key in which the folder's setting is another."""
-        self.path = path
-        path.mkdir(parents=True, exist_ok=True)
-        record = path / "setting.json"
+        """Raises UserError naming the first key in which the folder's setting is another. Nothing is written."""
+        self.path, self.setting, record = path, json.loads(json.dumps(setting)), path / SETTING
         if record.exists():
-            recorded = read_json(record)
-            known = recorded.get("content")
-            measured = known if isinstance(known, dict) else {}
-            for file, digest in setting.get("content", {}).items():
-                if measured.get(file, digest) != digest:
-                    raise UserError(
-                        f"{file} has changed since the pools of {path} were measured; remove that folder to measure again, or choose another output"
-                    )
-            for key in sorted({*recorded, *setting}):
-                if recorded.get(key) != setting.get(key):
-                    raise UserError(
-                        f"{path}: its pools were made with {key}={recorded.get(key)}, not {setting.get(key)}; choose another output"
-                    )
-        else:
-            write_text(record, json.dumps(setting, indent=1, sort_keys=True) + "\n")
+            self._refuse_other(read_json(record))
+        elif any(path.glob("prompt-*.npz")):
+            raise UserError(
+                f"{record}: missing, so it is not known how the pools beside it were made; restore it from a copy"
+            )
+
+    def _refuse_other(self, recorded: dict[str, Any]) -> None:
+        known = recorded.get("content")
+        measured = known if isinstance(known, dict) else {}
+        for file, digest in self.setting.get("content", {}).items():
+            if measured.get(file, digest) != digest:
+                raise UserError(
+                    f"{file} has changed since the pools of {self.path} were measured; remove that folder to measure again, or choose another output"
+                )
+        for key in sorted({*recorded, *self.setting}):
+            if recorded.get(key) != self.setting.get(key):
+                raise UserError(
+                    f"{self.path}: its pools were made with {key}={recorded.get(key)}, not {self.setting.get(key)}; choose another output"
+                )
+
+    def start(self) -> None:
+        """Make the folder, and note the setting."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not (self.path / SETTING).exists():
+            write_text(self.path / SETTING, json.dumps(self.setting, indent=1, sort_keys=True) + "\n")
 
     def file(self, number: int) -> Path:
         return self.path / f"prompt-{number:06d}.npz"
@@ -209,13 +228,18 @@ class PoolFolder:
         """Prompts that have no pool yet."""
         return [number for number in numbers if not self.file(number).exists()]
 
+    def save(self, number: int, pool: PromptPool) -> None:
+        pool.save(self.file(number), self._origin(number))
+
     def load(self, numbers: list[int]) -> list[PromptPool]:
-        """The pools of these prompts. Raises UserError where one is damaged, or is a copy of another."""
-        pools, places = [], dict[str, Path]()
-        for file in map(self.file, numbers):
-            pools.append(PromptPool.load(file))
-            if (first := places.setdefault(pools[-1].prompt_id, file)) != file:
+        """The pools of these prompts. Raises UserError where one is damaged, or is of another prompt, policy or study."""
+        for number in numbers:
+            if read_arrays(self.file(number), ["origin"])["origin"] != self._origin(number):
                 raise UserError(
-                    f"{file}: damaged, it holds the prompt of {first.name}; remove both to measure them again"
+                    f"{self.file(number)}: is the pool of another prompt, policy or study; remove it, and the same command measures it"
                 )
-        return pools
+        return [PromptPool.load(self.file(number)) for number in numbers]
+
+    def _origin(self, number: int) -> str:
+        """What a pool bears: the digest of its setting, and its prompt's number."""
+        return f"{hashlib.sha256(json.dumps(self.setting, sort_keys=True).encode()).hexdigest()} {number}"

@@ -34,7 +34,7 @@ from analysis.variance.intervals import FEWEST, Array, resample_counts
 from analysis.variance.moments import Moments
 from opo.errors import UserError
 from opo.system.atomic import replacing, write_text
-from opo.system.manifest import sha256
+from opo.system.manifest import refuse_changed, sha256
 from opo.system.records import read_json, read_sealed, read_table, sealed
 from opo.system.seeding import rng_for
 
@@ -237,7 +237,9 @@ def load(folder: Path | str) -> Study:
     if (schema := read_json(path).get("schema")) != SCHEMA:
         raise UserError(f"{path}: schema {schema!r}, this version reads {SCHEMA!r}")
     content = read_sealed(path)
-    material = {name: _material(path.with_name(f"{name}.parquet"), digest) for name, digest in content["files"].items()}
+    for name, digest in content["files"].items():
+        refuse_changed(path.with_name(f"{name}.parquet"), digest, path.name)
+    material = {name: read_table(path.with_name(f"{name}.parquet")) for name in MATERIAL}
     return Study.of(
         content,
         **material,
@@ -247,11 +249,3 @@ def load(folder: Path | str) -> Study:
         imported=content.get("import"),
         provenance=content.get("provenance", []),
     )
-
-
-def _material(file: Path, digest: str) -> pl.DataFrame:
-    """The table in a file whose SHA-256 the result has. Raises UserError where it is missing or another."""
-    table = read_table(file)
-    if sha256(file) != digest:
-        raise UserError(f"{file}: damaged, its SHA-256 is not the one in result.json; restore it from a copy")
-    return table

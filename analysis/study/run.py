@@ -24,7 +24,7 @@ from opo.errors import UserError
 from opo.model.load import load_policy
 from opo.model.policy import Policy
 from opo.rollout.collect import open_collector
-from opo.run.policies import EvaluatedPolicy, Weights, evaluated_policies
+from opo.run.policies import EvaluatedPolicy, Weights, evaluated_policies, refuse_damaged_weights
 from opo.system.pace import Pace
 from opo.system.seeding import generator_for
 from opo.system.threads import use_machine
@@ -32,13 +32,18 @@ from opo.system.world import World
 from opo.tasks import make_task
 
 
-def run_study(config: VarianceConfig, folder: Path, world: World | None = None) -> Study | None:
-    """Measure what is missing of this shard; where no pool is missing after that, write the result and return it."""
+def run_study(
+    config: VarianceConfig, folder: Path, world: World | None = None, started: Callable[[], None] = lambda: None
+) -> Study | None:
+    """Measure what is missing of this shard; where no pool is missing after that, write the result and return it.
+
+    `started` is called on the first rank when nothing is left to be refused before the first model is loaded.
+    """
     world = world or World()
     external = Imported.of(config) if config.rollouts else None
     if external is not None:
         config = external.bounded(config)
-    waiting = measure(config, folder, external, world)
+    waiting = measure(config, folder, external, world, started)
     if waiting:
         world.say(
             f"{folder}: this shard is done, {waiting} pools of others are missing; the last to finish writes the result"
@@ -47,7 +52,13 @@ def run_study(config: VarianceConfig, folder: Path, world: World | None = None) 
     return world.by_first(lambda: conclude(config, folder, external))
 
 
-def measure(config: VarianceConfig, folder: Path, external: Imported | None = None, world: World | None = None) -> int:
+def measure(
+    config: VarianceConfig,
+    folder: Path,
+    external: Imported | None = None,
+    world: World | None = None,
+    started: Callable[[], None] = lambda: None,
+) -> int:
     """Make this shard's missing pools, each rank its part of them; returns how many pools of all shards are missing after that."""
     use_machine(config.threads)
     world = world or World()
@@ -56,6 +67,10 @@ def measure(config: VarianceConfig, folder: Path, external: Imported | None = No
         evaluated.name: PoolFolder(folder / "pools" / evaluated.name, setting_of(config, evaluated))
         for evaluated in planned
     }
+    world.by_first(lambda: refuse_damaged_weights(planned))
+    for pools in folders.values():
+        pools.start()
+    world.by_first(started)
     which, count = config.shard_of
     pace = Pace(sum(len(pools.missing(world.mine(numbers[which::count]))) for pools in folders.values()))
     made = 0
@@ -65,7 +80,7 @@ def measure(config: VarianceConfig, folder: Path, external: Imported | None = No
             mine = folders[evaluated.name].missing(world.mine(dealt))
             note = partial(note_measurement, config, weights, folder=folder, rank=world.rank)
             for number, pool in _measure(config, weights, mine, external, note):
-                pool.save(folders[evaluated.name].file(number))
+                folders[evaluated.name].save(number, pool)
                 made += 1
                 if pace.due(made):
                     world.say(f"{evaluated.label}: pool {made}/{pace.total}  {pace.line(made, 'pool')}")

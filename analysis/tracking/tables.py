@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 
+from analysis.study.pools import read_arrays
 from opo.tracking.lineage import Files
 from opo.tracking.result import Table, wandb_id
 
@@ -50,11 +50,12 @@ def completions(folder: Path, policies: Sequence[Mapping[str, Any]]) -> Table:
 def _of_policy(pools: Path, label: str, most: int) -> Iterator[list[Any]]:
     left = most
     for file in sorted(pools.glob("prompt-*.npz")):
-        with np.load(file, allow_pickle=False) as pool:
-            names = ("responses", "rewards_R", "lengths_R")
-            found = list(zip(*(pool[name].tolist() for name in names), strict=True))[:left]
-            for response, reward, length in found:
-                yield [label, str(pool["prompt_id"]), str(pool["prompt"]), response, reward, length]
+        prompt_id, prompt, *columns = read_arrays(
+            file, ["prompt_id", "prompt", "responses", "rewards_R", "lengths_R"]
+        ).values()
+        found = list(zip(*(column.tolist() for column in columns), strict=True))[:left]
+        for response, reward, length in found:
+            yield [label, str(prompt_id), str(prompt), response, reward, length]
         left -= len(found)
         if left <= 0:
             return

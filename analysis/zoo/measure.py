@@ -103,7 +103,9 @@ def record_files(config: ZooConfig, folder: Path, policy_name: str) -> list[Path
     keys = ("overrides", "prompts", "group_size", "replicates", "memory_batches", "seed")
     setting = {key: getattr(config, key) for key in keys}
     setting |= {"tokens": config.tokens} if policy_name == "middle" else {}
-    path = PoolFolder(folder / "measured" / policy_name, setting).path
+    measured = PoolFolder(folder / "measured" / policy_name, setting)
+    measured.start()
+    path = measured.path
     return [path / f"record-{number:03d}.json" for number in range(config.batches)]
 
 

@@ -81,6 +81,15 @@ def checkpoint_step(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
+def refuse_incomplete(folder: Path) -> None:
+    """Raise UserError for what is called like a checkpoint below `folder` and is none; what a killed save left is hidden."""
+    for path in sorted(folder.glob("step-*")):
+        if not path.name.removeprefix("step-").isdecimal():
+            raise UserError(f"{path}: is named like a checkpoint, step-NNNNNN, and has no number; rename it")
+        if not (path / FILE).is_file():
+            raise UserError(f"{path}: has no {FILE}, so it is not known to be whole; restore it, or remove the folder")
+
+
 def refuse_misplaced(path: Path, run: str | None) -> None:
     """Raise UserError where the manifest is of another step than the folder's name says, or of another run than `run`."""
     facts = read_json(path / FILE)

@@ -19,9 +19,9 @@ import yaml
 from filelock import FileLock
 
 from opo.errors import UserError
-from opo.run.checkpoint import checkpoint_step, checkpoints, refuse_misplaced, remove_incomplete
+from opo.run.checkpoint import checkpoint_step, checkpoints, refuse_incomplete, refuse_misplaced, remove_incomplete
 from opo.run.hold import hold
-from opo.run.metrics import SUMS, read_rows, seal_rows
+from opo.run.metrics import SUMS, cut_rows, read_rows, seal_rows
 from opo.run.provenance import provenance
 from opo.system.atomic import replacing, write_text
 from opo.system.records import read_json, read_yaml, refuse_no_file
@@ -73,6 +73,7 @@ class RunFolder:
             if not isinstance(record.get("wandb_run_id"), str):
                 raise UserError(f"{path / 'run.json'}: damaged, it holds no wandb_run_id; restore it from a copy")
             if is_done(path, config):
+                _refuse_wrong_end(path)
                 return cls(path, config, record["wandb_run_id"], None, {})
             lock = hold(path)
             before = {name: (path / name).read_bytes() for name in WRITTEN if (path / name).exists()}
@@ -163,14 +164,14 @@ class RunFolder:
         Raises UserError where metrics.jsonl does not hold every step up to there.
         """
         file = self.path / "metrics.jsonl"
-        rows = [row for row in read_rows(file) if row["train/step"] <= step]
-        if [row["train/step"] for row in rows] != list(range(1, step + 1)):
+        steps = [row["train/step"] for row in read_rows(file)]
+        if [number for number in steps if number <= step] != list(range(1, step + 1)):
             raise UserError(
                 f"{file}: does not hold each step from 1 to {step} once, as the checkpoint of step {step} needs"
             )
         if file.exists():
             seal_rows(file, step)  # first, so that no checksum is left of a row that goes
-            write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
+            cut_rows(file, step)
         for table in (self.path / "rollouts").glob("*.parquet"):
             number = table.stem.removeprefix("step-")
             if table.name.startswith(".") or (number.isdecimal() and int(number) > step):
@@ -236,16 +237,21 @@ def steps_done(path: Path) -> int | None:
     return int(text)
 
 
+def _refuse_wrong_end(path: Path) -> None:
+    """Raise UserError where DONE says another step than the last row of metrics."""
+    done, last = steps_done(path), max((row["train/step"] for row in read_rows(path / "metrics.jsonl")), default=0)
+    if last and done != last:
+        raise UserError(
+            f"{path / 'DONE'}: damaged, it says {done} steps and metrics.jsonl ends at {last}; remove it to go on from the last checkpoint"
+        )
+
+
 def refuse_lost_checkpoints(path: Path, every: int) -> None:
     """Raise UserError where metrics.jsonl is ahead of the checkpoints by more than a kill can explain: going on would cut it back.
 
     A kill comes at the latest between the row of a step and its checkpoint.
     """
-    damaged = [p for p in (path / "checkpoints").glob("step-*") if not (p / "manifest.json").is_file()]
-    if damaged:
-        raise UserError(
-            f"{damaged[0]}: has no manifest.json, so it is not known to be whole; restore it, or remove the folder"
-        )
+    refuse_incomplete(path / "checkpoints")
     last = max((row["train/step"] for row in read_rows(path / "metrics.jsonl")), default=0)
     done = steps_done(path)
     expected = done if done is not None else (last - 1) // every * every if every and last else 0

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from opo.errors import UserError
-from opo.system.atomic import write_text
+from opo.system.atomic import replacing, write_text
 from opo.system.records import refuse_no_file
 
 SUMS = "metrics.crc32"  # CRC-32 of each line of metrics.jsonl, up to the newest checkpoint
@@ -135,7 +135,7 @@ def read_rows(file: Path) -> Iterator[dict[str, Any]]:
     sums = _sums(file)
     for number, line in enumerate(_lines(file), start=1):
         try:
-            row = json.loads(line)
+            row = json.loads(line, parse_constant=_no_number)
         except ValueError:
             row = None
         if not isinstance(row, dict) or type(row.get("train/step")) is not int:
@@ -154,6 +154,17 @@ def seal_rows(file: Path, most: int | None = None) -> None:
     if file.is_file():
         rows = [_sum(line) for line in _lines(file)[:most]]
         write_text(file.with_name(SUMS), "".join(f"{checksum}\n" for checksum in rows))
+
+
+def cut_rows(file: Path, most: int) -> None:
+    """Keep the first `most` rows as they are, byte by byte."""
+    with replacing(file) as partial:
+        partial.write_bytes(b"".join(line + b"\n" for line in _lines(file)[:most]))
+
+
+def _no_number(name: str) -> float:
+    """NaN and infinities, which no metric is."""
+    raise ValueError(name)
 
 
 def _lines(file: Path) -> list[bytes]:

@@ -15,8 +15,9 @@ from opo.config.model_source import complaints, unreachable
 from opo.config.read import read
 from opo.config.schema import ModelConfig, OwnReward, RolloutConfig
 from opo.errors import UserError
-from opo.run.checkpoint import checkpoint_step, checkpoints, refuse_misplaced
+from opo.run.checkpoint import checkpoint_step, checkpoints, refuse_incomplete, refuse_misplaced
 from opo.system.manifest import FILE as MANIFEST
+from opo.system.manifest import refuse_damaged
 from opo.system.records import read_json
 from opo.tasks import kind_of
 from opo.tasks.arithmetic import ArithmeticConfig
@@ -115,6 +116,13 @@ def evaluated_policies(checkpoint: Any, model: ModelConfig | None) -> list[Evalu
     return [_of_step(step, [w]) if step is not None else _alone(w) for step, w in weights_by_step]
 
 
+def refuse_damaged_weights(policies: Iterable[EvaluatedPolicy]) -> None:
+    """Raise UserError that names the first file of their checkpoints which is not as it was written, before any of them is used."""
+    for weights in (weights for policy in policies for weights in policy.weights):
+        if weights.folder is not None and (weights.folder.parent / MANIFEST).is_file():
+            refuse_damaged(weights.folder.parent, only=weights.folder)
+
+
 def _alone(weights: Weights) -> EvaluatedPolicy:
     name = weights.folder.name if weights.folder else weights.path.replace("/", "-")
     return EvaluatedPolicy(name, name, None, [weights])
@@ -131,6 +139,7 @@ def _weights(text: str, model: ModelConfig | None) -> Iterator[tuple[int | None,
         run = _run_config(path / "config.yaml")
         base = model or read(ModelConfig, run["model"], "model")
         yield 0, Weights(base, None, run, path)
+        refuse_incomplete(path / "checkpoints")
         for saved in checkpoints(path / "checkpoints"):
             _refuse(complaints(saved / "policy", f"checkpoint={saved}"))
             refuse_misplaced(saved, _run_id(path))

@@ -43,6 +43,14 @@ def refuse_damaged(folder: Path, only: Path | None = None, advice: str = "") -> 
             raise UserError(f"{file}: damaged, its SHA-256 is not the manifest's{advice}")
 
 
+def refuse_changed(file: Path, digest: str, recorded_in: str) -> None:
+    """Raises UserError where a file is missing or its SHA-256 is another."""
+    if not file.is_file():
+        raise UserError(f"{file}: missing; restore it from a copy")
+    if sha256(file) != digest:
+        raise UserError(f"{file}: damaged, its SHA-256 is not the one in {recorded_in}; restore it from a copy")
+
+
 def sha256(file: Path) -> str:
     """Of a file, in hexadecimal."""
     with file.open("rb") as stream:

@@ -55,8 +55,7 @@ def read_table(file: Path) -> "pl.DataFrame":
     """The table in a parquet file. Raises UserError that names the file where it is missing or cannot be read."""
     import polars as pl  # not for what reads no table
 
-    if not file.is_file():
-        raise UserError(f"{file}: missing; restore it from a copy")
+    _refuse_missing(file)
     try:
         return pl.read_parquet(file)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
@@ -75,9 +74,14 @@ def _digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _text(file: Path) -> str:
+def _refuse_missing(file: Path) -> None:
+    refuse_no_file(file)
     if not file.is_file():
         raise UserError(f"{file}: missing; restore it from a copy")
+
+
+def _text(file: Path) -> str:
+    _refuse_missing(file)
     try:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError:

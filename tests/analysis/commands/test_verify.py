@@ -77,8 +77,9 @@ def test_it_concludes_from_what_is_on_disk(tmp_path: Path) -> None:
     assert [(stage.label, len(stage.weights)) for stage in planned] == [("start", 3), ("step 10", 3), ("step 20", 3)]
     for i, stage in enumerate(planned):
         folder = PoolFolder(tmp_path / "variance" / "pools" / stage.name, setting_of(chosen, stage))
+        folder.start()
         for number in range(config.prompts):
-            bandit_pool(100 * i + number).save(folder.file(number))
+            folder.save(number, bandit_pool(100 * i + number))
     findings.conclude_study(chosen, tmp_path / "variance")
     findings.study_figures(tmp_path / "variance")
     findings.study_ledgers(tmp_path / "variance")
@@ -140,6 +141,20 @@ def test_doctor_finds_nothing_wrong_with_a_sound_model(folder: Path, capsys: pyt
     assert shown.count(" ok") >= 14
     refused = doctor.examine(doctor.load_config(doctor_config(folder, float64_limit=10.0)))
     assert [check.name for check in refused if check.bound is None] == ["gradient, this precision against float64"]
+
+
+def test_a_model_whose_scores_are_not_captured_is_one_row_of_doctor(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refusing(*inputs: Any, method: str = "hooks", **others: Any) -> Any:
+        if method == "hooks":
+            raise ValueError("mlp: its norm is another")
+        return score_gram(*inputs, method="loop", **others)
+
+    monkeypatch.setattr(doctor, "score_gram", refusing)
+    with pytest.raises(StoppedRun, match=r"1 of 14 checks failed: score Gram, .* \(mlp: its norm is another\)$"):
+        doctor.main(doctor_config(folder), folder)
+    assert "mean score is zero" in capsys.readouterr().out
 
 
 def test_doctor_finds_a_sampler_that_is_not_the_policy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

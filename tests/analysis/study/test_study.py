@@ -32,6 +32,7 @@ from opo.model.load import save_model
 from opo.model.policy import Policy
 from opo.model.tiny import character_tokenizer
 from opo.run.policies import EvaluatedPolicy, evaluated_policies
+from opo.system.manifest import write_manifest
 from opo.system.seeding import rng_for
 
 
@@ -333,7 +334,7 @@ def test_checkpoints_of_several_seeds_are_one_policy_a_step(tmp_path: Path) -> N
         run = tmp_path / f"s{seed}"
         for step in (10, 20):
             fake_policy(run / "checkpoints" / f"step-{step:06d}" / "policy")
-            (run / "checkpoints" / f"step-{step:06d}" / "manifest.json").write_text("{}")
+            write_manifest(run / "checkpoints" / f"step-{step:06d}", step=step)
         (run / "config.yaml").write_text(
             yaml.safe_dump({"model": {"name": "tiny"}, "seed": seed, "task": {"name": "arithmetic"}, "rollout": {}})
         )
