@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from analysis.study.config import RewardColumns, files_of, steps_of
+from analysis.study.config import RewardColumns, files_of, names_of, steps_of
 from opo.catalogue import catalogue
 from opo.config.read import read
 from opo.errors import UserError, near
@@ -36,12 +36,6 @@ class AuditConfig:
     seed: Seed = 0
 
     @property
-    def named(self) -> list[str]:
-        """The files as they were written: a path would lose the slashes of an address."""
-        given = self.rollouts if isinstance(self.rollouts, list) else [self.rollouts]
-        return [str(item) for item in given if item is not None]
-
-    @property
     def files(self) -> list[Path]:
         return files_of(self.rollouts)
 
@@ -54,7 +48,7 @@ class AuditConfig:
 def load_config(values: Mapping[str, Any]) -> AuditConfig:
     """The typed config; raises UserError, one line, naming the first key that is wrong."""
     config = read(AuditConfig, values)
-    if not config.files or "" in config.named:
+    if not config.files or "" in names_of(config.rollouts):
         raise UserError("rollouts: give a .parquet or .jsonl file of rollouts, as in opo audit rollouts=FILE")
     if len(set(config.files)) < len(config.files):
         raise UserError("rollouts: a file is named twice")
@@ -71,6 +65,6 @@ def load_config(values: Mapping[str, Any]) -> AuditConfig:
             )
     from analysis.study.external.files import usable  # polars, which a wrong key does not need
 
-    for name in config.named:
+    for name in names_of(config.rollouts):
         usable(name)
     return config

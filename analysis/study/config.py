@@ -212,10 +212,9 @@ def _about_rollouts(config: VarianceConfig) -> Iterator[str]:
             if given is not None:
                 yield f"{key}={given}: it chooses among the rows or columns of rollouts=FILE, and there are none"
         return
-    files = config.rollout_files
-    for file in files:
-        if not file.is_file():
-            yield f"rollouts={file}: no such file"
+    from analysis.study.external.files import usable  # polars, which a wrong key does not need
+
+    files = [usable(name) for name in names_of(config.rollouts)]
     if len(set(files)) < len(files) or not files:
         yield f"rollouts={config.rollouts}: give one file or several different ones"
     if config.model is None and not config.checkpoint_list:
@@ -276,10 +275,15 @@ def study_name(overrides: Any) -> str:
 OmegaConf.register_new_resolver("study_name", study_name, replace=True)
 
 
-def files_of(rollouts: Any) -> list[Path]:
-    """The files that `rollouts=` names: one, a list, or none."""
+def names_of(rollouts: Any) -> list[str]:
+    """The files that `rollouts=` names as they were written, a path would lose the slashes of an address: one, a list, or none."""
     given = rollouts if isinstance(rollouts, list) else [rollouts]
-    return [Path(str(item)) for item in given if item is not None]
+    return [str(item) for item in given if item is not None]
+
+
+def files_of(rollouts: Any) -> list[Path]:
+    """Those files."""
+    return [Path(name) for name in names_of(rollouts)]
 
 
 def steps_of(step: Any) -> list[int] | None:

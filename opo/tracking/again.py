@@ -7,8 +7,9 @@ from typing import Any
 
 from opo.config.track import TrackConfig
 from opo.errors import StoppedRun, UserError
-from opo.run.folder import RunFolder
+from opo.run.folder import CERTIFICATE, RunFolder
 from opo.run.metrics import read_rows
+from opo.system.records import read_json, read_table
 from opo.tracking import CLEAN, FAILED, run_tags, start_mirror
 
 
@@ -21,6 +22,7 @@ def track_again(asked: TrackConfig) -> tuple[int, str]:
     """
     with RunFolder.existing(Path(asked.path)) as folder:
         count = _count_steps(folder.path / "metrics.jsonl")
+        _refuse_damaged_tables(folder.path)
         setup = _setup(folder, asked)
         try:
             mirror = start_mirror(setup)
@@ -43,11 +45,19 @@ def _count_steps(file: Path) -> int:
     return len(steps)
 
 
+def _refuse_damaged_tables(folder: Path) -> None:
+    """Raise UserError that names the first table of completions, or the certificate, which cannot be read."""
+    for file in sorted((folder / "rollouts").glob("step-*.parquet")):
+        read_table(file)
+    if (folder / CERTIFICATE).exists():
+        read_json(folder / CERTIFICATE)
+
+
 def _setup(folder: RunFolder, asked: TrackConfig) -> dict[str, Any]:
     """What the mirror is told; the run's own config says what was not asked for."""
     config = folder.config
     groups = {key: config.get(key) or {} for key in ("algo", "task", "model", "tracking")}
-    if not all(isinstance(group, dict) for group in groups.values()):
+    if not all(isinstance(group, dict) for group in groups.values()) or not isinstance(config.get("study", ""), str):
         raise UserError(f"{folder.path / 'config.yaml'}: is not the config of a run; restore it from a copy")
     return {
         "folder": str(folder.path.resolve()),
