@@ -72,6 +72,10 @@ class RunFolder:
             record = read_json(path / "run.json")
             if not isinstance(record.get("wandb_run_id"), str):
                 raise UserError(f"{path / 'run.json'}: damaged, it holds no wandb_run_id; restore it from a copy")
+            if not isinstance(record.setdefault("resumed", []), list):
+                raise UserError(
+                    f"{path / 'run.json'}: damaged, what it holds as `resumed` is no list; restore it from a copy"
+                )
             if is_done(path, config):
                 _refuse_wrong_end(path)
                 return cls(path, config, record["wandb_run_id"], None, {})
@@ -80,10 +84,6 @@ class RunFolder:
             refuse_lost_checkpoints(path, config["checkpoint"]["every"])
             (path / "DONE").unlink(missing_ok=True)  # of fewer steps
             (path / FAILED).unlink(missing_ok=True)
-            if not isinstance(record.setdefault("resumed", []), list):
-                raise UserError(
-                    f"{path / 'run.json'}: damaged, what it holds as `resumed` is no list; restore it from a copy"
-                )
             record["resumed"].append(provenance(config))
         write_text(path / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
         write_text(file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
@@ -277,6 +277,9 @@ def note_failure(path: Path, reason: str) -> None:
 
 
 def _refuse_no_files(path: Path) -> None:
-    """Raise UserError where a file of the run is a folder or a link to nothing, which can be neither read nor replaced."""
+    """Raise UserError where a file of the run is a folder or a link to nothing, or a folder of it is none."""
     for name in (*WRITTEN, "metrics.jsonl", SUMS, CERTIFICATE, ".lock"):
         refuse_no_file(path / name)
+    for name in ("checkpoints", "rollouts"):
+        if os.path.lexists(path / name) and not (path / name).is_dir():
+            raise UserError(f"{path / name}: damaged, it is no folder; restore it from a copy")

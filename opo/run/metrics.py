@@ -135,7 +135,7 @@ def read_rows(file: Path) -> Iterator[dict[str, Any]]:
     sums = _sums(file)
     for number, line in enumerate(_lines(file), start=1):
         try:
-            row = json.loads(line, parse_constant=_no_number)
+            row = json.loads(line, parse_constant=_no_number, parse_float=_finite)
         except ValueError:
             row = None
         if not isinstance(row, dict) or type(row.get("train/step")) is not int:
@@ -160,6 +160,11 @@ def cut_rows(file: Path, most: int) -> None:
     """Keep the first `most` rows as they are, byte by byte."""
     with replacing(file) as partial:
         partial.write_bytes(b"".join(line + b"\n" for line in _lines(file)[:most]))
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _no_number(text)
 
 
 def _no_number(name: str) -> float:

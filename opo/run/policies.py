@@ -170,9 +170,10 @@ def _run_config(file: Path) -> dict[str, Any]:
         run = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         run = None
-    if not isinstance(run, dict) or not all(isinstance(run.get(key), dict) for key in ("model", "task", "rollout")):
+    kinds = {"model": dict, "task": dict, "rollout": dict, "seed": int}
+    if not isinstance(run, dict) or not all(isinstance(run.get(key), kind) for key, kind in kinds.items()):
         raise UserError(
-            f"{file}: is not the config of a run (model, task, rollout); restore it or name the model's folder"
+            f"{file}: is not the config of a run (model, task, rollout, seed); restore it or name the model's folder"
         )
     read(RolloutConfig, run["rollout"], f"{file}: rollout")
     return run

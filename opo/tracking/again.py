@@ -9,7 +9,7 @@ from opo.config.track import TrackConfig
 from opo.errors import StoppedRun, UserError
 from opo.run.folder import CERTIFICATE, RunFolder
 from opo.run.metrics import read_rows
-from opo.system.records import read_json, read_table
+from opo.system.records import read_json
 from opo.tracking import CLEAN, FAILED, run_tags, start_mirror
 
 
@@ -47,8 +47,14 @@ def _count_steps(file: Path) -> int:
 
 def _refuse_damaged_tables(folder: Path) -> None:
     """Raise UserError that names the first table of completions, or the certificate, which cannot be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq  # as the mirror reads it
+
     for file in sorted((folder / "rollouts").glob("step-*.parquet")):
-        read_table(file)
+        try:
+            pq.read_table(file)
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"{file}: damaged, it holds no readable table; restore it from a copy") from error
     if (folder / CERTIFICATE).exists():
         read_json(folder / CERTIFICATE)
 

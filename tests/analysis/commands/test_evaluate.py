@@ -22,6 +22,7 @@ from opo.errors import UserError
 from opo.model.load import save_model
 from opo.model.policy import Policy
 from opo.model.tiny import character_tokenizer
+from opo.run.checkpoint import save_checkpoint
 from opo.run.policies import EvaluatedPolicy, Weights, evaluated_policies
 
 
@@ -29,6 +30,31 @@ from opo.run.policies import EvaluatedPolicy, Weights, evaluated_policies
 def test_a_list_of_no_checkpoints_is_refused(checkpoint: list[Any]) -> None:
     with pytest.raises(UserError, match="names no weights"):
         evaluated_policies(checkpoint, None)
+
+
+def test_what_fails_leaves_the_evaluation_that_was_there(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for step in (1, 2):
+        save_checkpoint(run / "checkpoints", step, tiny_policy, {}, {"step": step})
+    (run / "config.yaml").write_text(
+        "model: {name: tiny}\ntask: {name: arithmetic}\nrollout: {max_new_tokens: 4}\nseed: 0\n"
+    )
+    values = {"checkpoint": str(run / "checkpoints/step-000001"), "prompts": 2, "responses": 2, "ks": [1], "threads": 1}
+    evaluate.main(values, tmp_path / "out")
+    before = {file: file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file()}
+    weights = run / "checkpoints/step-000002/policy/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    values["checkpoint"] = str(run)
+    with pytest.raises(UserError, match=r"model.safetensors: damaged, its SHA-256 is not the manifest's"):
+        evaluate.main(values, tmp_path / "out")
+    assert {file: file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file()} == before
+    (tmp_path / "out" / "responses.parquet").write_bytes(b"")
+    with pytest.raises(UserError, match=r"responses.parquet: damaged, its SHA-256 is not the one in eval.json"):
+        Sources.of(tmp_path / "out")
+
+
+def tiny_policy(folder: Path) -> None:
+    save_model(Policy(small_llama(vocabulary=len(character_tokenizer())), character_tokenizer()), folder)
 
 
 def test_two_policies_are_evaluated_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

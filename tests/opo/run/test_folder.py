@@ -302,6 +302,56 @@ def test_the_newest_complete_checkpoint_is_found(tmp_path):
     assert not (tmp_path / "checkpoints" / ".step-000015.partial-9").exists()
 
 
+def test_a_checkpoint_of_another_step_or_run_is_named(tmp_path):
+    folder = RunFolder.open(tmp_path, CONFIG)
+    made = save_checkpoint(tmp_path / "checkpoints", 5, lambda to: None, {}, {"step": 5}, run=folder.wandb_id)
+    assert folder.latest_checkpoint() == made
+    moved = made.rename(made.with_name("step-000010"))
+    with pytest.raises(UserError, match=r"step-000010: is the checkpoint of step 5 and not of step 10"):
+        folder.latest_checkpoint()
+    moved.rename(made)
+    other = save_checkpoint(tmp_path / "elsewhere", 10, lambda to: None, {}, {"step": 10}, run="another0")
+    other.rename(tmp_path / "checkpoints" / other.name)
+    with pytest.raises(UserError, match=f"is the checkpoint of run another0 and not of run {folder.wandb_id}"):
+        folder.latest_checkpoint()
+
+
+def test_what_only_looks_like_a_checkpoint_is_named(tmp_path):
+    with RunFolder.open(tmp_path, CONFIG).held():
+        pass
+    (tmp_path / "checkpoints" / "step-00x").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"step-00x: is named like a checkpoint, step-NNNNNN, and has no number"):
+        RunFolder.open(tmp_path, CONFIG)
+
+
+def test_a_done_that_is_not_the_last_row_is_named(tmp_path):
+    folder = RunFolder.open(tmp_path, CONFIG)
+    write_rows(tmp_path, range(1, 10))
+    folder.finish(10)
+    with pytest.raises(UserError, match=r"DONE: damaged, it says 10 steps and metrics.jsonl ends at 9"):
+        RunFolder.open(tmp_path, CONFIG)
+
+
+@pytest.mark.parametrize("step", ['"4"', "null", "true", "[4]", "4.0", "NaN", "1e999"])
+def test_a_step_that_is_no_whole_number_is_named(tmp_path, step):
+    folder = RunFolder.open(tmp_path, CONFIG)
+    (tmp_path / "metrics.jsonl").write_text(f'{{"train/step": {step}}}\n')
+    with pytest.raises(UserError, match=r"metrics.jsonl, line 1: not a row of metrics"):
+        folder.truncate_metrics(1)
+
+
+def test_rows_of_another_layout_are_cut_byte_by_byte_and_other_files_stay(tmp_path):
+    folder = RunFolder.open(tmp_path, CONFIG)
+    lines = [b'{"train/step":%d, "a": 1e-1}\r\n' % step for step in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_bytes(b"".join(lines))
+    (tmp_path / "rollouts").mkdir()
+    (tmp_path / "rollouts" / "notes.parquet").touch()
+    folder.truncate_metrics(2)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b"".join(lines[:2])
+    folder.truncate_metrics(2)  # and the checksums are those of what is there
+    assert (tmp_path / "rollouts" / "notes.parquet").exists()
+
+
 @pytest.mark.parametrize("tail", ["", '{"train/step": 8, "train/rew', "\0\0\0"])
 def test_metrics_are_cut_back_to_the_checkpoint_and_mended(tmp_path, tail):
     folder = RunFolder.open(tmp_path, CONFIG)
