@@ -154,6 +154,13 @@ def _product(overrides: Sequence[Override]) -> list[list[str]]:
     return [list(job) for job in itertools.product(*axes)]
 
 
+def _no_folder(error: Exception) -> UserError | None:
+    """What to say where Hydra could not make the folder of a job."""
+    if isinstance(error, FileNotFoundError):
+        return UserError(f"{error.filename}: this folder cannot be made; give a place that can be written")
+    return None
+
+
 def launch(
     invocation: Invocation, entry: Callable[[dict[str, Any], Path], None], added: Sequence[str] = ()
 ) -> tuple[list[Failure], list[Path]]:
@@ -202,13 +209,9 @@ def launch(
         raise StoppedRun(
             f"{ended[0] if ended else stopped}; the sweep ends here, and the same command does its other jobs"
         ) from None
-    except FileNotFoundError as error:
-        if began:
-            raise
-        raise UserError(f"{error.filename}: this folder cannot be made; give a place that can be written") from error
     except Exception as error:
         if not record.fail_lost(error):  # else a launcher lost the process of a job, or of several
-            if told := in_one_line(error):
+            if told := in_one_line(error) or (None if began else _no_folder(error)):
                 raise told from error
             raise
     finally:
