@@ -155,9 +155,14 @@ def test_the_offline_record_is_the_run_and_a_resume_makes_it_anew(tmp_path):
 
 def mirrors() -> list[psutil.Process]:
     """Processes of this one that copy a run to W&B."""
-    children = psutil.Process().children()
-    alive = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
-    return [child for child in alive if "opo.tracking.mirror" in child.cmdline()]
+    return [child for child in psutil.Process().children() if "opo.tracking.mirror" in command_of(child)]
+
+
+def command_of(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:  # it has ended, if only just now
+        return []
 
 
 def test_rows_reach_the_record_while_a_run_goes_on_and_its_mirror_may_be_killed(tmp_path, capfd):
