@@ -7,7 +7,7 @@ import site
 import sys
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import MISSING, fields, is_dataclass, make_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass, make_dataclass
 from decimal import Decimal
 from functools import cache
 from importlib import import_module
@@ -149,9 +149,20 @@ def defaults_of(reference: str) -> dict[str, Any]:
     values: dict[str, Any] = {"name": reference}
     for field in fields(config_kind(reference)):
         if field.name != "name":
-            made = field.default_factory() if field.default_factory is not MISSING else field.default
-            values[field.name] = "???" if made is MISSING else made
+            values[field.name] = _default(field, reference)
     return values
+
+
+def _default(field: Field[Any], reference: str) -> Any:
+    """The default of an option. Raises UserError where its factory raises, or for a value that no YAML file holds."""
+    from omegaconf import OmegaConf  # which the processes of rewards do not need
+
+    try:
+        made = field.default_factory() if field.default_factory is not MISSING else field.default
+        OmegaConf.create({"value": None if made is MISSING else made})
+    except Exception as error:  # a factory is the user's own code
+        raise UserError(f"task={reference}: the default of option {field.name} is none: {brief(error)}") from error
+    return "???" if made is MISSING else made
 
 
 def make_own_task(config: Any) -> Task:
@@ -168,27 +179,28 @@ def make_own_task(config: Any) -> Task:
             [] if options is None else [options(**{f.name: getattr(config, f.name) for f in fields(options) if f.init})]
         )
         task = OwnTask(kind(*arguments), reference)
-    except UserError:
+    except (UserError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         raise UserError(f"task={reference}: {said(error)}") from error
     task.prompt(0)
     return task
 
 
 class OwnTask:
-    """A task of the user's with what it may leave out. A prompt that is none is refused in one line."""
+    """A task of the user's with what it may leave out. A prompt, a vote or a stop string that is none is refused in one line."""
 
     def __init__(self, task: Any, reference: str):
         self._task, self._reference = task, reference
-        self.name: str = getattr(task, "name", reference)
-        self.stop: tuple[str, ...] = getattr(task, "stop", ())
+        (self.name,) = _texts([getattr(task, "name", reference)], f"task={reference}: its name")
+        self.stop = _texts(getattr(task, "stop", ()), f"task={reference}: its stop")
+        self.warnings = _texts(getattr(task, "warnings", ()), f"task={reference}: its warnings")
 
     def __reduce__(self):
         return OwnTask, (self._task, self._reference)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._task, name)  # whatever else the user's task has, such as `warnings`
+        return getattr(self._task, name)  # whatever else the user's task has
 
     def prompt(self, index: int, split: str = "train") -> Prompt:
         at = f"task={self._reference}: prompt({index}, {split!r})"
@@ -208,7 +220,20 @@ class OwnTask:
         return value_of(self._task.score(deepcopy(prompt), response))  # what it changes is not the next response's
 
     def extract(self, response: str) -> str | None:
-        return getattr(self._task, "extract", stripped)(response)
+        try:
+            vote = getattr(self._task, "extract", stripped)(response)
+        except (Exception, SystemExit) as error:
+            raise UserError(f"task={self._reference}: extract raised {said(error)}") from error
+        if vote is not None and not isinstance(vote, str):
+            raise UserError(f"task={self._reference}: extract must return a text or None, not a {type(vote).__name__}")
+        return vote
+
+
+def _texts(values: Any, what: str) -> tuple[str, ...]:
+    """A tuple of texts. Raises UserError where it is something else, or one is empty."""
+    if not isinstance(values, list | tuple) or not all(isinstance(text, str) and text for text in values):
+        raise UserError(f"{what} is {values!s:.60}; needs texts that are not empty, several as a tuple or list")
+    return tuple(values)
 
 
 def value_of(result: Any) -> Any:

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from zlib import crc32
 
 import polars as pl
 import pytest
@@ -141,6 +142,46 @@ def test_a_decimal_is_a_reward(users):
     task = make_task(task_config({"name": "own_task:Count"}), {"decimal_reward:half": 3.0})
     with RewardRunner(task) as runner:
         assert runner.score([task.prompt(0)], [["1"]]).rewards_PG.tolist() == [[1.5]]
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("stop = ('',)", r"its stop is \(''.*; needs texts that are not empty"),
+        ("stop = 'ab'", "its stop is ab; needs texts"),
+        ("stop = None", "its stop is None; needs texts"),
+        ("stop = (1,)", r"its stop is \(1,\); needs texts"),
+        ("name = ''", "its name is .*; needs texts"),
+        ("warnings = 3", "its warnings is 3; needs texts"),
+        ("def __init__(self): raise GeneratorExit('z')", "GeneratorExit: z"),
+    ],
+)
+def test_what_a_task_may_leave_out_is_refused_where_it_is_odd(users, body, said):
+    name = f"odd_task_{crc32(body.encode())}"
+    users(name, f"from own_task import Count\nclass Odd(Count):\n    {body}\n")
+    with pytest.raises(UserError, match=said):
+        make_task(task_config({"name": f"{name}:Odd"}))
+
+
+@pytest.mark.parametrize(("vote", "said"), [("1 / 0", "extract raised ZeroDivisionError"), ("[1]", "a text or None")])
+def test_a_vote_that_is_none_is_refused(users, vote, said):
+    name = f"votes_{len(vote)}"
+    users(name, f"from own_task import Count\nclass V(Count):\n    def extract(self, response): return {vote}\n")
+    with pytest.raises(UserError, match=said):
+        make_task(task_config({"name": f"{name}:V"})).extract("1")
+
+
+@pytest.mark.parametrize("default", ["1 / 0", "{1}"])
+def test_a_default_that_no_config_holds_is_refused(users, default):
+    name = f"defaults_{len(default)}"
+    users(
+        name,
+        "from dataclasses import dataclass, field\nfrom own_task import Count\n@dataclass\nclass Options:\n"
+        f"    odd: list = field(default_factory=lambda: {default})\n"
+        "class Odd(Count):\n    def __init__(self, options: Options): pass\n",
+    )
+    with pytest.raises(UserError, match="the default of option odd is none: "):
+        defaults_of(f"{name}:Odd")
 
 
 def test_a_task_s_own_score_may_be_a_decimal(users):
