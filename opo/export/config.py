@@ -73,6 +73,11 @@ def load_config(values: Mapping[str, Any]) -> HfExport | VerlExport:
         if not asked.path or not _exists(Path(asked.path)):
             raise UserError(f"path={shown(asked.path)}: no such folder; give a run folder or a checkpoint")
         refuse_used(asked.into, "into")
+        if any(
+            parent.name == "checkpoints" and (parent.parent / "run.json").exists()
+            for parent in Path(asked.into).absolute().parents
+        ):
+            raise UserError(f"into={shown(asked.into)}: lies among the checkpoints of a run; give another folder")
         return asked
     parts = {
         "algo": algorithm_config(values.get("algo")),

@@ -21,6 +21,7 @@ from filelock import FileLock
 from opo.errors import UserError
 from opo.run.checkpoint import checkpoint_step, checkpoints, refuse_incomplete, refuse_misplaced, remove_incomplete
 from opo.run.hold import hold
+from opo.run.inputs import digests_of, refuse_changed_inputs
 from opo.run.metrics import SUMS, cut_rows, read_rows, seal_rows
 from opo.run.provenance import provenance
 from opo.system.atomic import replacing, write_text
@@ -57,6 +58,7 @@ class RunFolder:
         """
         config = yaml.safe_load(yaml.safe_dump(config, sort_keys=False))
         file, made = path / "config.yaml", not path.exists()
+        inputs = digests_of(config)
         _refuse_no_files(path)
         before: dict[str, bytes] | None = None
         if not file.exists():
@@ -66,7 +68,7 @@ class RunFolder:
                 )
             path.mkdir(parents=True, exist_ok=True)
             lock = hold(path)
-            record = {"wandb_run_id": _wandb_run_id()} | provenance(config)
+            record = {"wandb_run_id": _wandb_run_id(), "inputs": inputs} | provenance(config)
         else:
             _refuse_another(path, read_yaml(file), config)
             record = read_json(path / "run.json")
@@ -76,6 +78,7 @@ class RunFolder:
                 raise UserError(
                     f"{path / 'run.json'}: damaged, what it holds as `resumed` is no list; restore it from a copy"
                 )
+            refuse_changed_inputs(record.get("inputs"), inputs, path)
             if is_done(path, config):
                 _refuse_wrong_end(path)
                 return cls(path, config, record["wandb_run_id"], None, {})

@@ -109,6 +109,10 @@ def evaluated_policies(checkpoint: Any, model: ModelConfig | None) -> list[Evalu
         label = "/".join(Path(model.path).parts[-2:]) if model.path else model.name
         return [EvaluatedPolicy("model", label, None, [Weights(model)])]
     weights_by_step = [pair for path in paths for pair in _weights(path, model)]
+    places = [(step, Path(w.folder or w.run_folder or w.path).absolute()) for step, w in weights_by_step]
+    for step, place in places:
+        if places.count((step, place)) > 1:
+            raise UserError(f"checkpoint={checkpoint}: names {place} twice{'' if step is None else f' (step {step})'}")
     seeds = {w.run["seed"] if w.run else None for _, w in weights_by_step}
     if len(paths) > 1 and len(seeds) > 1 and all(step is not None for step, _ in weights_by_step):
         steps = sorted({step for step, _ in weights_by_step if step is not None})

@@ -183,7 +183,12 @@ def make_own_task(config: Any) -> Task:
         raise
     except BaseException as error:
         raise UserError(f"task={reference}: {said(error)}") from error
-    task.prompt(0)
+    first, again = task.prompt(0), task.prompt(0)
+    if (first.text, first.answer) != (again.text, again.answer):
+        raise UserError(
+            f"task={reference}: prompt(0) gave two different prompts; the same index must give the same one for ever, as from "
+            "random.Random(index)"
+        )
     return task
 
 

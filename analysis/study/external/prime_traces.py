@@ -33,12 +33,12 @@ def records(table: Table, choice: RewardChoice) -> list[Record]:
             group = (row.get("kind"), row.get("env_name"), row.get("group_id"))
             parsed.append(_record(where, row, group, step_of(table.file) if step is None else step))
             continue
-        traces = [t for t in _objects(row.get("traces"), where, "traces") if _agent(t, where).get("trainable", True)]
+        traces = [t for t in _objects(row.get("traces"), where, "traces") if _trained(t, where)]
         group, step = (
             part_of(row.get("group"), where, "group").get("id"),
             whole(_step(row, where), where, "run.work.policy.start"),
         )
-        if not traces or row.get("ok") is False or row.get("errors"):
+        if not traces or flag(row.get("ok"), where, "ok") is False or row.get("errors"):
             parsed.append(Record(where, group, None, None, None, step=step, left_out=FAILED))
             continue
         parsed += [_record(where, trace, (group, _agent(trace, where).get("name")), step) for trace in traces]
@@ -63,10 +63,14 @@ def _step(episode: Mapping[str, Any], where: str) -> Any:
     return work.get("step") if start is None else start
 
 
+def _trained(trace: Mapping[str, Any], where: str) -> bool:
+    return flag(_agent(trace, where).get("trainable", True), where, "trainable") is not False
+
+
 def _record(where: str, trace: Mapping[str, Any], group: Any, step: int | None) -> Record:
-    failed = bool(trace.get("errors")) or trace.get("ok") is False
+    failed = bool(trace.get("errors")) or flag(trace.get("ok"), where, "ok") is False
     nodes = _objects(trace.get("nodes"), where, "nodes")
-    sampled = [n for n, node in enumerate(nodes) if node.get("sampled")]
+    sampled = [n for n, node in enumerate(nodes) if flag(node.get("sampled"), where, "sampled")]
     numbers = {
         name: _weighted(value, where, name) for name, value in part_of(trace.get("rewards"), where, "rewards").items()
     }
@@ -116,7 +120,7 @@ def _turns(nodes: list[dict[str, Any]], sampled: list[int], where: str) -> _Turn
     """From the root to the last sampled node: token ids where every node has them, else messages."""
     chain, place = [], sampled[-1]
     while place is not None and len(chain) <= len(nodes):
-        if place not in range(len(nodes)):
+        if type(place) is not int or place not in range(len(nodes)):
             raise UserError(
                 f"{where} has a node whose parent is {place!r}; its nodes are 0 to {len(nodes) - 1}, or null"
             )
@@ -131,8 +135,11 @@ def _turns(nodes: list[dict[str, Any]], sampled: list[int], where: str) -> _Turn
         return _Turns([nodes[n].get("message") for n in chain[:-1]], [nodes[chain[-1]].get("message")])
     ids, produced, logprobs, known = list[int](), list[bool](), list[float](), True
     for n in chain:
-        tokens, own = _list(nodes[n], "token_ids", where), nodes[n].get("sampled")
-        mask = [bool(own) and bool(m) for m in _list(nodes[n], "mask", where) or [own] * len(tokens)]
+        tokens, own = _list(nodes[n], "token_ids", where), n in sampled
+        mask = [
+            own and (m if type(m) is bool else flag(m, where, "mask") is True)
+            for m in _list(nodes[n], "mask", where) or [own] * len(tokens)
+        ]
         given = _list(nodes[n], "logprobs", where)
         if len(mask) != len(tokens):
             raise UserError(f"{where} has a node of {len(tokens)} token ids and a mask of {len(mask)}")

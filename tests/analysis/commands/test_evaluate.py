@@ -40,6 +40,8 @@ def test_what_fails_leaves_the_evaluation_that_was_there(tmp_path: Path) -> None
         "model: {name: tiny}\ntask: {name: arithmetic}\nrollout: {max_new_tokens: 4}\nseed: 0\n"
     )
     values = {"checkpoint": str(run / "checkpoints/step-000001"), "prompts": 2, "responses": 2, "ks": [1], "threads": 1}
+    with pytest.raises(UserError, match=r"names .*step-000001/policy twice \(step 1\)"):
+        evaluated_policies([str(run), values["checkpoint"]], None)
     evaluate.main(values, tmp_path / "out")
     before = {file: file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file()}
     weights = run / "checkpoints/step-000002/policy/model.safetensors"

@@ -125,6 +125,30 @@ def test_another_config_is_refused_by_its_first_key(tmp_path, key, value, said):
     assert ((tmp_path / "config.yaml").read_text(), (tmp_path / "run.json").read_text()) == before
 
 
+def test_a_run_goes_on_with_the_data_and_the_reward_that_it_began_with(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "1"}\n')
+    (tmp_path / "kept_reward.py").write_text("def score(prompt, response): return 1.0\n")
+    config = CONFIG | {
+        "task": {"name": "file", "path": "rows.jsonl"},
+        "reward": {"function": ["kept_reward:score"], "weights": None},
+    }
+    for done in (False, True):
+        with (folder := RunFolder.open(tmp_path / "run", config)).held():
+            pass
+        for name in ("rows.jsonl", "kept_reward.py"):
+            before = (tmp_path / name).read_text()
+            (tmp_path / name).write_text(before + "\n")
+            with pytest.raises(
+                UserError, match=rf"{name}: has changed since the run in .*run began; put the old one back"
+            ):
+                RunFolder.open(tmp_path / "run", config)
+            (tmp_path / name).write_text(before)
+        if not done:
+            folder.finish(config["steps"])
+
+
 def test_of_several_keys_the_first_is_named_and_a_lost_one_counts(tmp_path):
     RunFolder.open(tmp_path, CONFIG)
     config = changed("seed", 8)

@@ -163,6 +163,16 @@ def test_what_a_task_may_leave_out_is_refused_where_it_is_odd(users, body, said)
         make_task(task_config({"name": f"{name}:Odd"}))
 
 
+def test_a_prompt_that_differs_when_it_is_asked_again_is_refused(users):
+    users(
+        "drawn_task",
+        "import itertools\nfrom own_task import Count\nfrom opo.tasks import Prompt\nasked = itertools.count()\n"
+        "class Drawn(Count):\n    def prompt(self, index, split='train'): return Prompt(index, f'{next(asked)}+1=', '2')\n",
+    )
+    with pytest.raises(UserError, match=r"prompt\(0\) gave two different prompts"):
+        make_task(task_config({"name": "drawn_task:Drawn"}))
+
+
 @pytest.mark.parametrize(("vote", "said"), [("1 / 0", "extract raised ZeroDivisionError"), ("[1]", "a text or None")])
 def test_a_vote_that_is_none_is_refused(users, vote, said):
     name = f"votes_{len(vote)}"
