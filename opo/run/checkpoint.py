@@ -58,14 +58,18 @@ def load_checkpoint(path: Path) -> "tuple[dict[str, Tensor], dict[str, Any]]":
 
     Raises UserError that names the first file that is missing or whose bytes are not those that were written.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     if manifest_of(path) is None:
         raise UserError(f"{path}: no checkpoint is here (manifest.json is missing)")
     refuse_damaged(path, advice=f"; remove {path} to go on from the checkpoint before it")
-    with safe_open(path / "trainer.safetensors", framework="pt") as stored:
-        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  not a dict: it has no iterator
-    return tensors, json.loads((path / "trainer.json").read_text())
+    try:
+        state = json.loads((path / "trainer.json").read_text(encoding="utf-8"))
+        with safe_open(path / "trainer.safetensors", framework="pt") as stored:
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  not a dict: it has no iterator
+    except (ValueError, SafetensorError) as error:
+        raise UserError(f"{path}: damaged ({error}); remove it to go on from the checkpoint before it") from error
+    return tensors, state
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -15,13 +15,14 @@ from torch import Tensor
 from opo.algorithms import ALGORITHMS, token_weights
 from opo.batch import Rollouts
 from opo.config.schema import RunConfig
+from opo.errors import UserError
 from opo.model.gradient import OpenPass, accumulate, clip_gradients, gradient_norm, open_pass
 from opo.model.load import restore_model, save_model
 from opo.model.policy import BatchScores, Policy
 from opo.parallel.first import SharedFolder
 from opo.parts.chosen import Parts
 from opo.parts.gradients import LookAhead
-from opo.run.checkpoint import load_checkpoint, save_checkpoint
+from opo.run.checkpoint import checkpoint_step, load_checkpoint, save_checkpoint
 from opo.train.critic import Critic, update_critic
 from opo.train.mismatch import Mismatch, MismatchCheck, measure_mismatch, truncated_ratios
 from opo.train.optimizer import learning_rate, optimizer_of, optimizer_tensors, restore_optimizer, take_step
@@ -183,6 +184,15 @@ class Learner:
     def load(self, checkpoint: Path) -> None:
         """Restore all of it, bit by bit."""
         tensors, counters = load_checkpoint(checkpoint)
+        known = (
+            isinstance(counters, dict)
+            and [type(counters.get(name)) for name in ("step", "version", "tokens")] == [int] * 3
+        )
+        if not known or counters["step"] != checkpoint_step(checkpoint):
+            raise UserError(
+                f"{checkpoint / 'trainer.json'}: damaged, its counters are not those of this step; remove {checkpoint} to go on from the "
+                "checkpoint before it"
+            )
         self.step, self.version, self.tokens = counters["step"], counters["version"], counters["tokens"]
         whole = Policy(self.policy.whole(), self.policy.tokenizer)
         restore_model(whole, checkpoint / "policy")
