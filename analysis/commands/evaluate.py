@@ -1,5 +1,6 @@
 """`opo evaluate`: what a policy can do on held-out prompts, from frozen responses, with intervals over prompts."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +47,7 @@ def main(values: dict[str, Any], folder: Path) -> None:
         if world.is_first:  # not before, so that what fails leaves the evaluation that was there
             for file in (RESPONSES, FILE):
                 (unfinished / file).replace(folder / file)
-            unfinished.rmdir()
+            shutil.rmtree(unfinished)  # a killed process may have left a part of a file there
             write_text(folder / "config.yaml", text)
         world.say(f"{folder}/eval.json, responses.parquet and figures/ are written")
     if world.is_first:

@@ -42,7 +42,10 @@ def test_what_fails_leaves_the_evaluation_that_was_there(tmp_path: Path) -> None
     values = {"checkpoint": str(run / "checkpoints/step-000001"), "prompts": 2, "responses": 2, "ks": [1], "threads": 1}
     with pytest.raises(UserError, match=r"names .*step-000001/policy twice \(step 1\)"):
         evaluated_policies([str(run), values["checkpoint"]], None)
+    (tmp_path / "out" / "unfinished").mkdir(parents=True)
+    (tmp_path / "out" / "unfinished" / ".responses.1.partial.parquet").touch()  # of a killed process
     evaluate.main(values, tmp_path / "out")
+    assert not (tmp_path / "out" / "unfinished").exists()
     before = {file: file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file()}
     weights = run / "checkpoints/step-000002/policy/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
