@@ -33,7 +33,7 @@ def json_lines(content: bytes, file: str, line: Callable[[int], str]) -> Iterato
             continue
         try:
             row = json.loads(text.decode("utf-8"), object_pairs_hook=_once)
-            if b"\\u" in text:  # an escape may stand for half a character, which no file and no tokenizer can hold
+            if b"\\ud" in text.lower():  # may be half of a character, which no file and no tokenizer can hold
                 json.dumps(row, ensure_ascii=False).encode("utf-8")
         except UserError as error:
             raise UserError(f"{line(number)} {error}") from error
